@@ -1,0 +1,17 @@
+"""The one exception that reaches the user as a sentence instead of a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input: one line that says what is wrong, where, and what to do. Exit code 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that helps with an unknown name: the nearest one, or all of them."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    return f"Known: {', '.join(options)}." if options else "There is none."

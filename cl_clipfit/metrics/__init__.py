@@ -1,0 +1,42 @@
+"""Accuracy tables and every number derived from them."""
+
+from collections.abc import Mapping, Sequence
+
+from cl_clipfit.metrics import functional
+from cl_clipfit.metrics.functional import TableLike
+
+
+def summarize(
+    seen: TableLike,
+    all_classes: TableLike,
+    task_aware: TableLike,
+    test_samples: Sequence[int],
+    probes: Mapping[str, Sequence[float]],
+) -> dict[str, float | None]:
+    """Return all metrics of a finished run by name, in percent; None where undefined."""
+    return {
+        "average_accuracy": functional.average_accuracy(seen, test_samples),
+        "last_accuracy": functional.last_accuracy(seen, test_samples),
+        "learning_accuracy": functional.learning_accuracy(seen),
+        "forgetting": functional.forgetting(seen),
+        "backward_transfer": functional.backward_transfer(seen),
+        "forgetting_all_classes": functional.forgetting(all_classes),
+        "forward_transfer": functional.forward_transfer(all_classes),
+        "transfer": functional.transfer(task_aware),
+        "retention": functional.retention(probes),
+    }
+
+
+def curves(
+    seen: TableLike,
+    all_classes: TableLike,
+    test_samples: Sequence[int],
+    probes: Mapping[str, Sequence[float]],
+) -> dict[str, list[float | None]]:
+    """Return the plotted curves over t = 0..T: A_t, forgetting among all classes, retention."""
+    rows = range(len(seen))
+    return {
+        "accuracy": [functional.seen_accuracy(seen, test_samples, t) for t in rows],
+        "forgetting": [functional.forgetting(all_classes, after=t) for t in rows],
+        "retention": [functional.retention(probes, after=t) for t in rows],
+    }
