@@ -1,0 +1,218 @@
+"""A zero-shot classifier over any open_clip model, which grows with new classes."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cl_clipfit.clip.preprocess import Preprocess
+from cl_clipfit.errors import UserError
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+TEXT_CHUNK = 256  # prompts encoded at once
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which weights these are.
+
+    Attributes:
+        architecture: name of the open_clip architecture, or "mini".
+        pretrained: tag, file name, "bundled" or "random".
+        weights_sha256: hash over names, types, shapes and values of the pretrained weights.
+    """
+
+    architecture: str
+    pretrained: str
+    weights_sha256: str
+
+
+class CLIPClassifier(nn.Module):
+    """Image features against text features of named classes.
+
+    The backbone always stays in evaluation mode: CLIP has no dropout, and the BatchNorm statistics
+    of its ResNets belong to the pretrained weights. All parameters start frozen; `train_only`
+    chooses which ones train.
+
+    Args:
+        clip: an open_clip model (`CLIP`, `CustomTextCLIP`, ...).
+        tokenizer: maps prompts to token ids (P, L).
+        identity: which weights these are.
+
+    Attributes:
+        class_names: names in label order; names may repeat, the label is the identity.
+        zero_shot_text_features: (K, d), unit length, of the *pretrained* text tower: the anchor.
+        pretrained_values: what every parameter that was ever selected held at first, by name.
+    """
+
+    zero_shot_text_features: Tensor
+
+    def __init__(
+        self, clip: nn.Module, tokenizer: Tokenizer, identity: ModelIdentity | None = None
+    ) -> None:
+        super().__init__()
+        self.clip: Any = clip.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.identity = identity
+        self.preprocess = Preprocess.of(clip)
+        self.class_names: list[str] = []
+        self._tokens: list[Tensor] = []  # one (templates, L) of token ids for each class
+        self.pretrained_values: dict[str, Tensor] = {}
+        self._text_cache: list[Tensor] | None = None
+        self.register_buffer("zero_shot_text_features", torch.empty(0), persistent=False)
+
+    def train(self, mode: bool = True) -> "CLIPClassifier":
+        """Set the mode of everything but the backbone, which stays in evaluation mode."""
+        super().train(mode)
+        self.clip.eval()
+        return self
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor on cosine similarities, exp of the learned parameter; a scalar."""
+        return self.clip.logit_scale.exp()
+
+    def train_only(self, parameters: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Make exactly these parameters trainable; remember the pretrained values of each.
+
+        Returns:
+            the selection by parameter name, in the order of the model.
+
+        Raises:
+            ValueError: a parameter that does not belong to this model.
+        """
+        wanted = {id(p) for p in parameters}
+        selection = {n: p for n, p in self.named_parameters() if id(p) in wanted}
+        if len(selection) != len(wanted):
+            raise ValueError("some of the selected parameters do not belong to this model")
+        self.requires_grad_(False)
+        for name, parameter in selection.items():
+            parameter.requires_grad_(True)
+            self.pretrained_values.setdefault(name, parameter.detach().clone())
+        return selection
+
+    @contextlib.contextmanager
+    def pretrained_weights(self) -> Iterator[None]:
+        """Put the pretrained values back for the length of a `with` block."""
+        parameters = dict(self.named_parameters())
+        tuned = {name: parameters[name].detach().clone() for name in self.pretrained_values}
+        with torch.no_grad():
+            for name, value in self.pretrained_values.items():
+                parameters[name].copy_(value)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in tuned.items():
+                    parameters[name].copy_(value)
+
+    def add_classes(
+        self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
+    ) -> None:
+        """Append classes; their labels follow on the existing ones.
+
+        Args:
+            names: one name for each class.
+            templates: prompts with one "{}" for the name; several make an ensemble.
+
+        Raises:
+            UserError: an empty name, no template, or a template without "{}".
+        """
+        if not templates:
+            raise UserError("no prompt template given: pass at least one, as 'a photo of a {}.'")
+        for template in templates:
+            if template.count("{}") != 1:
+                raise UserError(f"prompt template {template!r} needs exactly one '{{}}'")
+        for name in names:
+            if not name.strip():
+                raise UserError(f"class {len(self.class_names)} has an empty name")
+            self._tokens.append(self._tokenize(name, templates))
+            self.class_names.append(name)
+        first_new = len(self.zero_shot_text_features)
+        new = list(range(first_new, len(self.class_names)))
+        if new:
+            with torch.no_grad(), self.pretrained_weights():
+                anchors = self.text_features(new)
+            old = self.zero_shot_text_features.to(anchors).view(-1, anchors.shape[1])
+            self.zero_shot_text_features = torch.cat([old, anchors])
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Encode images to unit length.
+
+        Args:
+            images: uint8 (B, 3, H, W) of any size, preprocessed here; or float, as the tower
+                takes it.
+
+        Returns:
+            (B, d).
+        """
+        if images.dtype == torch.uint8:
+            images = self.preprocess(images)
+        return self.clip.encode_image(images, normalize=True)
+
+    def text_features(self, classes: Sequence[int] | None = None) -> Tensor:
+        """Encode the prompts of classes with the current weights, to unit length.
+
+        Args:
+            classes: labels; default all.
+
+        Returns:
+            (K, d), in the order of `classes`.
+        """
+        labels = list(range(len(self.class_names)) if classes is None else classes)
+        if not labels:
+            raise ValueError("no classes to encode: call add_classes first")
+        if self._text_cache is not None:
+            if not self._text_cache:
+                self._text_cache.append(self._encode(self._tokens))
+            return self._text_cache[0][labels]
+        return self._encode([self._tokens[label] for label in labels])
+
+    def encode_names(
+        self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
+    ) -> Tensor:
+        """Encode names that are not classes of this model: (len(names), d), unit length."""
+        return self._encode([self._tokenize(name, templates) for name in names])
+
+    @contextlib.contextmanager
+    def cached_text(self) -> Iterator[None]:
+        """Encode the text once for a `with` block, in which no weight may change."""
+        self._text_cache = []
+        try:
+            yield
+        finally:
+            self._text_cache = None
+
+    def _tokenize(self, name: str, templates: Sequence[str]) -> Tensor:
+        # replace, not format: a class name may contain braces
+        return self.tokenizer([template.replace("{}", name) for template in templates])
+
+    def _encode(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Encode one (templates, L) of token ids for each class: (K, d).
+
+        A template ensemble is the mean of its normalised features, normalised again (Radford et
+        al. 2021, section 3.1.4).
+        """
+        prompts = torch.cat(list(tokens)).to(self.clip.logit_scale.device)
+        parts = [self.clip.encode_text(part, normalize=True) for part in prompts.split(TEXT_CHUNK)]
+        features = torch.cat(parts)
+        counts = [len(t) for t in tokens]
+        if max(counts) == 1:
+            return features
+        means = torch.stack([group.mean(0) for group in features.split(counts)])
+        return F.normalize(means, dim=-1)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosine similarities (B, K), plus the bias of SigLIP models."""
+        logits = self.logit_scale * image_features @ text_features.T
+        bias = getattr(self.clip, "logit_bias", None)
+        return logits if bias is None else logits + bias
+
+    def forward(self, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+        """Classify images among `classes` (default all): logits (B, K)."""
+        return self.logits(self.image_features(images), self.text_features(classes))

@@ -1,0 +1,84 @@
+"""What open_clip's evaluation transform does, on batches of uint8 images on any device."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop and normalise; the settings are those of `open_clip.PreprocessCfg`.
+
+    Attributes:
+        size: (height, width) of the result.
+        mean: per channel, for values in [0, 1].
+        std: per channel, for values in [0, 1].
+        interpolation: "bicubic" or "bilinear".
+        resize_mode: "shortest" (then centre crop), "longest" (then pad) or "squash".
+        fill_color: padding for "longest", 0 to 255.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+
+    @classmethod
+    def of(cls, clip: nn.Module) -> "Preprocess":
+        """Read the settings open_clip attached to `clip.visual`."""
+        config = dict(clip.visual.preprocess_cfg)  # type: ignore[arg-type, union-attr]
+        size = config["size"]
+        return cls(
+            size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config.get("interpolation", "bicubic"),
+            resize_mode=config.get("resize_mode", "shortest"),
+            fill_color=config.get("fill_color", 0),
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Turn uint8 (B, 3, H, W) into float32 (B, 3, *size), ready for the image tower."""
+        images = self._resize(images).float() / 255
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return (images - mean) / std
+
+    def _resize(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        target_height, target_width = self.size
+        if (height, width) == self.size:
+            return images
+        if self.resize_mode == "squash":
+            return self._interpolate(images, target_height, target_width)
+        shortest = self.resize_mode == "shortest"  # fill the crop; else fit into it
+        pick = max if shortest else min
+        ratio = pick(target_height / height, target_width / width)
+        # open_clip leaves the common case to torchvision, which truncates where it rounds.
+        whole = int if shortest and target_height == target_width else round
+        new_height = target_height if ratio == target_height / height else whole(height * ratio)
+        new_width = target_width if ratio == target_width / width else whole(width * ratio)
+        return self._crop_or_pad(self._interpolate(images, new_height, new_width))
+
+    def _interpolate(self, images: Tensor, height: int, width: int) -> Tensor:
+        # On uint8 this rounds between the two passes as PIL does, which open_clip's transform uses.
+        if images.device.type != "cpu":
+            images = images.float()
+        images = F.interpolate(
+            images, size=(height, width), mode=self.interpolation, antialias=True
+        )
+        return images if images.dtype == torch.uint8 else images.round().clamp(0, 255)
+
+    def _crop_or_pad(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        top, left = (
+            round((now - wanted) / 2) if now > wanted else -((wanted - now) // 2)
+            for now, wanted in ((height, self.size[0]), (width, self.size[1]))
+        )
+        # F.pad crops where a margin is negative
+        right, bottom = self.size[1] - width + left, self.size[0] - height + top
+        return F.pad(images, [-left, right, -top, bottom], value=self.fill_color)

@@ -1,0 +1,53 @@
+"""Shared pieces: a tiny random CLIP and a tiny stream of generated images."""
+
+from collections.abc import Callable
+
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg
+
+from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.data.source import ImageSet, Source
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+def build_tiny(seed: int = 0) -> CLIPClassifier:
+    """Return a random CLIP of about 30,000 parameters besides its token table."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = open_clip.CLIP(**TINY)
+    open_clip.set_model_preprocess_cfg(clip, {**PreprocessCfg().__dict__, "size": 16})
+    return CLIPClassifier(clip, open_clip.SimpleTokenizer(context_length=12))
+
+
+def build_source(classes: int = 6, per_class: int = 8, seed: int = 0) -> Source:
+    """Return images whose colour tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    colours = torch.randint(0, 256, (classes, 3, 1, 1), generator=generator)
+    noise = torch.randint(-20, 20, (len(labels), 3, 16, 16), generator=generator)
+    images = (colours[labels] + noise).clamp(0, 255).to(torch.uint8)
+    data = ImageSet(images, labels)
+    names = tuple(f"colour {label}" for label in range(classes))
+    return Source(names, ("a photo of a {}.",), data, data)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., CLIPClassifier]:
+    return build_tiny
+
+
+@pytest.fixture
+def source() -> Source:
+    return build_source()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
