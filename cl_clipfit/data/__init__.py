@@ -1,0 +1,1 @@
+"""In-memory images, class orders, and Avalanche streams."""

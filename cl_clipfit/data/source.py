@@ -1,0 +1,70 @@
+"""Labelled images in memory, and what a scenario file returns."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_clipfit.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their labels.
+
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        labels: int64 (N,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
+            kind = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise ValueError(f"images must be uint8 (N, 3, H, W), not {kind}")
+        if self.labels.shape != (len(self.images),):
+            raise ValueError(f"{len(self.images)} images with labels {tuple(self.labels.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: Tensor) -> "ImageSet":
+        """Select samples by index or by a mask (N,)."""
+        return ImageSet(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set, before it is cut into tasks.
+
+    Attributes:
+        class_names: names in the order of the original labels 0..K-1.
+        templates: prompt templates with one "{}".
+        train: training images with original labels.
+        test: test images with original labels.
+    """
+
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+
+
+def few_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
+    """Draw `shots` samples of each class with a generator of its own; order within is kept.
+
+    Raises:
+        UserError: a class with fewer samples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in data.labels.unique().tolist():
+        members = (data.labels == label).nonzero().flatten()
+        if len(members) < shots:
+            raise UserError(
+                f"--shots {shots}: class {label} has only {len(members)} training images"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:shots]])
+    return data.subset(torch.cat(chosen).sort().values)

@@ -1,0 +1,110 @@
+"""Class-incremental streams as Avalanche benchmarks. Labels are remapped to arrival order here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
+from avalanche.benchmarks.utils import as_classification_dataset
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from cl_clipfit.data.orders import class_order, split_tasks
+from cl_clipfit.data.source import ImageSet, Source, few_shots
+from cl_clipfit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A stream of tasks. All labels are in order of arrival: task 1's classes come first.
+
+    Attributes:
+        name: name of the scenario.
+        class_names: names in order of arrival.
+        templates: prompt templates.
+        class_order: original label of each arrival label.
+        task_classes: arrival labels of each task.
+        benchmark: an Avalanche benchmark with `train_stream` and `test_stream`.
+        test: all test images.
+        train_samples: number of training images of each task.
+        test_samples: number of test images of each task.
+    """
+
+    name: str
+    class_names: list[str]
+    templates: tuple[str, ...]
+    class_order: list[int]
+    task_classes: list[list[int]]
+    benchmark: Any
+    test: ImageSet
+    train_samples: list[int]
+    test_samples: list[int]
+
+
+def as_avalanche(data: ImageSet) -> Any:
+    """Wrap images as an Avalanche classification dataset of (uint8 image, label)."""
+    dataset = TensorDataset(data.images, data.labels)
+    dataset.targets = data.labels.tolist()  # type: ignore[attr-defined]
+    return as_classification_dataset(dataset)
+
+
+def build_scenario(
+    name: str,
+    source: Source,
+    *,
+    tasks: int,
+    order: str = "natural",
+    shots: int | None = None,
+    seed: int = 0,
+) -> Scenario:
+    """Cut a data set into a class-incremental stream, without touching global random state.
+
+    Args:
+        name: name of the scenario.
+        source: the data set.
+        tasks: number of tasks; every class lands in exactly one.
+        order: name of a class order, see `orders.class_order`.
+        shots: training images a class; default all.
+        seed: seed of the draw of `shots`.
+
+    Raises:
+        UserError: more tasks than classes, too few images, a class without images.
+    """
+    original = class_order(order, len(source.class_names))
+    task_classes = split_tasks(len(original), tasks)
+    train = source.train if shots is None else few_shots(source.train, shots, seed)
+    arrival = torch.empty(len(original), dtype=torch.long)
+    arrival[torch.tensor(original)] = torch.arange(len(original))
+    train = ImageSet(train.images, arrival[train.labels])
+    test = ImageSet(source.test.images, arrival[source.test.labels])
+    names = [source.class_names[label] for label in original]
+    _check_every_class(train.labels, names, "training")
+    _check_every_class(test.labels, names, "test")
+    train_tasks = [_task(train, classes) for classes in task_classes]
+    test_tasks = [_task(test, classes) for classes in task_classes]
+    benchmark = benchmark_from_datasets(
+        train=[as_avalanche(task) for task in train_tasks],
+        test=[as_avalanche(task) for task in test_tasks],
+    )
+    return Scenario(
+        name=name,
+        class_names=names,
+        templates=source.templates,
+        class_order=original,
+        task_classes=task_classes,
+        benchmark=with_classes_timeline(benchmark),
+        test=test,
+        train_samples=[len(task) for task in train_tasks],
+        test_samples=[len(task) for task in test_tasks],
+    )
+
+
+def _task(data: ImageSet, classes: list[int]) -> ImageSet:
+    return data.subset(torch.isin(data.labels, torch.tensor(classes)))
+
+
+def _check_every_class(labels: Tensor, names: list[str], kind: str) -> None:
+    counts = torch.bincount(labels, minlength=len(names))
+    empty = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+    if empty:
+        raise UserError(f"no {kind} images for: {', '.join(empty[:10])}")
