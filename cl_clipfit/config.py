@@ -1,0 +1,167 @@
+"""Typed, validated settings: one command (`RunConfig`), one training (`Recipe`), a method's own."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cl_clipfit.errors import UserError, nearest
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Options(BaseModel):
+    """Base of a strategy's or scenario's own options, set with `--set NAME.key=value`.
+
+    Declare fields with a type, a default, and `Field(description=..., ge=...)`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Recipe(Options):
+    """How a task is trained."""
+
+    epochs: Count = Field(5, description="passes over a task's data")
+    batch_size: Count = Field(32, description="images in a step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimiser")
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    weight_decay: NotNegative = Field(0.0, description="decoupled for adamw, L2 for sgd")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="learning rate over a task's steps"
+    )
+
+
+class RunConfig(BaseModel):
+    """Everything one command may set. Names are those of the options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scenario: str = Field("split-digits", description="stream of tasks: run.py list scenarios")
+    strategy: list[str] = Field(
+        ["zero-shot"], min_length=1, description="methods to run: run.py list strategies"
+    )
+    model: str | None = Field(
+        None, description="ARCH:PRETRAINED of open_clip, ARCH:FILE, ARCH:random, or mini"
+    )
+    seed: list[Seed] = Field([0], min_length=1, description="one run for each seed")
+    epochs: Count | None = Field(None, description="epochs a task")
+    batch_size: Count | None = Field(None, description="images in a training step")
+    lr: Positive | None = Field(None, description="peak learning rate")
+    shots: Count | None = Field(None, description="training images a class")
+    tasks: Count | None = Field(None, description="number of tasks")
+    class_order: str | None = Field(None, description="natural, pycil-1993 or seed:N")
+    data_dir: Path | None = Field(None, description="folder or archive of the data set")
+    output: Path = Field(Path("runs"), description="folder of all run folders")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps"
+    )
+    precision: Literal["fp32"] = Field("fp32", description="arithmetic of the model")
+    set: list[str] = Field([], description="NAME.key=value: an option of a strategy or scenario")
+    config: Path | None = Field(None, description="YAML file of these settings; options win")
+    plugin: list[Path] = Field([], description="Python file with a strategy or scenario")
+    probe: list[str] | None = Field(
+        None, description="scenarios whose test set shows what is retained"
+    )
+    fresh: bool = Field(False, description="repeat runs that are already complete")
+    quiet: bool = Field(False, description="print the results alone")
+
+
+def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
+    """Turn a pydantic error into one line: which setting, what is wrong, what was given."""
+    parts = []
+    for detail in error.errors():
+        path = [str(p) for p in detail["loc"]]
+        name = path[0] if path else ""
+        name = prefix + (name.replace("_", "-") if prefix == "--" else name)
+        if detail["type"] == "extra_forbidden":
+            parts.append(f"unknown setting '{name}'. {nearest(path[0], known)}")
+            continue
+        message = detail["msg"][0].lower() + detail["msg"][1:]
+        if detail["type"] == "string_pattern_mismatch" and path[0] in RunConfig.model_fields:
+            message = f"expected {RunConfig.model_fields[path[0]].description}"
+        given = detail["input"]
+        given = f" (given: {given})" if not isinstance(given, dict) else ""
+        parts.append(f"{name}: {message}{given}")
+    return " ".join("; ".join(dict.fromkeys(parts)).split())
+
+
+def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """Parse `NAME.key=value` strings, values as YAML, into {NAME: {key: value}}.
+
+    Raises:
+        UserError: an assignment of another form.
+
+    Example:
+        >>> parse_settings(["clipfit.kd_weight=8", "clipfit.kd=none"])
+        {'clipfit': {'kd_weight': 8, 'kd': 'none'}}
+    """
+    import yaml
+
+    settings: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.strip().rpartition(".")
+        if not (equals and dot and name and key):
+            raise UserError(f"--set {text}: expected NAME.key=value, as in clipfit.kd_weight=8")
+        try:
+            settings.setdefault(name, {})[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: the value is not valid YAML") from error
+    return settings
+
+
+def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:
+    """Validate `values` as the options `cls` of the strategy or scenario `name`.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value out of range.
+    """
+    unknown = [key for key in values if key not in cls.model_fields]
+    if unknown:
+        raise UserError(
+            f"--set {name}.{unknown[0]}: {name} has no option '{unknown[0]}'."
+            f" {nearest(unknown[0], cls.model_fields)}"
+        )
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"--set {explain(error, prefix=f'{name}.')}") from error
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a YAML file of `RunConfig` settings.
+
+    Raises:
+        UserError: a missing or unreadable file, no mapping, an unknown or wrong setting.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"--config {file}: cannot read it: {reason}") from error
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"--config {file}: not valid YAML: {' '.join(str(error).split())}"
+        ) from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"--config {file}: expected settings as 'name: value' lines")
+    values = {str(key): value for key, value in values.items()}
+    known = [name for name in RunConfig.model_fields if name != "config"]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise UserError(
+            f"--config {file}: unknown setting '{unknown[0]}'. {nearest(unknown[0], known)}"
+        )
+    try:
+        RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"--config {file}: {explain(error)}") from error
+    return values

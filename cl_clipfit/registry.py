@@ -1,0 +1,234 @@
+"""Strategies and scenarios by name: the two folders, installed entry points, `--plugin` files.
+
+A name is found by reading a file, not by running it, so that listing needs neither torch nor
+working plug-ins. A file says about itself, in literals at the top level:
+
+- its docstring: the first line describes it;
+- `NAME`: its name; default: the file's name with "-" for "_";
+- other upper-case literals, such as `PAPER`, `NEEDS`, `CLASSES`: shown by `list` and `info`.
+
+A strategy file holds one subclass of `CLIPStrategy`; a scenario file a function `load`. Both may
+hold one subclass of `Options`: the settings that `--set NAME.key=value` accepts.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from cl_clipfit.config import Options
+from cl_clipfit.errors import UserError, nearest
+
+Kind = Literal["strategies", "scenarios"]
+KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
+ENTRY_POINT_GROUPS = {kind: f"cl_clipfit.{kind}" for kind in KINDS}
+
+
+@dataclass
+class Entry:
+    """One strategy or scenario, described but not yet loaded.
+
+    Attributes:
+        kind: which folder it belongs to.
+        name: the name users type.
+        file: where its code is.
+        summary: first line of its docstring.
+        about: its upper-case literals.
+        module: importable module name; "" for a `--plugin` file.
+        error: why it cannot be read; "" where it can.
+    """
+
+    kind: Kind
+    name: str
+    file: Path
+    summary: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+    module: str = ""
+    error: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file's bytes: an edited method is another method."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def load(self) -> ModuleType:
+        """Import the file.
+
+        Raises:
+            UserError: it fails to import; the message names it.
+        """
+        try:
+            if self.module:
+                return importlib.import_module(self.module)
+            return _import_file(self.file)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self.file.name} fails to import: {type(error).__name__}: {reason}"
+            ) from error
+
+    def options_class(self) -> type[Options]:
+        """Return the file's one subclass of `Options`; the empty base where it has none."""
+        return defined_class(self.load(), Options) or Options
+
+
+def defined_class(module: ModuleType, base: type[Any]) -> type[Any] | None:
+    """Return the one subclass of `base` that `module` itself defines; None where there is none.
+
+    Raises:
+        UserError: there are several.
+    """
+    found = [
+        cls
+        for cls in vars(module).values()
+        if inspect.isclass(cls) and issubclass(cls, base) and cls.__module__ == module.__name__
+    ]
+    if len(found) > 1:
+        names = ", ".join(cls.__name__ for cls in found)
+        file = Path(module.__file__ or module.__name__).name
+        raise UserError(f"{file}: expected one subclass of {base.__name__}, found {names}")
+    return found[0] if found else None
+
+
+def _import_file(file: Path) -> ModuleType:
+    name = f"cl_clipfit_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look modules up by name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def describe(file: Path, kind: Kind | None = None, module: str = "", name: str = "") -> Entry:
+    """Read what a file says about itself, without running it.
+
+    Args:
+        file: a Python file.
+        kind: default: a scenario where it defines a function `load`, else a strategy.
+        module: importable name, if it has one.
+        name: name to use where the file gives none.
+    """
+    entry = Entry(kind or "strategies", name or file.stem.replace("_", "-"), file, module=module)
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        where = (
+            f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        )
+        entry.error = f"{file.name} cannot be read: {where}"
+        return entry
+    entry.summary = (ast.get_docstring(tree) or "").split("\n")[0]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "load" and kind is None:
+            entry.kind = "scenarios"
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id.isupper():
+            try:
+                entry.about[target.id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue  # computed, not a literal: nothing to show without running it
+    entry.name = str(entry.about.pop("NAME", entry.name))
+    return entry
+
+
+def _folder(package: Kind) -> list[Entry]:
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [f for folder in folders for f in sorted(Path(folder).glob("*.py"))]
+    return [
+        describe(f, package, f"{package}.{f.stem}") for f in files if not f.name.startswith("_")
+    ]
+
+
+def _installed(kind: Kind) -> list[Entry]:
+    entries = []
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUPS[kind]):
+        try:
+            spec = importlib.util.find_spec(point.module)
+        except Exception as error:  # find_spec imports parent packages, which may do anything
+            entries.append(Entry(kind, point.name, Path(point.module), error=f"{error}"))
+            continue
+        if spec is None or spec.origin is None:
+            reason = f"module {point.module} is not installed"
+            entries.append(Entry(kind, point.name, Path(point.module), error=reason))
+        else:
+            entries.append(describe(Path(spec.origin), kind, point.module, point.name))
+    return entries
+
+
+class Registry:
+    """All strategies and scenarios this process can use.
+
+    Args:
+        plugins: files named with `--plugin`.
+
+    Raises:
+        UserError: a plug-in file that does not exist, or two entries of one name.
+    """
+
+    def __init__(self, plugins: Iterable[Path] = ()) -> None:
+        self._entries: dict[Kind, dict[str, Entry]] = {"strategies": {}, "scenarios": {}}
+        self.plugins: list[Entry] = []
+        for kind in KINDS:
+            for entry in [*_folder(kind), *_installed(kind)]:
+                self._add(entry)
+        for file in plugins:
+            if not file.is_file():
+                raise UserError(f"--plugin {file}: there is no such file")
+            if file.suffix != ".py":
+                raise UserError(f"--plugin {file}: a plug-in is a Python file (.py)")
+            self.plugins.append(describe(file))
+            self._add(self.plugins[-1])
+
+    def _add(self, entry: Entry) -> None:
+        taken = self._entries[entry.kind].get(entry.name)
+        if taken and taken.file.resolve() != entry.file.resolve():
+            raise UserError(
+                f"{entry.file} and {taken.file} both define {entry.kind} '{entry.name}':"
+                " give one another NAME"
+            )
+        self._entries[entry.kind][entry.name] = entry
+
+    def entries(self, kind: Kind) -> list[Entry]:
+        """All entries of a kind, by name."""
+        return [self._entries[kind][name] for name in sorted(self._entries[kind])]
+
+    def get(self, kind: Kind, name: str) -> Entry:
+        """Find an entry.
+
+        Raises:
+            UserError: an unknown name, or a file that cannot be read.
+        """
+        entry = self._entries[kind].get(name)
+        if entry is None:
+            what = {"strategies": "strategy", "scenarios": "scenario"}[kind]
+            raise UserError(f"unknown {what} '{name}'. {nearest(name, self._entries[kind])}")
+        if entry.error:
+            raise UserError(entry.error)
+        return entry
+
+    def strategy_class(self, name: str) -> type[Any]:
+        """Import a strategy file and return its one subclass of `CLIPStrategy`."""
+        from cl_clipfit.strategy import CLIPStrategy
+
+        entry = self.get("strategies", name)
+        cls = defined_class(entry.load(), CLIPStrategy)
+        if cls is None:
+            raise UserError(f"{entry.file.name}: it defines no subclass of CLIPStrategy")
+        return cls

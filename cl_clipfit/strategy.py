@@ -1,0 +1,247 @@
+"""`CLIPStrategy`: the Avalanche template every method is a subclass of.
+
+With `data/streams.py` this is the only code that touches Avalanche's internals.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.config import Options, Recipe
+
+
+class StepCallback(SupervisedPlugin):
+    """Avalanche plugin that calls a function after every training iteration.
+
+    Args:
+        function: takes the strategy; read `loss` seldom, it waits for the device.
+    """
+
+    def __init__(self, function: Callable[["CLIPStrategy"], None]) -> None:
+        super().__init__()
+        self.function = function
+
+    def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Forward the event."""
+        self.function(strategy)
+
+
+def _silent_evaluator() -> EvaluationPlugin:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Avalanche warns that silence was asked for
+        return EvaluationPlugin(loggers=[])
+
+
+class CLIPStrategy(SupervisedTemplate):
+    """Train a `CLIPClassifier` on a stream of experiences, one fresh optimiser for each.
+
+    A method overrides some of these hooks, and nothing else:
+
+    - `trainable()`: the parameters that train, asked for at the start of every task;
+    - `label_space()`: the classes that the training loss ranks; default: the task's own;
+    - `compute_loss(logits, labels)`: the loss of a step; default: cross-entropy;
+    - `after_step()`: after every optimiser step;
+    - `after_task()`: after the last step of a task;
+    - `scores(images)`: how the finished method classifies; default: zero-shot logits.
+
+    In plain Avalanche code: `strategy.train(experience)`, `strategy.eval(stream)`, with any
+    Avalanche plugin, `EvaluationPlugin` or logger. Labels index `class_names`. Images are uint8
+    (C, H, W) of any size, preprocessed on the device, or float as the image tower takes them.
+
+    Args:
+        model: the classifier; it gets the classes it does not know yet.
+        class_names: names in label order, of every class the stream will bring; default: those
+            the model knows.
+        templates: prompt templates of new classes.
+        recipe: how a task is trained.
+        options: the method's own settings.
+        device: where to train.
+        plugins: Avalanche plugins.
+        evaluator: Avalanche evaluation plugin; default: a silent one.
+        **kwargs: further arguments of `SupervisedTemplate`, such as `eval_every`.
+    """
+
+    frozen: ClassVar[bool] = False
+    """True for a method whose predictions never change: it is not trained, and scored once."""
+
+    model: CLIPClassifier
+
+    def __init__(
+        self,
+        *,
+        model: CLIPClassifier,
+        class_names: Sequence[str] | None = None,
+        templates: Sequence[str] = ("a photo of a {}.",),
+        recipe: Recipe | None = None,
+        options: Options | None = None,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.recipe = recipe or Recipe()
+        self.options: Any = options
+        model.to(device)
+        if class_names is not None:
+            model.add_classes(list(class_names)[len(model.class_names) :], templates)
+        super().__init__(
+            model=model,
+            optimizer=None,  # built anew for every task
+            train_mb_size=self.recipe.batch_size,
+            train_epochs=self.recipe.epochs,
+            eval_mb_size=kwargs.pop("eval_mb_size", 256),
+            device=device,
+            plugins=plugins,
+            evaluator=_silent_evaluator() if evaluator is None else evaluator,
+            **kwargs,
+        )
+        self.selection: dict[str, nn.Parameter] = {}
+        self.task_classes: list[int] = []
+        self.seen_classes: list[int] = []
+        self.tasks_seen = 0
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+
+    # ---- hooks ----------------------------------------------------------------------------------
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        """Return the parameters of `self.model` that train; an empty selection is an error."""
+        return ()
+
+    def label_space(self) -> Sequence[int]:
+        """Return the classes (labels) that the training loss ranks; default: the task's own."""
+        return self.task_classes
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss of a step.
+
+        Args:
+            logits: (B, K) for all K classes; -inf outside of `label_space()`.
+            labels: (B,).
+        """
+        return F.cross_entropy(logits, labels)
+
+    def after_step(self) -> None:
+        """Do something after every optimiser step; default nothing."""
+
+    def after_task(self) -> None:
+        """Do something after a task's last step; default nothing."""
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Score images (B, ...) against all K classes: (B, K), the largest wins."""
+        return self.model(images)
+
+    def probe_features(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Encode class names of a probe, which are no classes of the stream: (K, d)."""
+        return self.model.encode_names(names, templates)
+
+    # ---- scoring ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score_all(self, images: Tensor) -> Tensor:
+        """Score all images (N, 3, H, W) of the stream, in batches: (N, K) on the CPU."""
+        self.model.eval()
+        with self.model.cached_text():
+            batches = images.split(self.eval_mb_size)
+            return torch.cat([self.scores(batch.to(self.device)).cpu() for batch in batches])
+
+    @torch.no_grad()
+    def score_probe(self, images: Tensor, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Score images (N, 3, H, W) zero-shot against other class names: (N, len(names))."""
+        self.model.eval()
+        text = self.probe_features(names, templates)
+        scores = [
+            self.model.logits(self.model.image_features(batch.to(self.device)), text).cpu()
+            for batch in images.split(self.eval_mb_size)
+        ]
+        return torch.cat(scores)
+
+    # ---- the loop -------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups; default: one, with the whole selection."""
+        return [{"params": list(self.selection.values())}]
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Select what trains and build an optimiser over that alone.
+
+        Avalanche's own version appends every parameter of the model, frozen ones too, and fails
+        with two parameter groups.
+        """
+        assert self.experience is not None
+        self.task_classes = sorted(self.experience.classes_in_this_experience)
+        self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
+        self._check_labels()
+        self.model.to(self.device)
+        if self.frozen:
+            return
+        self.selection = self.model.train_only(self.trainable())
+        if not self.selection:
+            name = type(self).__name__
+            raise ValueError(f"{name}.trainable() selects no parameter of this model")
+        self.optimizer = self._make_task_optimizer()
+        steps = self.recipe.epochs * len(self.dataloader)
+        if self.recipe.schedule == "cosine":
+            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        else:
+            self.scheduler = None
+
+    def _check_labels(self) -> None:
+        largest = max(self.task_classes)
+        if largest >= len(self.model.class_names):
+            known = len(self.model.class_names)
+            raise ValueError(f"label {largest} has no name: class_names holds {known} names")
+
+    def _make_task_optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        groups = self.parameter_groups()
+        if recipe.optimizer == "sgd":
+            return torch.optim.SGD(
+                groups, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            )
+        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay)
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        if not self.frozen:
+            super()._train_exp(experience, eval_streams, **kwargs)
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        self.tasks_seen += 1
+        self.after_task()
+        super()._after_training_exp(**kwargs)
+
+    def forward(self) -> Tensor:
+        """Return logits (B, K) of the minibatch; -inf outside of the label space in force.
+
+        In training that is `label_space()`, in evaluation the classes seen (all, before any).
+        """
+        total = len(self.model.class_names)
+        if not self.is_training:
+            logits = self.scores(self.mb_x)
+            classes = self.seen_classes or list(range(total))
+            index = torch.tensor(classes, device=logits.device)
+            return torch.full_like(logits, -torch.inf).index_copy(1, index, logits[:, index])
+        classes = list(self.label_space())
+        logits = self.model(self.mb_x, classes)
+        full = logits.new_full((len(logits), total), -torch.inf)
+        return full.index_copy(1, torch.tensor(classes, device=logits.device), logits)
+
+    def criterion(self) -> Tensor:
+        """Return the loss of the minibatch: `compute_loss` in training, else cross-entropy."""
+        if self.is_training:
+            return self.compute_loss(self.mb_output, self.mb_y)
+        return F.cross_entropy(self.mb_output, self.mb_y)
+
+    def optimizer_step(self) -> None:
+        """Step the optimiser and the schedule, then call `after_step`."""
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.after_step()

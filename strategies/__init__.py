@@ -1,0 +1,1 @@
+"""One file for each method. A file dropped in here is a new strategy."""

@@ -1,0 +1,172 @@
+"""The strategy surface: a bare PyTorch loop, plain Avalanche code, and what must not move."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from avalanche.benchmarks import class_incremental_benchmark
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
+from cl_clipfit.data.streams import as_avalanche
+
+Build = Callable[..., CLIPClassifier]
+
+
+class TwoGroups(CLIPStrategy):
+    """Text biases and image LayerNorms, each with its own learning rate."""
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        clip = self.model.clip
+        norms = [m for m in clip.visual.modules() if isinstance(m, nn.LayerNorm)]
+        biases = [block.mlp.c_proj.bias for block in clip.transformer.resblocks]
+        return [*(p for m in norms for p in m.parameters()), *biases]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        text = [p for n, p in self.selection.items() if ".visual." not in n]
+        image = [p for n, p in self.selection.items() if ".visual." in n]
+        return [{"params": text, "lr": 0.05}, {"params": image}]
+
+
+def bare_loop(model: CLIPClassifier, source: Source, tasks: list[list[int]]) -> None:
+    """Train as TwoGroups does, in plain PyTorch."""
+    for classes in tasks:
+        own = torch.isin(source.train.labels, torch.tensor(classes))
+        data = TensorDataset(source.train.images[own], source.train.labels[own])
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for n, p in named.items() if ".visual." not in n], "lr": 0.05},
+                {"params": [p for n, p in named.items() if ".visual." in n]},
+            ],
+            lr=0.01,
+            weight_decay=0.1,
+        )
+        loader = DataLoader(data, batch_size=5, shuffle=True)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * len(loader))
+        for _ in range(2):
+            for images, labels in loader:
+                optimizer.zero_grad()
+                logits = model(images, classes)
+                F.cross_entropy(logits, labels - classes[0]).backward()
+                optimizer.step()
+                scheduler.step()
+
+
+def test_training_equals_a_bare_pytorch_loop_bit_for_bit(tiny: Build, source: Source) -> None:
+    recipe = Recipe(epochs=2, batch_size=5, lr=0.01, weight_decay=0.1)
+    scenario = build_scenario("s", source, tasks=3)
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names, recipe=recipe)
+    pristine = copy.deepcopy(strategy.model)
+    torch.manual_seed(3)
+    for experience in scenario.benchmark.train_stream:
+        strategy.train(experience, eval_streams=[])
+    reference = copy.deepcopy(pristine)
+    for name, parameter in reference.named_parameters():
+        parameter.requires_grad_(name in strategy.selection)
+    torch.manual_seed(3)
+    bare_loop(reference, source, scenario.task_classes)
+    expected = reference.state_dict()
+    moved = 0
+    for name, value in strategy.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+        moved += not torch.equal(value, pristine.state_dict()[name])
+    assert moved == len(strategy.selection) == 2 + 2 * 5 + 2
+
+
+def test_the_optimiser_holds_the_selection_alone_and_is_fresh(tiny: Build, source: Source) -> None:
+    scenario = build_scenario("s", source, tasks=2)
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names, recipe=Recipe(epochs=1))
+    held = []
+    for experience in scenario.benchmark.train_stream:
+        strategy.train(experience)
+        held.append(strategy.optimizer)
+    assert held[0] is not held[1]
+    for optimizer in held:
+        inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert inside == {id(p) for p in strategy.selection.values()}
+        assert len(optimizer.state) == len(strategy.selection)
+
+
+def test_hooks_are_called_when_promised(tiny: Build, source: Source) -> None:
+    calls: list[str] = []
+
+    class Recorder(TwoGroups):
+        def label_space(self) -> list[int]:
+            return self.seen_classes
+
+        def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            calls.append("loss")
+            finite = torch.isfinite(logits).any(0).nonzero().flatten().tolist()
+            assert finite == self.seen_classes
+            return super().compute_loss(logits, labels)
+
+        def after_step(self) -> None:
+            calls.append("step")
+
+        def after_task(self) -> None:
+            calls.append(f"task {self.tasks_seen}")
+
+    scenario = build_scenario("s", source, tasks=2)
+    recipe = Recipe(epochs=1, batch_size=12)
+    strategy = Recorder(model=tiny(), class_names=source.class_names, recipe=recipe)
+    strategy.train(scenario.benchmark.train_stream, eval_streams=[])
+    once = ["loss", "step"] * 2
+    assert calls == [*once, "task 1", *once, "task 2"]
+
+
+def test_plain_avalanche_code_with_unordered_labels(tiny: Build, source: Source) -> None:
+    """Avalanche keeps original labels; its own metrics must agree with ours."""
+    benchmark = class_incremental_benchmark(
+        {"train": as_avalanche(source.train), "test": as_avalanche(source.test)},
+        num_experiences=3,
+        class_order=[4, 1, 5, 0, 3, 2],
+    )
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(experience=True), loss_metrics(stream=True), loggers=[]
+    )
+    strategy = TwoGroups(
+        model=tiny(), class_names=source.class_names, recipe=Recipe(epochs=3), evaluator=evaluator
+    )
+    for task, experience in enumerate(benchmark.train_stream, 1):
+        strategy.train(experience, eval_streams=[])
+        measured = strategy.eval(benchmark.test_stream)
+        scores = strategy.score_all(source.test.images)
+        seen = torch.tensor(strategy.seen_classes)
+        chosen = seen[scores[:, seen].argmax(1)]
+        assert len(seen) == 2 * task
+        for exp in benchmark.test_stream:
+            own = torch.isin(source.test.labels, torch.tensor(list(exp.classes_in_this_experience)))
+            expected = (chosen[own] == source.test.labels[own]).float().mean().item()
+            key = f"Top1_Acc_Exp/eval_phase/test_stream/Exp{exp.current_experience:03d}"
+            assert measured[key] == pytest.approx(expected)
+    assert torch.isfinite(torch.tensor(measured["Loss_Stream/eval_phase/test_stream"]))
+
+
+def test_an_empty_selection_and_a_label_without_name_are_errors(
+    tiny: Build, source: Source
+) -> None:
+    scenario = build_scenario("s", source, tasks=2)
+    with pytest.raises(ValueError, match="selects no parameter"):
+        CLIPStrategy(model=tiny(), class_names=source.class_names).train(
+            scenario.benchmark.train_stream
+        )
+    with pytest.raises(ValueError, match="label 2 has no name"):
+        TwoGroups(model=tiny(), class_names=source.class_names[:2]).train(
+            scenario.benchmark.train_stream
+        )
+
+
+def test_scoring_in_batches_equals_scoring_at_once(tiny: Build, source: Source) -> None:
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names, eval_mb_size=7)
+    with torch.no_grad():
+        at_once = strategy.model(source.test.images)
+    torch.testing.assert_close(strategy.score_all(source.test.images), at_once)
+    probe = strategy.score_probe(source.test.images, source.class_names, source.templates)
+    torch.testing.assert_close(probe, at_once)
