@@ -1,0 +1,39 @@
+"""Letters in fonts held out of the mini CLIP's pre-training; a probe, or 13 tasks of 2.
+
+Training images are drawn in the pre-training fonts, test images in the held-out ones.
+"""
+
+from pathlib import Path
+
+import torch
+
+from cl_clipfit import ImageSet, Options, Source
+from cl_clipfit.clip.mini import glyphs
+
+NAME = "glyph-letters"
+CLASSES = 26
+TASKS = 13
+IMAGES = "1,040 + 1,040"
+DOWNLOAD = "none"
+LICENCE = "drawn by this project, MIT"
+MODEL = "mini"
+CLASS_ORDER = "natural"
+DATA_SEED = 200
+IMAGES_PER_CLASS = 40
+
+
+def load(options: Options, data_dir: Path | None) -> Source:
+    """Draw the letters; always the same ones."""
+
+    def draw_set(fonts: tuple[str, ...], seed: int) -> ImageSet:
+        generator = torch.Generator().manual_seed(seed)
+        names = list(glyphs.LETTER_NAMES) * IMAGES_PER_CLASS
+        labels = torch.arange(len(names)) % len(glyphs.LETTER_NAMES)
+        return ImageSet(glyphs.sample_glyphs(names, generator, fonts), labels)
+
+    return Source(
+        class_names=glyphs.LETTER_NAMES,
+        templates=("a photo of the letter {}.",),
+        train=draw_set(glyphs.TRAIN_FONTS, DATA_SEED),
+        test=draw_set(glyphs.HELD_OUT_FONTS, DATA_SEED + 1),
+    )

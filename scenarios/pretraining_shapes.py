@@ -1,0 +1,38 @@
+"""Coloured and textured shapes as in the mini CLIP's pre-training; a probe, or 10 tasks of 10.
+
+The classes of split-shapes100, drawn anew without any shift of domain.
+"""
+
+from pathlib import Path
+
+import torch
+
+from cl_clipfit import ImageSet, Options, Source
+from cl_clipfit.clip.mini import shapes
+
+NAME = "pretraining-shapes"
+CLASSES = 100
+TASKS = 10
+IMAGES = "1,000 + 1,000"
+DOWNLOAD = "none"
+LICENCE = "drawn by this project, MIT"
+MODEL = "mini"
+CLASS_ORDER = "natural"
+DATA_SEED = 300
+IMAGES_PER_CLASS = 10
+
+
+def load(options: Options, data_dir: Path | None) -> Source:
+    """Draw the shapes; always the same ones."""
+
+    def draw_set(seed: int) -> ImageSet:
+        generator = torch.Generator().manual_seed(seed)
+        labels = list(range(len(shapes.CLASS_NAMES))) * IMAGES_PER_CLASS
+        return ImageSet(shapes.sample_classes(labels, generator), torch.tensor(labels))
+
+    return Source(
+        class_names=shapes.CLASS_NAMES,
+        templates=("a photo of a {}.",),
+        train=draw_set(DATA_SEED),
+        test=draw_set(DATA_SEED + 1),
+    )
