@@ -1,0 +1,7 @@
+"""`python -m cl_clipfit` does what `python run.py` does."""
+
+import sys
+
+from cl_clipfit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,117 @@
+"""The command line: `run.py`, `run.py list`, `run.py info`."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+from pydantic import ValidationError
+from rich.console import Console
+
+from cl_clipfit import __version__
+from cl_clipfit.config import RunConfig, explain, read_config
+from cl_clipfit.errors import UserError
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+app = App(
+    name="run.py",
+    version=__version__,
+    help="Train CLIP on a stream of tasks and see what it learns, forgets and remembers.",
+    default_parameter=Parameter(consume_multiple=True, negative=()),
+)
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_WITHOUT_TERMINAL
+    return console
+
+
+@app.default
+def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> None:
+    """Run strategies on a scenario; without options, zero-shot mini CLIP on real digits."""
+    given = config or RunConfig()
+    settings = given.model_dump(exclude_unset=True)
+    if given.config is not None:
+        settings = {**read_config(given.config), **settings}
+    from cl_clipfit.command import run_command
+
+    run_command(RunConfig.model_validate(settings), _console(), _console(stderr=True))
+
+
+@app.command(name="list")
+def list_(
+    what: Literal["strategies", "scenarios", "models"],
+    pattern: str = "",
+    /,
+    *,
+    plugin: list[Path] | None = None,
+) -> None:
+    """List strategies, scenarios or models.
+
+    Parameters
+    ----------
+    what
+        What to list.
+    pattern
+        Part of a name.
+    plugin
+        Python files to list too.
+    """
+    from cl_clipfit.report.catalogue import list_entries, list_models
+
+    if what == "models":
+        list_models(pattern, _console())
+    else:
+        list_entries(what, pattern, plugin or [], _console())
+
+
+@app.command
+def info(name: str, /, *, plugin: list[Path] | None = None) -> None:
+    """Show the parameters, defaults, meanings and sources of a strategy or scenario.
+
+    Parameters
+    ----------
+    name
+        Name of a strategy or scenario.
+    plugin
+        Python files to look in too.
+    """
+    from cl_clipfit.report.catalogue import show_info
+
+    show_info(name, plugin or [], _console())
+
+
+def _quiet_libraries() -> None:
+    """Keep remarks of dependencies, which users can do nothing about, off the screen."""
+    logging.basicConfig(level=logging.ERROR)
+    warnings.filterwarnings("ignore", message="no QP solver found")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 2 for bad input, 130 when interrupted."""
+    _quiet_libraries()
+    try:
+        app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        return 0
+    except ValidationError as error:
+        message = explain(error)
+    except cyclopts.CycloptsError as error:
+        cause = error.__cause__
+        message = explain(cause, "--") if isinstance(cause, ValidationError) else str(error)
+    except UserError as error:
+        if os.environ.get("CL_CLIPFIT_DEBUG"):
+            raise
+        message = str(error)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    return 130 if message == "interrupted" else 2

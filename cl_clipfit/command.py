@@ -1,0 +1,118 @@
+"""One command: every strategy and seed it names, then the table and the comparison."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cl_clipfit.clip import create_classifier
+from cl_clipfit.config import RunConfig
+from cl_clipfit.data.source import Source
+from cl_clipfit.data.streams import Scenario, build_scenario
+from cl_clipfit.errors import UserError
+from cl_clipfit.experiment import Run
+from cl_clipfit.plan import (
+    RunPlan,
+    StreamPlan,
+    config_of,
+    load_source,
+    plan_runs,
+    plan_stream,
+    run_digest,
+)
+from cl_clipfit.registry import Registry
+from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.report.figures import plot_comparison, plot_run
+from cl_clipfit.report.tables import comparison_csv, results_table
+from cl_clipfit.runs import RunFolder, write_atomic
+
+
+def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str, Any]]:
+    """Execute a command and return the results, complete runs included.
+
+    Args:
+        config: the command's settings.
+        out: where results go.
+        err: where progress goes.
+
+    Raises:
+        UserError: anything wrong with names, files or values, before anything is trained.
+    """
+    display = ConsoleDisplay(err, config.quiet)
+    registry = Registry(config.plugin)
+    _import_plugins(registry, config, display)
+    stream = plan_stream(config, registry)
+    plans = plan_runs(config, registry, stream.entry)
+    source = load_source(stream.entry, stream.options, config.data_dir)
+    scenarios = {plan.seed: _scenario(stream, source, plan.seed) for plan in plans}
+    probes = {name: _probe_source(registry, name) for name in stream.probes}
+    model = create_classifier(stream.model, stream.device)
+    assert model.identity is not None
+    results, folders = [], []
+    for plan in plans:
+        digest = run_digest(stream, plan, config, model.identity)
+        folder = RunFolder(config.output, stream.entry.name, plan.strategy.name, plan.seed, digest)
+        result = None if config.fresh else folder.finished_result()
+        if result is None:
+            run = Run(stream, plan, scenarios[plan.seed], model, probes, folder, display)
+            result = _execute(run, plan, config_of(stream, plan, config), display)
+            plot_run(result, folder.path / "curves")
+            folder.save_result(result)  # last: it makes the run complete
+            del run
+            gc.collect()
+        else:
+            display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
+        results.append(result)
+        folders.append(folder.path)
+    _report(results, folders, config.output / f"{stream.entry.name}-comparison", out)
+    return results
+
+
+def _execute(
+    run: Run, plan: RunPlan, config: dict[str, Any], display: ConsoleDisplay
+) -> dict[str, Any]:
+    display.start_run(f"{plan.strategy.name} seed {plan.seed}")
+    try:
+        return run.execute(config)
+    finally:
+        display.stop()
+
+
+def _import_plugins(registry: Registry, config: RunConfig, display: ConsoleDisplay) -> None:
+    """Import every `--plugin` file; name those that fail, and go on without them."""
+    for entry in registry.plugins:
+        try:
+            if entry.error:
+                raise UserError(entry.error)
+            entry.load()
+        except UserError as error:
+            if entry.name in (*config.strategy, config.scenario):
+                raise
+            display.note(f"warning: plug-in left out: {error}")
+
+
+def _scenario(stream: StreamPlan, source: Source, seed: int) -> Scenario:
+    return build_scenario(
+        stream.entry.name,
+        source,
+        tasks=stream.tasks,
+        order=stream.class_order,
+        shots=stream.shots,
+        seed=seed,
+    )
+
+
+def _probe_source(registry: Registry, name: str) -> Source:
+    entry = registry.get("scenarios", name)
+    return load_source(entry, entry.options_class()(), None)
+
+
+def _report(results: list[dict[str, Any]], folders: list[Path], path: Path, out: Console) -> None:
+    plot_comparison(results, path)
+    csv_file = path.with_name(f"{path.name}.csv")
+    write_atomic(csv_file, comparison_csv(results, [folder.name for folder in folders]))
+    out.print(results_table(results))
+    for folder in folders:
+        out.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"comparison: {path}.png", highlight=False, markup=False, soft_wrap=True)

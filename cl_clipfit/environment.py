@@ -1,0 +1,78 @@
+"""What a run ran on: devices, versions, memory."""
+
+import contextlib
+import importlib.metadata
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cl_clipfit.errors import UserError
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "avalanche-lib", "numpy", "scikit-learn")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn `--device` into a device; `auto` takes the first GPU, else the processor.
+
+    Raises:
+        UserError: a device this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    found = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[device.type]
+    if (device.index or 0) >= found:
+        raise UserError(
+            f"--device {name}: this machine has {found or 'no'} {device.type} device(s)"
+        )
+    return device
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return versions and hardware, without names of people, hosts or folders."""
+    from cl_clipfit import __version__
+
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "cl_clipfit": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "system": platform.system(),
+        "device": str(device),
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak: on the GPU, or of this process where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Where this is not Linux, or not allowed, the peak is that of the whole process so far.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak since the last reset: GPU memory, or this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text()
+        if match := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(match[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

@@ -1,0 +1,230 @@
+"""One run: scenario x strategy x seed -> a run folder with tables, metrics and curves."""
+
+import copy
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cl_clipfit import environment, metrics
+from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.data.source import Source
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.errors import UserError
+from cl_clipfit.metrics.tables import AccuracyTables, accuracy
+from cl_clipfit.plan import RunPlan, StreamPlan
+from cl_clipfit.runs import RunFolder
+from cl_clipfit.strategy import CLIPStrategy, StepCallback
+
+LONG_RUN_SECONDS = 120
+_TIMED_IMAGES = 32
+
+
+class Display(Protocol):
+    """What a run tells while it goes on; see `report.display`."""
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+
+    def start_task(self, task: int, tasks: int, epochs: int, steps: int) -> None:
+        """Begin a task (1-based) of `steps` optimiser steps."""
+
+    def step(self, strategy: CLIPStrategy) -> None:
+        """Follow one optimiser step."""
+
+    def end_task(self, task: int, tasks: int, accuracy: float | None, seconds: float) -> None:
+        """End a task: accuracy over all classes seen in percent, seconds of training."""
+
+
+@dataclass
+class Progress:
+    """The numbers of a run so far; row t of every list is after task t."""
+
+    tables: AccuracyTables
+    probes: dict[str, list[float]]
+    train_seconds: list[float] = field(default_factory=list)
+    eval_seconds: list[float] = field(default_factory=list)
+
+
+class Run:
+    """Train one strategy on a stream and write its folder.
+
+    Args:
+        stream: what all runs of the command share.
+        plan: the strategy and its seed.
+        scenario: the stream of tasks.
+        model: the pretrained classifier, without classes; it is copied, not changed.
+        probes: data sets scored zero-shot after every task.
+        folder: where the results go.
+        display: told about progress.
+    """
+
+    def __init__(
+        self,
+        stream: StreamPlan,
+        plan: RunPlan,
+        scenario: Scenario,
+        model: CLIPClassifier,
+        probes: Mapping[str, Source],
+        folder: RunFolder,
+        display: Display,
+    ) -> None:
+        self.stream, self.plan, self.scenario = stream, plan, scenario
+        self.probes, self.folder, self.display = probes, folder, display
+        torch.manual_seed(plan.seed)
+        self.strategy: CLIPStrategy = plan.cls(
+            model=copy.deepcopy(model),
+            class_names=scenario.class_names,
+            templates=scenario.templates,
+            recipe=plan.recipe,
+            options=plan.options,
+            device=stream.device,
+            plugins=[StepCallback(display.step)],
+        )
+        self.progress = Progress(
+            AccuracyTables(scenario.test_samples), {name: [] for name in probes}
+        )
+
+    def execute(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Run all tasks and return the content of `result.json`, which the caller saves.
+
+        Raises:
+            UserError: the strategy's code fails, the model diverges, or the folder cannot be
+                written. The environment variable CL_CLIPFIT_DEBUG=1 shows the traceback.
+        """
+        environment.reset_peak_memory(self.stream.device)
+        self.folder.begin(config)
+        try:
+            self._run_stream()
+        except UserError:
+            raise
+        except Exception as error:  # a method's own code may raise anything
+            raise UserError(self._failure(error)) from error
+        return self._result()
+
+    def _run_stream(self) -> None:
+        self._announce()
+        self._evaluate()
+        tasks = len(self.scenario.task_classes)
+        for task, experience in enumerate(self.scenario.benchmark.train_stream, 1):
+            started = time.perf_counter()
+            self._start_display(task, tasks)
+            self.strategy.train(experience, eval_streams=[])
+            seconds = time.perf_counter() - started
+            self.progress.train_seconds.append(seconds)
+            self.folder.save_task(task, self.strategy.selection)
+            self._evaluate()
+            seen = metrics.functional.seen_accuracy(
+                self.progress.tables.seen, self.scenario.test_samples, task
+            )
+            self.display.end_task(task, tasks, seen, seconds)
+
+    def _failure(self, error: Exception) -> str:
+        """Say what failed in a line, and where in the method's own file."""
+        name, file = self.plan.strategy.name, self.plan.strategy.file
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename).resolve() == file.resolve()]
+        where = f" ({file.name}, line {lines[-1]})" if lines else ""
+        task = len(self.progress.train_seconds) + 1
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return f"strategy {name} failed in task {task}{where}: {kind}{error}"
+
+    def _start_display(self, task: int, tasks: int) -> None:
+        if self.plan.recipe is None:
+            self.display.start_task(task, tasks, 0, 0)
+            return
+        recipe = self.plan.recipe
+        batches = -(-self.scenario.train_samples[task - 1] // recipe.batch_size)
+        self.display.start_task(task, tasks, recipe.epochs, recipe.epochs * batches)
+
+    def _evaluate(self) -> None:
+        """Fill one row of every table from one pass over the test images."""
+        started = time.perf_counter()
+        tables, probes = self.progress.tables, self.progress.probes
+        test = self.scenario.test
+        if not (self.strategy.frozen and tables.seen):
+            self._scores = self.strategy.score_all(test.images)
+            self._probe_row = {name: self._probe(source) for name, source in self.probes.items()}
+        tables.append(self._scores, test.labels, self.scenario.task_classes)
+        for name, value in self._probe_row.items():
+            probes[name].append(value)
+        self.progress.eval_seconds.append(time.perf_counter() - started)
+
+    def _probe(self, source: Source) -> float:
+        scores = self.strategy.score_probe(source.test.images, source.class_names, source.templates)
+        return accuracy(scores, source.test.labels)
+
+    def _announce(self) -> None:
+        """Say how long the run will take, where that is long."""
+        seconds = self.estimate_seconds()
+        if seconds > LONG_RUN_SECONDS:
+            where = self.stream.device
+            self.display.note(
+                f"{self.plan.strategy.name}: about {seconds / 60:.0f} minutes on {where},"
+                f" estimated from {_TIMED_IMAGES} images"
+            )
+
+    def estimate_seconds(self) -> float:
+        """Estimate the run's length from one timed batch; training costs 3 forward passes."""
+        images = self.scenario.test.images[:_TIMED_IMAGES].to(self.stream.device)
+        with torch.no_grad():
+            self.strategy.model.image_features(images[:8])  # the first call pays for set-up
+            started = time.perf_counter()
+            self.strategy.model.image_features(images).cpu()
+        per_image = (time.perf_counter() - started) / len(images)
+        passes = 1 if self.strategy.frozen else len(self.scenario.task_classes) + 1
+        tested = len(self.scenario.test) + sum(len(s.test) for s in self.probes.values())
+        epochs = self.plan.recipe.epochs if self.plan.recipe else 0
+        return per_image * (passes * tested + 3 * epochs * sum(self.scenario.train_samples))
+
+    def _result(self) -> dict[str, Any]:
+        scenario, progress = self.scenario, self.progress
+        tables = progress.tables
+        identity = self.strategy.model.identity
+        parameters = list(self.strategy.model.parameters())
+        return {
+            "scenario": scenario.name,
+            "strategy": self.plan.strategy.name,
+            "seed": self.plan.seed,
+            "recipe": self.plan.recipe.model_dump() if self.plan.recipe else None,
+            "options": self.plan.options.model_dump(mode="json"),
+            "model": {
+                **(asdict(identity) if identity else {}),
+                "parameters": sum(p.numel() for p in parameters),
+                "trainable_parameters": sum(p.numel() for p in self.strategy.selection.values()),
+            },
+            "class_order": scenario.class_order,
+            "tasks": [
+                {
+                    "classes": [scenario.class_names[label] for label in classes],
+                    "train_samples": scenario.train_samples[task],
+                    "test_samples": scenario.test_samples[task],
+                }
+                for task, classes in enumerate(scenario.task_classes)
+            ],
+            "accuracy_matrix": tables.seen,
+            "all_classes_matrix": tables.all_classes,
+            "task_aware_matrix": tables.task_aware,
+            "metrics": metrics.summarize(
+                tables.seen,
+                tables.all_classes,
+                tables.task_aware,
+                scenario.test_samples,
+                progress.probes,
+            ),
+            "curves": metrics.curves(
+                tables.seen, tables.all_classes, scenario.test_samples, progress.probes
+            ),
+            "probes": progress.probes,
+            "timings": {
+                "train_seconds": progress.train_seconds,
+                "eval_seconds": progress.eval_seconds,
+            },
+            "peak_memory_bytes": environment.peak_memory_bytes(self.stream.device),
+            "environment": environment.describe_environment(self.stream.device),
+            "complete": True,
+        }

@@ -1,0 +1,109 @@
+"""What `run.py list` and `run.py info` print."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cl_clipfit.config import Options, Recipe
+from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.registry import KINDS, Entry, Kind, Registry
+
+_SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
+_STRATEGY_FACTS = ("PAPER", "NEEDS")
+
+
+def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Console) -> None:
+    """Print one row for each entry; broken plug-ins are named with their error."""
+    facts = _SCENARIO_FACTS if kind == "scenarios" else _STRATEGY_FACTS
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("name", "what it is", *(fact.lower() for fact in facts)):
+        table.add_column(column, overflow="fold")
+    for entry in Registry(plugins).entries(kind):
+        if pattern not in entry.name:
+            continue
+        summary = f"cannot be used: {entry.error}" if entry.error else entry.summary
+        values = [str(entry.about.get(fact, "")) for fact in facts]
+        table.add_row(*(escape(text) for text in (entry.name, summary, *values)))
+    if not table.row_count:
+        raise UserError(f"no {kind} with '{pattern}' in the name")
+    console.print(table)
+
+
+def list_models(pattern: str, console: Console) -> None:
+    """Print every open_clip architecture with its tags of pretrained weights, and `mini`."""
+    import open_clip
+
+    tags: dict[str, list[str]] = {"mini": ["bundled, no download"]}
+    for architecture in sorted(open_clip.list_models()):
+        tags[architecture] = open_clip.list_pretrained_tags_by_model(architecture)
+    shown = {name: found for name, found in tags.items() if pattern in name}
+    if not shown:
+        raise UserError(f"no model with '{pattern}' in the name. {nearest(pattern, tags)}")
+    table = Table("architecture", "weights", box=box.SIMPLE_HEAD)
+    for name, found in shown.items():
+        table.add_row(escape(name), escape(", ".join(found) or "ARCH:FILE only"))
+    console.print(table)
+
+
+def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:
+    """Print all there is to know about a strategy or scenario before running it.
+
+    Raises:
+        UserError: no entry has this name.
+    """
+    registry = Registry(plugins)
+    found = [e for kind in KINDS for e in registry.entries(kind) if e.name == name]
+    if not found:
+        names = [e.name for kind in KINDS for e in registry.entries(kind)]
+        raise UserError(f"no strategy or scenario is called '{name}'. {nearest(name, names)}")
+    for entry in found:
+        _show_entry(entry, console)
+
+
+def _show_entry(entry: Entry, console: Console) -> None:
+    if entry.error:
+        raise UserError(entry.error)
+    options = entry.options_class()
+    kind = {"strategies": "strategy", "scenarios": "scenario"}[entry.kind]
+    console.print(f"[bold]{escape(entry.name)}[/bold] ({kind}): {escape(entry.summary)}")
+    for key, value in entry.about.items():
+        if key not in ("RECIPE", "RECIPES"):
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            console.print(f"  {key.lower().replace('_', ' ')}: {shown}", markup=False)
+    if options.model_fields:
+        console.print(_fields_table(f"options, set with --set {entry.name}.KEY=VALUE", options))
+    recipe = {**entry.about.get("RECIPE", {})}
+    if entry.kind == "scenarios":
+        title = "recipe for strategies that train, set with --epochs, --batch-size and --lr"
+        console.print(_fields_table(title, Recipe, recipe))
+
+
+def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None = None) -> Table:
+    table = Table("key", "type", "default", "meaning", box=box.SIMPLE_HEAD, title=escape(title))
+    for key, field in cls.model_fields.items():
+        default = (values or {}).get(key, field.default)
+        cells = (key, _type_name(field), str(default), field.description or "")
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
+
+
+def _type_name(field: FieldInfo) -> str:
+    """Return the type with its range, as "float >= 0"."""
+    annotation = field.annotation
+    name = getattr(annotation, "__name__", str(annotation))
+    if hasattr(annotation, "__args__"):
+        name = " | ".join(getattr(a, "__name__", str(a)) for a in annotation.__args__)  # type: ignore[union-attr]
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(rule, key)}"
+        for rule in field.metadata
+        for key, sign in signs.items()
+        if getattr(rule, key, None) is not None
+    ]
+    return " ".join([name, ", ".join(limits)]).strip()

@@ -1,0 +1,86 @@
+"""Progress on the screen: a live bar on a terminal, one plain line a task elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_REFRESH_SECONDS = 0.25
+
+
+class ConsoleDisplay:
+    """Tell a person how a run goes.
+
+    Args:
+        console: where to print.
+        quiet: print nothing.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self._bar: Progress | None = None
+        self._run = ""
+        self._shown = 0.0
+        self._images = 0
+        self._steps = 0
+        self._started = 0.0
+        self._epochs = 0
+        self._total = 0
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+        if not self.quiet:
+            self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def start_run(self, label: str) -> None:
+        """Name the run that the next tasks belong to."""
+        self._run = label
+
+    def start_task(self, task: int, tasks: int, epochs: int, steps: int) -> None:
+        """Begin a task (1-based) of `steps` optimiser steps."""
+        self._images = self._steps = 0
+        self._epochs, self._total = epochs, steps
+        self._started = self._shown = time.monotonic()
+        if self.quiet or not self.console.is_terminal or steps == 0:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(), console=self.console, transient=True,
+        )  # fmt: skip
+        label = f"{escape(self._run)} task {task}/{tasks}"
+        self._bar.add_task(label, total=steps, detail="")
+        self._bar.start()
+
+    def step(self, strategy: Any) -> None:
+        """Follow one optimiser step; read the loss only when it is shown."""
+        self._images += len(strategy.mb_y)
+        self._steps += 1
+        now = time.monotonic()
+        if self._bar is None or now - self._shown < _REFRESH_SECONDS:
+            return
+        self._shown = now
+        epoch = 1 + (self._steps - 1) * self._epochs // max(1, self._total)
+        speed = self._images / (now - self._started)
+        detail = (
+            f"epoch {epoch}/{self._epochs} step {self._steps}/{self._total}"
+            f" loss {strategy.loss.item():.3f} {speed:.0f} images/s"
+        )
+        self._bar.update(self._bar.task_ids[0], completed=self._steps, detail=detail)
+
+    def end_task(self, task: int, tasks: int, accuracy: float | None, seconds: float) -> None:
+        """End a task: accuracy over all classes seen in percent, seconds of training."""
+        self.stop()
+        trained = ""
+        if self._images:
+            speed = self._images / max(1e-9, seconds)
+            trained = f", trained in {seconds:.1f} s at {speed:.0f} images/s"
+        shown = "-" if accuracy is None else f"{accuracy:.1f} %"
+        self.note(f"{self._run} task {task}/{tasks}: accuracy over classes seen {shown}{trained}")
+
+    def stop(self) -> None:
+        """Remove the live bar, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,138 @@
+"""Curves over tasks and the accuracy matrix, as PNG and SVG without dates or random ids."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from cl_clipfit.report.tables import by_strategy
+from cl_clipfit.runs import write_atomic
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colour-blind safe palette, darkest contrasts first; markers tell lines apart too.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "svg.hashsalt": "cl_clipfit",
+    "svg.fonttype": "path",
+}
+_PANELS = {
+    "accuracy": "accuracy over all classes seen (%)",
+    "forgetting": "forgetting, all classes (points)",
+    "retention": "retention of the probes (points)",
+}
+
+
+def _plain(text: str) -> str:
+    """Keep names from being read as TeX."""
+    return text.replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write `path`.png and `path`.svg; the same figure gives the same bytes."""
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        data = io.BytesIO()
+        figure.savefig(data, format=kind, dpi=150, metadata=metadata)
+        write_atomic(path.with_name(f"{path.name}.{kind}"), data.getvalue())
+    plt.close(figure)
+
+
+def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:
+    tasks = 0
+    for index, (name, group) in enumerate(groups.items()):
+        curves = np.array([r["curves"][key] for r in group], dtype=float)  # None becomes NaN
+        tasks = max(tasks, curves.shape[1] - 1)
+        keep = ~np.isnan(curves).all(0)
+        steps = np.arange(curves.shape[1])[keep]
+        curves = curves[:, keep]
+        colour = PALETTE[index % len(PALETTE)]
+        axes.plot(
+            steps, curves.mean(0), color=colour, marker=MARKERS[index % len(MARKERS)],
+            markersize=4, linewidth=1.8, label=_plain(name),
+        )  # fmt: skip
+        if len(curves) > 1:
+            axes.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.15, lw=0)
+    axes.set_xlabel("tasks learned")
+    axes.set_title(_PANELS[key], fontsize=10, loc="left")
+    axes.set_xlim(-0.2, tasks + 0.2)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    if key == "accuracy":
+        low = axes.get_ylim()[0]
+        axes.set_ylim(max(0, low - 5), 101)
+    else:
+        axes.axhline(0, color="0.4", linewidth=0.8, zorder=0)
+        low, high = axes.get_ylim()
+        if high - low < 2:  # a flat line must look flat
+            axes.set_ylim(-5, 5)
+
+
+def _matrix(axes: Axes, matrix: Sequence[Sequence[float | None]]) -> None:
+    values = np.array(matrix, dtype=float)
+    axes.grid(False)
+    image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    if values.shape[1] <= 12:
+        for (t, j), value in np.ndenumerate(values):
+            colour = "white" if value < 60 else "black"
+            axes.text(j, t, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    every = 1 + max(values.shape) // 15
+    columns = range(0, values.shape[1], every)
+    axes.set_xticks(columns, [str(j + 1) for j in columns])
+    axes.set_yticks(range(0, values.shape[0], every))
+    axes.set_xlabel("accuracy on task")
+    axes.set_ylabel("after task")
+    axes.set_title("accuracy among all classes (%)", fontsize=10, loc="left")
+    axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+
+
+def _curve_names(results: Sequence[dict[str, Any]]) -> list[str]:
+    return [key for key in _PANELS if any(v is not None for r in results for v in r["curves"][key])]
+
+
+def _title(result: dict[str, Any]) -> str:
+    model = result["model"]
+    names = f"{result['scenario']}, {model['architecture']} ({model['pretrained']})"
+    return _plain(names)
+
+
+def plot_run(result: dict[str, Any], path: Path) -> None:
+    """Draw a run's curves and its all-classes matrix."""
+    with plt.rc_context(_STYLE):
+        panels = _curve_names([result])
+        figure, axes = plt.subplots(
+            1, len(panels) + 1, figsize=(3.6 * (len(panels) + 1), 3.4), layout="constrained"
+        )
+        for ax, key in zip(axes, panels, strict=False):
+            _lines(ax, key, {result["strategy"]: [result]})
+        _matrix(axes[-1], result["all_classes_matrix"])
+        figure.suptitle(f"{_plain(result['strategy'])}, seed {result['seed']}: {_title(result)}")
+        save_figure(figure, path)
+
+
+def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the curves of several runs: mean over seeds, the band from lowest to highest."""
+    groups = by_strategy(results)
+    seeds = max(len(group) for group in groups.values())
+    with plt.rc_context(_STYLE):
+        panels = _curve_names(results)
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained", squeeze=False
+        )
+        for ax, key in zip(axes[0], panels, strict=True):
+            _lines(ax, key, groups)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+        note = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
+        figure.suptitle(_title(results[0]) + note)
+        save_figure(figure, path)

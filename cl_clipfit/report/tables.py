@@ -1,0 +1,68 @@
+"""The table at the end of a command, and its CSV."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from cl_clipfit.runs import csv_text
+
+COLUMNS = {
+    "average_accuracy": "average\naccuracy",
+    "last_accuracy": "last\naccuracy",
+    "learning_accuracy": "learning\naccuracy",
+    "forgetting_all_classes": "forgetting\n(all classes)",
+    "backward_transfer": "backward\ntransfer",
+    "retention": "retention",
+}
+
+
+def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Group results by strategy, in order of appearance."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["strategy"], []).append(result)
+    return groups
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    mean = f"{statistics.fmean(known):.1f}"
+    return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> Table:
+    """Return one row a strategy: mean (± standard deviation) over its seeds, in percent."""
+    seeds = max(len(group) for group in by_strategy(results).values())
+    scenario = escape(results[0]["scenario"])
+    tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
+    spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    table = Table(title=f"{scenario}: {tasks} tasks, {classes} classes, in percent{spread}")
+    table.add_column("strategy")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    table.add_column("trained\nparameters", justify="right")
+    table.add_column("seconds\na run", justify="right")
+    for name, group in by_strategy(results).items():
+        seconds = [sum(map(sum, r["timings"].values())) for r in group]
+        table.add_row(
+            escape(name),
+            *(_cell([r["metrics"][key] for r in group]) for key in COLUMNS),
+            f"{group[0]['model']['trainable_parameters']:,}",
+            f"{statistics.fmean(seconds):.1f}",
+        )
+    return table
+
+
+def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) -> str:
+    """Return one line a run with all its metrics."""
+    names = list(results[0]["metrics"])
+    rows = [
+        [r["scenario"], r["strategy"], r["seed"], *(r["metrics"][n] for n in names), folder]
+        for r, folder in zip(results, folders, strict=True)
+    ]
+    return csv_text(["scenario", "strategy", "seed", *names, "folder"], rows)

@@ -1,0 +1,13 @@
+"""Start cl_clipfit: `python run.py --help`."""
+
+import sys
+
+try:
+    from cl_clipfit.cli import main
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: {missing.name} is not installed. Type: make demo; then .venv/bin/python run.py"
+    )
+
+if __name__ == "__main__":
+    sys.exit(main())

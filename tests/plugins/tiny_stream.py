@@ -1,0 +1,15 @@
+"""Six classes told apart by colour, on generated 16x16 images."""
+
+from pathlib import Path
+
+from cl_clipfit import Options, Source
+from tests.conftest import build_source
+
+TASKS = 2
+MODEL = "mini"
+RECIPE = {"epochs": 1, "batch_size": 16, "lr": 1e-3}
+
+
+def load(options: Options, data_dir: Path | None) -> Source:
+    """Generate the images."""
+    return build_source()

@@ -1,0 +1,349 @@
+"""The command line: what it writes, what it repeats, and how it refuses bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cl_clipfit.cli import app, main
+from cl_clipfit.clip import create_classifier
+from cl_clipfit.config import RunConfig
+from cl_clipfit.plan import plan_runs, plan_stream, run_digest
+from cl_clipfit.registry import Registry
+
+PLUGIN = ["--plugin", "examples/image_norms.py", "tests/plugins/tiny_stream.py"]
+TINY = ["--scenario", "tiny-stream", *PLUGIN]
+TRAINED = [*TINY, "--strategy", "image-norms"]
+TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
+
+
+def run(*arguments: str, output: Path) -> list[dict]:
+    """Run a command; return the results in the order of its CSV."""
+    assert main([*arguments, "--output", str(output)]) == 0
+    (table,) = output.glob("*-comparison.csv")
+    lines = table.read_text().splitlines()[1:]
+    folders = [line.rsplit(",", 1)[1] for line in lines]
+    return [json.loads((output / folder / "result.json").read_text()) for folder in folders]
+
+
+def test_a_run_leaves_its_folder_and_says_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (result,) = run(output=tmp_path)
+    printed = capsys.readouterr()
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert folder.name.startswith("split-digits-zero-shot-s0-")
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "result.json", "accuracy_matrix.csv", "curves.png", "curves.svg", "bank",
+    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} - {folder.name} == {
+        f"split-digits-comparison.{kind}" for kind in ("png", "svg", "csv")
+    }
+    assert set(result) == {
+        "schema", "scenario", "strategy", "seed", "recipe", "options", "model", "class_order",
+        "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
+        "environment", "complete",
+    }  # fmt: skip
+    assert [len(result[table]) for table in TABLES] == [6, 6, 6]
+    assert result["accuracy_matrix"][0] == [None] * 5
+    assert result["metrics"]["forgetting_all_classes"] == 0
+    assert result["metrics"]["retention"] == 0
+    assert set(result["probes"]) == {"glyph-letters", "pretraining-shapes"}
+    assert all(len(values) == 6 for values in result["probes"].values())
+    assert len(result["timings"]["train_seconds"]) == 5
+    assert len(result["timings"]["eval_seconds"]) == 6
+    assert result["class_order"] == list(range(10))
+    assert result["tasks"][1]["classes"] == ["two", "three"]
+    assert 20e6 < result["peak_memory_bytes"] < 50e9
+    assert "zero-shot seed 0 task 5/5" in printed.err
+    assert f"{result['metrics']['last_accuracy']:.1f}" in printed.out
+
+
+@pytest.mark.parametrize("strategy", ["zero-shot", "image-norms"])
+def test_the_same_command_twice_gives_the_same_tables(strategy: str, tmp_path: Path) -> None:
+    arguments = [*TINY, "--strategy", strategy]
+    first, second = (run(*arguments, output=tmp_path / name)[0] for name in "ab")
+    for key in (*TABLES, "metrics", "curves", "probes", "model"):
+        assert first[key] == second[key], key
+    (one,) = (tmp_path / "a").glob("tiny-*/curves.png")
+    (two,) = (tmp_path / "b").glob("tiny-*/curves.png")
+    assert one.parent.name == two.parent.name
+    for suffix in (".png", ".svg"):
+        assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes()
+
+
+def test_a_finished_run_is_shown_and_fresh_repeats_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = TRAINED
+    run(*arguments, output=tmp_path)
+    (file,) = tmp_path.glob("*/result.json")
+    stamp = file.stat().st_mtime_ns
+    table = capsys.readouterr().out
+    run(*arguments, output=tmp_path)
+    shown = capsys.readouterr()
+    assert file.stat().st_mtime_ns == stamp
+    assert "complete, shown again" in shown.err
+    assert shown.out == table
+    run(*arguments, "--fresh", output=tmp_path)
+    assert file.stat().st_mtime_ns != stamp
+
+
+def test_an_unfinished_run_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+    run(*TINY, output=tmp_path)
+    (file,) = tmp_path.glob("*/result.json")
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps({**result, "complete": False}))
+    run(*TINY, output=tmp_path)
+    assert json.loads(file.read_text())["complete"] is True
+
+
+def digests(*arguments: str) -> list[str]:
+    """Return the hashes of the runs a command asks for, without running them."""
+    config = RunConfig.model_validate(parse(*arguments))
+    registry = Registry(config.plugin)
+    stream = plan_stream(config, registry)
+    plans = plan_runs(config, registry, stream.entry)
+    identity = create_classifier(stream.model).identity
+    assert identity is not None
+    return [run_digest(stream, plan, config, identity) for plan in plans]
+
+
+def parse(*arguments: str) -> dict[str, object]:
+    """Parse options as the command line does."""
+    _, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
+    return bound.kwargs["config"].model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--seed", "1"], ["--lr", "0.5"], ["--batch-size", "3"], ["--epochs", "2"],
+        ["--shots", "3"], ["--class-order", "seed:1"], ["--probe", "glyph-letters"],
+        ["--tasks", "3"], ["--model", "mini:random"], ["--set", "image-norms.pull=0.5"],
+    ],
+)  # fmt: skip
+def test_whatever_changes_numbers_changes_the_folder(change: list[str]) -> None:
+    assert digests(*TRAINED) != digests(*TRAINED, *change)
+
+
+@pytest.mark.parametrize(
+    "same", [["--quiet"], ["--fresh"], ["--output", "x"], ["--epochs", "1"], ["--device", "cpu"]]
+)
+def test_whatever_changes_no_number_keeps_the_folder(same: list[str]) -> None:
+    assert digests(*TRAINED) == digests(*TRAINED, *same)
+
+
+def test_training_settings_do_not_concern_a_method_without_training() -> None:
+    assert digests(*TINY) == digests(*TINY, "--lr", "0.5")
+
+
+def test_config_yaml_repeats_the_run(tmp_path: Path) -> None:
+    arguments = [*TRAINED, "--lr", "0.002", "--seed", "4", "--tasks", "3"]
+    run(*arguments, "--set", "image-norms.pull=0.25", "--class-order", "seed:3", output=tmp_path)
+    (file,) = tmp_path.glob("*/config.yaml")
+    assert main(["--config", str(file), "--output", str(tmp_path / "again")]) == 0
+    (again,) = (tmp_path / "again").glob("*/result.json")
+    assert again.parent.name == file.parent.name
+    first = json.loads((file.parent / "result.json").read_text())
+    assert json.loads(again.read_text())["accuracy_matrix"] == first["accuracy_matrix"]
+
+
+def test_options_win_over_the_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("scenario: tiny-stream\ntasks: 5\nshots: 4\nseed: [3]\n")
+    (result,) = run("--config", str(file), "--tasks", "2", *PLUGIN, output=tmp_path / "runs")
+    assert (len(result["tasks"]), result["seed"]) == (2, 3)
+
+
+def test_every_task_leaves_its_trained_values(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    (result,) = run(*TRAINED, output=tmp_path)
+    files = sorted(tmp_path.glob("*/bank/*"))
+    assert [file.name for file in files] == ["task-001.safetensors", "task-002.safetensors"]
+    first, second = (load_file(file) for file in files)
+    assert sum(v.numel() for v in first.values()) == result["model"]["trainable_parameters"]
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_several_strategies_and_seeds_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = run(
+        *TINY, "--strategy", "zero-shot", "image-norms", "--seed", "0", "1", output=tmp_path
+    )
+    assert [(r["strategy"], r["seed"]) for r in results] == [
+        ("zero-shot", 0), ("zero-shot", 1), ("image-norms", 0), ("image-norms", 1),
+    ]  # fmt: skip
+    assert "±" in capsys.readouterr().out
+
+
+def test_a_broken_plugin_is_named_and_the_rest_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_here\n")
+    run(*TINY, "--plugin", str(broken), output=tmp_path / "runs")
+    assert "broken.py fails to import" in capsys.readouterr().err
+    assert main(["list", "strategies", "--plugin", str(broken)]) == 0
+    assert "zero-shot" in capsys.readouterr().out
+
+
+def test_an_edited_plugin_is_run_anew(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    text = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n    frozen = True\n"
+    for edit in ("", "# edited\n"):
+        plugin.write_text(text + edit)
+        run(*TINY, "--strategy", "mine", "--plugin", str(plugin), output=tmp_path / "runs")
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["list", "strategies"], "zero-shot"),
+        (["list", "scenarios", "shapes100"], "split-shapes100"),
+        (["list", "models", "ViT-B-16-quickgelu"], "openai"),
+        (["info", "split-shapes100"], "severity"),
+        (["info", "zero-shot"], "2103.00020"),
+        (["info", "image-norms", *PLUGIN], "pull"),
+        (["--help"], "--class-order"),
+        (["--version"], "0."),
+    ],
+)
+def test_questions_are_answered(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    assert expected in capsys.readouterr().out
+
+
+MINE = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n"
+FILES = {
+    "text.pt": "not weights",
+    "empty.yaml": "",
+    "list.yaml": "- a\n- b\n",
+    "broken.yaml": "a: [1\n",
+    "unknown.yaml": "scenarioo: split-digits\n",
+    "wrong.yaml": "epochs: many\n",
+    "binary.yaml": b"\xff\xfe\x00",
+    "code.yaml": "scenario: !!python/object/apply:os.getcwd []\n",
+    "broken.py": "import nothing_here\n",
+    "syntax.py": "def broken(:\n",
+    "no_class.py": "x = 1\n",
+    "nothing_trains.py": MINE + "    pass\n",
+    "raises.py": MINE + "    def trainable(self):\n        raise ValueError('no such layer')\n",
+    "breaks.py": MINE + "    def trainable(self):\n        return self.model.nothing\n",
+    "stream.py": "NAME = 'stream'\ndef load(options, data_dir):\n    return 3\n",
+    "file.txt": "a file, not a folder",
+    "split_digits.py": "def load(options, data_dir): ...\n",
+}
+BAD = [
+    (["--scenario", "split-digit"], "Did you mean 'split-digits'"),
+    (["--scenario", ""], "unknown scenario"),
+    (["--strategy", "zeroshot"], "Did you mean 'zero-shot'"),
+    (["--strategy", "zero-shot", "nonsense"], "unknown strategy 'nonsense'"),
+    (["--strategy"], "strategy"),
+    (["--strateg", "zero-shot"], "--strateg"),
+    (["--scenarioo", "x"], "--scenario"),
+    (["--model", "minni"], "Did you mean 'mini'"),
+    (["--model", "ViT-B-16"], "needs weights"),
+    (["--model", "ViT-B-16:openai"], "QuickGELU"),
+    (["--model", "ViT-B-16:opnai"], "neither a file nor a tag"),
+    (["--model", "mini:{}/text.pt"], "cannot load"),
+    (["--model", "mini:{}/absent.pt"], "neither a file nor a tag"),
+    (["--model", "local-dir:{}"], "cannot load"),
+    (["--seed", "one"], "--seed"),
+    (["--seed", "-1"], "--seed"),
+    (["--seed", "1.5"], "--seed"),
+    (["--epochs", "0"], "--epochs"),
+    (["--epochs", "two"], "--epochs"),
+    (["--batch-size", "-3"], "--batch"),
+    (["--lr", "0"], "--lr"),
+    (["--lr", "nan"], "--lr"),
+    (["--lr", "inf"], "--lr"),
+    (["--lr", "fast"], "--lr"),
+    (["--lr"], "--lr"),
+    (["--shots", "0"], "--shots"),
+    (["--shots", "1000"], "training images"),
+    (["--tasks", "0"], "--tasks"),
+    (["--tasks", "11"], "only 10 classes"),
+    (["--class-order", "pycil-1994"], "Did you mean 'pycil-1993'"),
+    (["--class-order", "seed:x"], "seed:N"),
+    (["--class-order", "seed:99999999999"], "seed:N"),
+    (["--data-dir", "{}"], "needs no data"),
+    (["--data-dir", "{}/absent"], "--data-dir"),
+    (["--output", "{}/file.txt"], "cannot write"),
+    (["--output", "{}/file.txt/deeper"], "cannot write"),
+    (["--device", "gpu"], "--device"),
+    (["--device", "cuda:99"], "--device cuda:99"),
+    (["--precision", "fp8"], "--precision"),
+    (["--set", "severity=1"], "expected NAME.key=value"),
+    (["--set", "split-digits.severity"], "expected NAME.key=value"),
+    (["--set", "split-digits.severity=1"], "no option 'severity'"),
+    (["--scenario", "split-shapes100", "--set", "split-shapes100.severty=1"], "'severity'"),
+    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=2"], "less than"),
+    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=big"], "number"),
+    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=.nan"], "finite"),
+    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=[1"], "YAML"),
+    (["--set", "clipfit.kd=1"], "not part of this run"),
+    (["--config", "{}/absent.yaml"], "cannot read"),
+    (["--config", "{}"], "cannot read"),
+    (["--config", "{}/list.yaml"], "expected settings"),
+    (["--config", "{}/broken.yaml"], "not valid YAML"),
+    (["--config", "{}/unknown.yaml"], "Did you mean 'scenario'"),
+    (["--config", "{}/wrong.yaml"], "epochs"),
+    (["--config", "{}/binary.yaml"], "cannot read"),
+    (["--config", "{}/code.yaml"], "not valid YAML"),
+    (["--plugin", "{}/absent.py"], "no such file"),
+    (["--plugin", "{}/file.txt"], "a Python file"),
+    (["--plugin", "{}/broken.py", "--strategy", "broken"], "fails to import"),
+    (["--plugin", "{}/syntax.py", "--strategy", "syntax"], "cannot be read"),
+    (["--plugin", "{}/no_class.py", "--strategy", "no-class"], "no subclass"),
+    (["--plugin", "{}/nothing_trains.py", "--strategy", "nothing-trains"], "selects no parameter"),
+    (["--plugin", "{}/raises.py", "--strategy", "raises"], "no such layer"),
+    (["--plugin", "{}/breaks.py", "--strategy", "breaks"], "(breaks.py, line 4): AttributeError"),
+    (["--plugin", "{}/stream.py", "--scenario", "stream"], "must return"),
+    (["--plugin", "{}/split_digits.py"], "both define"),
+    ([*TRAINED, "--lr", "1e30"], "diverged"),
+    (["--probe", "glyph-leters"], "Did you mean 'glyph-letters'"),
+    (["list"], "list"),
+    (["list", "strategy"], "strategies"),
+    (["list", "scenarios", "zzz"], "no scenarios"),
+    (["info"], "info"),
+    (["info", "zero-shoot"], "Did you mean 'zero-shot'"),
+    (["lst"], "lst"),
+    (["train", "--seed", "1"], "train"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in FILES.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(data)
+    filled = [a.replace("{}", str(tmp_path)) for a in arguments]
+    is_run = arguments[0].startswith("--")
+    if is_run and "--output" not in arguments:
+        filled += ["--output", str(tmp_path / "runs")]
+    assert main([*filled, *(["--quiet"] if is_run else [])]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert expected in captured.err
+    assert "Traceback" not in captured.err + captured.out
+    assert not list(tmp_path.glob("runs/*/result.json"))
+
+
+def test_run_py_outside_of_the_environment_says_what_to_type(tmp_path: Path) -> None:
+    isolated = [sys.executable, "-S", "-E", str(Path("run.py").resolve())]
+    done = subprocess.run(isolated, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode != 0
+    assert "make demo" in done.stderr
+    assert done.stderr.count("\n") == 1

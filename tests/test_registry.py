@@ -1,0 +1,163 @@
+"""Every registered strategy and scenario, and plug-ins good and bad."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
+from cl_clipfit.errors import UserError
+from cl_clipfit.plan import load_source
+from cl_clipfit.registry import Registry, describe
+
+REGISTRY = Registry([Path("examples/image_norms.py")])
+STRATEGIES = [entry.name for entry in REGISTRY.entries("strategies")]
+SCENARIOS = [entry.name for entry in REGISTRY.entries("scenarios")]
+
+
+def train(name: str, build: Callable[..., CLIPClassifier], source: Source) -> tuple[object, ...]:
+    torch.manual_seed(1)
+    scenario = build_scenario("s", source, tasks=3, order="seed:1")
+    entry = REGISTRY.get("strategies", name)
+    strategy = REGISTRY.strategy_class(name)(
+        model=build(),
+        class_names=scenario.class_names,
+        recipe=Recipe(epochs=1, batch_size=8),
+        options=entry.options_class()(),
+    )
+    for experience in scenario.benchmark.train_stream:
+        strategy.train(experience, eval_streams=[])
+    return strategy, strategy.score_all(scenario.test.images)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategy_moves_its_selection_alone_and_repeats_bit_for_bit(
+    name: str, tiny: Callable[..., CLIPClassifier], source: Source
+) -> None:
+    strategy, scores = train(name, tiny, source)
+    _, again = train(name, tiny, source)
+    assert scores.shape == (48, 6)
+    assert torch.isfinite(scores).all()
+    assert torch.equal(scores, again)
+    pristine = dict(tiny().named_parameters())
+    for parameter_name, value in strategy.model.named_parameters():
+        same = torch.equal(value, pristine[parameter_name])
+        assert same != (parameter_name in strategy.selection), parameter_name
+
+
+@pytest.mark.parametrize("kind", ["strategies", "scenarios"])
+def test_entries_describe_themselves(kind: str) -> None:
+    wanted = {
+        "strategies": ("PAPER", "NEEDS"),
+        "scenarios": ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE"),
+    }[kind]
+    for entry in Registry().entries(kind):
+        assert not entry.error
+        assert 10 < len(entry.summary) <= 100, entry.name
+        assert all(entry.about.get(key) for key in wanted), entry.name
+        assert entry.name == entry.file.stem.replace("_", "-")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario_is_what_it_says_and_the_same_every_time(name: str) -> None:
+    entry = REGISTRY.get("scenarios", name)
+    if entry.about["DOWNLOAD"] != "none":
+        pytest.skip("needs a download")
+    before = torch.get_rng_state()
+    source = load_source(entry, entry.options_class()(), None)
+    again = load_source(entry, entry.options_class()(), None)
+    assert torch.equal(before, torch.get_rng_state())
+    for one, other in ((source.train, again.train), (source.test, again.test)):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    assert len(source.class_names) == entry.about["CLASSES"]
+    assert entry.about["IMAGES"] == f"{len(source.train):,} + {len(source.test):,}"
+    scenario = build_scenario(name, source, tasks=entry.about["TASKS"])
+    assert len({len(classes) for classes in scenario.task_classes}) == 1
+    train_images = {image.numpy().tobytes() for image in source.train.images}
+    assert not any(image.numpy().tobytes() in train_images for image in source.test.images)
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+def test_the_plugin_of_the_readme_is_the_example_and_is_short() -> None:
+    example = Path("examples/image_norms.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    assert example in blocks
+    assert len(example.splitlines()) < 25
+
+
+def test_a_plugin_is_found_by_its_file_name_or_its_own_name(tmp_path: Path) -> None:
+    bare = write(tmp_path, "my_method.py", "'''Mine.'''\nimport nothing_here\n")
+    named = write(tmp_path, "x.py", "NAME = 'other'\nPAPER = 'p'\nclass X: ...\n")
+    stream = write(tmp_path, "my_stream.py", "def load(options, data_dir): ...\n")
+    registry = Registry([bare, named, stream])
+    assert registry.get("strategies", "my-method").summary == "Mine."
+    assert registry.get("strategies", "other").about == {"PAPER": "p"}
+    assert registry.get("scenarios", "my-stream").file == stream
+
+
+def test_a_plugin_that_fails_to_import_is_named(tmp_path: Path) -> None:
+    broken = write(tmp_path, "broken.py", "import nothing_here\n")
+    registry = Registry([broken])
+    with pytest.raises(UserError, match=r"broken\.py fails to import: ModuleNotFoundError"):
+        registry.strategy_class("broken")
+    assert registry.strategy_class("zero-shot").__name__ == "ZeroShot"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class Nothing: ...\n", "no subclass of CLIPStrategy"),
+        (
+            "from cl_clipfit import CLIPStrategy\n"
+            "class A(CLIPStrategy): ...\nclass B(CLIPStrategy): ...\n",
+            "found A, B",
+        ),
+        ("def broken(:\n", "cannot be read: line 1"),
+    ],
+)
+def test_files_that_are_no_strategy_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path, "odd.py", text)
+    with pytest.raises(UserError, match=message):
+        Registry([file]).strategy_class("odd")
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, "zero_shot.py", "class X: ...\n")
+    with pytest.raises(UserError, match="both define"):
+        Registry([file])
+
+
+def test_installed_packages_add_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "their_methods"
+    package.mkdir()
+    write(package, "__init__.py", "")
+    write(package, "gentle.py", "'''Gentle.'''\nfrom cl_clipfit import CLIPStrategy\n"
+          "class Gentle(CLIPStrategy):\n    frozen = True\n")  # fmt: skip
+    info = tmp_path / "their_methods-1.0.dist-info"
+    info.mkdir()
+    write(info, "METADATA", "Metadata-Version: 2.1\nName: their-methods\nVersion: 1.0\n")
+    points = [
+        "[cl_clipfit.strategies]",
+        "gentle = their_methods.gentle",
+        "lost = their_methods.lost",
+    ]
+    write(info, "entry_points.txt", "\n".join(points))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registry()
+    assert registry.get("strategies", "gentle").summary == "Gentle."
+    assert registry.strategy_class("gentle").__name__ == "Gentle"
+    with pytest.raises(UserError, match="not installed"):
+        registry.get("strategies", "lost")
+
+
+def test_describing_runs_no_code(tmp_path: Path) -> None:
+    file = write(tmp_path, "danger.py", "raise SystemExit('ran')\n")
+    assert describe(file).name == "danger"
