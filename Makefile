@@ -22,6 +22,7 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; none was found"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); PyTorch is large, this takes some minutes"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 

@@ -4,10 +4,10 @@ import sys
 
 try:
     from cl_clipfit.cli import main
+
+    if __name__ == "__main__":
+        sys.exit(main())
 except ModuleNotFoundError as missing:
     sys.exit(
         f"error: {missing.name} is not installed. Type: make demo; then .venv/bin/python run.py"
     )
-
-if __name__ == "__main__":
-    sys.exit(main())

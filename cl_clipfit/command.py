@@ -6,10 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
-from cl_clipfit.clip import create_classifier
+from cl_clipfit.clip import check_model, create_classifier
 from cl_clipfit.config import RunConfig
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario, build_scenario
+from cl_clipfit.environment import use_exact_fp32
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment import Run
 from cl_clipfit.plan import (
@@ -40,22 +41,28 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
         UserError: anything wrong with names, files or values, before anything is trained.
     """
     display = ConsoleDisplay(err, config.quiet)
+    use_exact_fp32()
     registry = Registry(config.plugin)
     _import_plugins(registry, config, display)
     stream = plan_stream(config, registry)
     plans = plan_runs(config, registry, stream.entry)
+    check_model(stream.model)  # a wrong name should not cost the reading of a data set
     source = load_source(stream.entry, stream.options, config.data_dir)
-    scenarios = {plan.seed: _scenario(stream, source, plan.seed) for plan in plans}
-    probes = {name: _probe_source(registry, name) for name in stream.probes}
+    # Few-shot streams differ by seed; others are one stream, built once.
+    draws = {0 if stream.shots is None else plan.seed for plan in plans}
+    scenarios = {draw: _scenario(stream, source, draw) for draw in draws}
+    probes = {e.name: load_source(e, e.options_class()(), None) for e in stream.probes}
+    data = {name: s.sha256 for name, s in {stream.entry.name: source, **probes}.items()}
     model = create_classifier(stream.model, stream.device)
     assert model.identity is not None
     results, folders = [], []
     for plan in plans:
-        digest = run_digest(stream, plan, config, model.identity)
+        digest = run_digest(stream, plan, config.precision, model.identity, data)
         folder = RunFolder(config.output, stream.entry.name, plan.strategy.name, plan.seed, digest)
         result = None if config.fresh else folder.finished_result()
         if result is None:
-            run = Run(stream, plan, scenarios[plan.seed], model, probes, folder, display)
+            scenario = scenarios[0 if stream.shots is None else plan.seed]
+            run = Run(stream, plan, scenario, model, probes, folder, display)
             result = _execute(run, plan, config_of(stream, plan, config), display)
             plot_run(result, folder.path / "curves")
             folder.save_result(result)  # last: it makes the run complete
@@ -89,7 +96,7 @@ def _import_plugins(registry: Registry, config: RunConfig, display: ConsoleDispl
         except UserError as error:
             if entry.name in (*config.strategy, config.scenario):
                 raise
-            display.note(f"warning: plug-in left out: {error}")
+            display.warn(f"plug-in left out: {error}")
 
 
 def _scenario(stream: StreamPlan, source: Source, seed: int) -> Scenario:
@@ -101,11 +108,6 @@ def _scenario(stream: StreamPlan, source: Source, seed: int) -> Scenario:
         shots=stream.shots,
         seed=seed,
     )
-
-
-def _probe_source(registry: Registry, name: str) -> Source:
-    entry = registry.get("scenarios", name)
-    return load_source(entry, entry.options_class()(), None)
 
 
 def _report(results: list[dict[str, Any]], folders: list[Path], path: Path, out: Console) -> None:

@@ -1,16 +1,26 @@
 """Typed, validated settings: one command (`RunConfig`), one training (`Recipe`), a method's own."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cl_clipfit.errors import UserError, nearest
 
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+def _no_bool(value: Any) -> Any:
+    """Refuse YAML's true and yes where a number is meant; pydantic would read them as 1."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+Number = BeforeValidator(_no_bool)
+Count = Annotated[int, Number, Field(ge=1)]
+Seed = Annotated[int, Number, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 
 
 class Options(BaseModel):
@@ -91,14 +101,17 @@ def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
 
 
 def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
-    """Parse `NAME.key=value` strings, values as YAML, into {NAME: {key: value}}.
+    """Parse `NAME.key=value` strings into {NAME: {key: value}}.
+
+    A value stays text, which the option's own type reads; `null`, and what starts with a quote, a
+    bracket or a brace, is YAML.
 
     Raises:
         UserError: an assignment of another form.
 
     Example:
         >>> parse_settings(["clipfit.kd_weight=8", "clipfit.kd=none"])
-        {'clipfit': {'kd_weight': 8, 'kd': 'none'}}
+        {'clipfit': {'kd_weight': '8', 'kd': 'none'}}
     """
     import yaml
 
@@ -108,11 +121,24 @@ def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
         name, dot, key = target.strip().rpartition(".")
         if not (equals and dot and name and key):
             raise UserError(f"--set {text}: expected NAME.key=value, as in clipfit.kd_weight=8")
+        is_yaml = value == "null" or value.startswith(("[", "{", '"', "'"))
         try:
-            settings.setdefault(name, {})[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            settings.setdefault(name, {})[key] = yaml.safe_load(value) if is_yaml else value
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {text}: the value is not valid YAML") from error
     return settings
+
+
+def format_setting(value: Any) -> str:
+    """Write a value so that `parse_settings` and the option's type read it back.
+
+    Example:
+        >>> [format_setting(v) for v in (0.5, "none", None, "null", [1, 2])]
+        ['0.5', 'none', 'null', '"null"', '[1, 2]']
+    """
+    if isinstance(value, str) and value != "null" and not value.startswith(("[", "{", '"', "'")):
+        return value
+    return json.dumps(value)
 
 
 def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:
@@ -146,7 +172,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"--config {file}: cannot read it: {reason}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(
             f"--config {file}: not valid YAML: {' '.join(str(error).split())}"
         ) from error

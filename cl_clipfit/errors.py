@@ -1,7 +1,8 @@
-"""The one exception that reaches the user as a sentence instead of a traceback."""
+"""The one exception that reaches the user as a sentence, and help in writing the sentence."""
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -15,3 +16,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean '{close[0]}'?"
     return f"Known: {', '.join(options)}." if options else "There is none."
+
+
+def is_file(path: str | Path) -> bool:
+    """Tell whether a file exists; a name no file can have is no error."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False

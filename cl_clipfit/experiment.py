@@ -1,6 +1,7 @@
 """One run: scenario x strategy x seed -> a run folder with tables, metrics and curves."""
 
 import copy
+import random
 import time
 import traceback
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from cl_clipfit import environment, metrics
@@ -50,6 +52,13 @@ class Progress:
     eval_seconds: list[float] = field(default_factory=list)
 
 
+def seed_everything(seed: int) -> None:
+    """Seed every generator a method or plug-in may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 class Run:
     """Train one strategy on a stream and write its folder.
 
@@ -75,16 +84,20 @@ class Run:
     ) -> None:
         self.stream, self.plan, self.scenario = stream, plan, scenario
         self.probes, self.folder, self.display = probes, folder, display
-        torch.manual_seed(plan.seed)
-        self.strategy: CLIPStrategy = plan.cls(
-            model=copy.deepcopy(model),
-            class_names=scenario.class_names,
-            templates=scenario.templates,
-            recipe=plan.recipe,
-            options=plan.options,
-            device=stream.device,
-            plugins=[StepCallback(display.step)],
-        )
+        self.task = 0  # being learned; 0 before any
+        seed_everything(plan.seed)
+        try:
+            self.strategy: CLIPStrategy = plan.cls(
+                model=copy.deepcopy(model),
+                class_names=scenario.class_names,
+                templates=scenario.templates,
+                recipe=plan.recipe,
+                options=plan.options,
+                device=stream.device,
+                plugins=[StepCallback(display.step)],
+            )
+        except Exception as error:  # a method's own code may raise anything
+            raise UserError(self._failure(error)) from error
         self.progress = Progress(
             AccuracyTables(scenario.test_samples), {name: [] for name in probes}
         )
@@ -102,7 +115,7 @@ class Run:
             self._run_stream()
         except UserError:
             raise
-        except Exception as error:  # a method's own code may raise anything
+        except Exception as error:
             raise UserError(self._failure(error)) from error
         return self._result()
 
@@ -111,6 +124,7 @@ class Run:
         self._evaluate()
         tasks = len(self.scenario.task_classes)
         for task, experience in enumerate(self.scenario.benchmark.train_stream, 1):
+            self.task = task
             started = time.perf_counter()
             self._start_display(task, tasks)
             self.strategy.train(experience, eval_streams=[])
@@ -129,9 +143,9 @@ class Run:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if Path(f.filename).resolve() == file.resolve()]
         where = f" ({file.name}, line {lines[-1]})" if lines else ""
-        task = len(self.progress.train_seconds) + 1
+        when = f"in task {self.task}" if self.task else "before the first task"
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        return f"strategy {name} failed in task {task}{where}: {kind}{error}"
+        return f"strategy {name} failed {when}{where}: {kind}{error}"
 
     def _start_display(self, task: int, tasks: int) -> None:
         if self.plan.recipe is None:

@@ -1,20 +1,63 @@
 """From a command to the runs it asks for, with every default filled in and every name checked."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, StrictStr, ValidationError
 
 from cl_clipfit import __version__
 from cl_clipfit.clip import DEFAULT_MODEL, MINI, ModelIdentity, parse_model
-from cl_clipfit.config import Options, Recipe, RunConfig, make_options, parse_settings
+from cl_clipfit.config import (
+    Count,
+    Options,
+    Recipe,
+    RunConfig,
+    explain,
+    format_setting,
+    make_options,
+    parse_settings,
+)
 from cl_clipfit.data.source import Source
 from cl_clipfit.environment import resolve_device
 from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.recipes import make_recipe, split_settings
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runs import settings_hash
+
+BUNDLED_PROBES = ("glyph-letters", "pretraining-shapes")
+
+
+class ScenarioFacts(BaseModel):
+    """The literals of a scenario file that steer a run.
+
+    Attributes:
+        TASKS: default number of tasks.
+        CLASS_ORDER: default class order.
+        MODEL: default model.
+        PROBES: probes by default, with the mini CLIP.
+        DOWNLOAD: "none" where the scenario brings its data and takes no `--data-dir`.
+    """
+
+    TASKS: Count = 1
+    CLASS_ORDER: StrictStr = "natural"
+    MODEL: StrictStr = DEFAULT_MODEL
+    PROBES: tuple[StrictStr, ...] = BUNDLED_PROBES
+    DOWNLOAD: StrictStr = ""
+
+
+def read_facts(entry: Entry) -> ScenarioFacts:
+    """Validate a scenario's literals.
+
+    Raises:
+        UserError: one of the wrong type; the message names the file.
+    """
+    try:
+        return ScenarioFacts.model_validate(entry.about)
+    except ValidationError as error:
+        raise UserError(f"{entry.file.name}: {explain(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -37,7 +80,7 @@ class StreamPlan:
     tasks: int
     class_order: str
     shots: int | None
-    probes: tuple[str, ...]
+    probes: tuple[Entry, ...]
     model: str
     device: torch.device
 
@@ -68,19 +111,17 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
         UserError: an unknown name or an option the scenario does not take.
     """
     entry = registry.get("scenarios", config.scenario)
-    about = entry.about
+    facts = read_facts(entry)
     if config.data_dir is not None:
-        if about.get("DOWNLOAD") == "none":
+        if facts.DOWNLOAD == "none":
             raise UserError(f"--data-dir: {entry.name} needs no data, leave the option out")
         if not config.data_dir.exists():
             raise UserError(f"--data-dir {config.data_dir}: there is no such file or folder")
-    model = config.model or about.get("MODEL", DEFAULT_MODEL)
-    is_mini = parse_model(model)[0] == MINI
+    model = config.model or facts.MODEL
     probes = config.probe
     if probes is None:
-        probes = list(about.get("PROBES", ())) if is_mini else []
-    for name in probes:
-        registry.get("scenarios", name)
+        is_mini = parse_model(model)[0] == MINI
+        probes = [p for p in facts.PROBES if p != entry.name] if is_mini else []
     settings = parse_settings(config.set)
     known = {config.scenario, *config.strategy}
     for name in settings:
@@ -89,10 +130,10 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     return StreamPlan(
         entry=entry,
         options=make_options(entry.options_class(), settings.get(entry.name, {}), entry.name),
-        tasks=config.tasks or int(about.get("TASKS", 1)),
-        class_order=config.class_order or about.get("CLASS_ORDER", "natural"),
+        tasks=config.tasks or facts.TASKS,
+        class_order=config.class_order or facts.CLASS_ORDER,
         shots=config.shots,
-        probes=tuple(dict.fromkeys(probes)),
+        probes=tuple(registry.get("scenarios", name) for name in dict.fromkeys(probes)),
         model=model,
         device=resolve_device(config.device),
     )
@@ -109,22 +150,14 @@ def plan_runs(config: RunConfig, registry: Registry, scenario: Entry) -> list[Ru
     for name in dict.fromkeys(config.strategy):
         entry = registry.get("strategies", name)
         cls = registry.strategy_class(name)
-        options = make_options(entry.options_class(), settings.get(name, {}), name)
-        recipe = None if cls.frozen else make_recipe(config, scenario, entry)
+        options_class = entry.options_class()
+        own, recipe = settings.get(name, {}), None
+        if cls.trains and not cls.frozen:
+            own, for_recipe = split_settings(own, options_class)
+            recipe = make_recipe(config, scenario, entry, for_recipe)
+        options = make_options(options_class, own, name)
         plans += [RunPlan(entry, cls, options, recipe, seed) for seed in dict.fromkeys(config.seed)]
     return plans
-
-
-def make_recipe(config: RunConfig, scenario: Entry, strategy: Entry) -> Recipe:
-    """Layer the recipe: defaults, the scenario's, the strategy's for it, the command's."""
-    given = {"epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr}
-    return Recipe(
-        **{
-            **scenario.about.get("RECIPE", {}),
-            **strategy.about.get("RECIPES", {}).get(scenario.name, {}),
-            **{key: value for key, value in given.items() if value is not None},
-        }
-    )
 
 
 def load_source(entry: Entry, options: Options, data_dir: Path | None) -> Source:
@@ -148,59 +181,67 @@ def load_source(entry: Entry, options: Options, data_dir: Path | None) -> Source
     return source
 
 
-def settings_of(
-    stream: StreamPlan, run: RunPlan, config: RunConfig, identity: ModelIdentity
-) -> dict[str, Any]:
-    """Everything that changes a run's numbers, for its hash.
+def run_digest(
+    stream: StreamPlan,
+    run: RunPlan,
+    precision: str,
+    identity: ModelIdentity,
+    data: Mapping[str, str],
+) -> str:
+    """Return the hash that names the run's folder: over everything that changes numbers.
 
-    The bytes of the strategy's and scenario's files count: an edited method is run anew.
+    The bytes of the strategy's, scenario's and probes' files count, and all images and labels: an
+    edited method is run anew, and so is one on changed data.
+
+    Args:
+        stream: what all runs of the command share.
+        run: the run.
+        precision: arithmetic of the model.
+        identity: the model's weights.
+        data: hash of each data set, by scenario and probe name.
     """
-    return {
-        "version": __version__,
-        "scenario": [stream.entry.name, stream.entry.sha256, stream.options.model_dump()],
-        "data": str(config.data_dir.resolve()) if config.data_dir else None,
-        "tasks": stream.tasks,
-        "class_order": stream.class_order,
-        "shots": stream.shots,
-        "probes": stream.probes,
-        "strategy": [run.strategy.name, run.strategy.sha256, run.options.model_dump()],
-        "recipe": run.recipe.model_dump() if run.recipe else None,
-        "seed": run.seed,
-        "model": [identity.architecture, identity.pretrained, identity.weights_sha256],
-        "device": stream.device.type,
-        "precision": config.precision,
-    }
-
-
-def run_digest(stream: StreamPlan, run: RunPlan, config: RunConfig, identity: ModelIdentity) -> str:
-    """Return the hash that names the run's folder."""
-    return settings_hash(settings_of(stream, run, config, identity))
+    return settings_hash(
+        {
+            "version": __version__,
+            "scenario": [stream.entry.name, stream.entry.sha256, stream.options.model_dump()],
+            "data": data,
+            "tasks": stream.tasks,
+            "class_order": stream.class_order,
+            "shots": stream.shots,
+            "probes": [[probe.name, probe.sha256] for probe in stream.probes],
+            "strategy": [run.strategy.name, run.strategy.sha256, run.options.model_dump()],
+            "recipe": run.recipe.model_dump() if run.recipe else None,
+            "seed": run.seed,
+            "model": [identity.architecture, identity.pretrained, identity.weights_sha256],
+            "device": stream.device.type,
+            "precision": precision,
+        }
+    )
 
 
 def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, Any]:
     """Return `config.yaml`: the command that repeats this one run, defaults filled in."""
     recipe = run.recipe.model_dump() if run.recipe else {}
-    own = {f"{stream.entry.name}.": stream.options, f"{run.strategy.name}.": run.options}
+    options = {"epochs", "batch_size", "lr"}
+    own = [
+        (stream.entry.name, stream.options.model_dump(mode="json")),
+        (run.strategy.name, run.options.model_dump(mode="json")),
+        (run.strategy.name, {k: v for k, v in recipe.items() if k not in options}),
+    ]
     values = {
         "scenario": stream.entry.name,
         "strategy": [run.strategy.name],
         "model": stream.model,
         "seed": [run.seed],
-        "epochs": recipe.get("epochs"),
-        "batch_size": recipe.get("batch_size"),
-        "lr": recipe.get("lr"),
+        **{key: recipe.get(key) for key in sorted(options)},
         "shots": stream.shots,
         "tasks": stream.tasks,
         "class_order": stream.class_order,
-        "data_dir": str(config.data_dir) if config.data_dir else None,
+        "data_dir": str(config.data_dir.resolve()) if config.data_dir else None,
         "device": stream.device.type,
         "precision": config.precision,
-        "set": [
-            f"{prefix}{key}={json.dumps(value)}"
-            for prefix, options in own.items()
-            for key, value in options.model_dump(mode="json").items()
-        ],
-        "plugin": [str(file) for file in config.plugin],
-        "probe": list(stream.probes),
+        "set": [f"{n}.{key}={format_setting(v)}" for n, vs in own for key, v in vs.items()],
+        "plugin": [str(file.resolve()) for file in config.plugin],
+        "probe": [probe.name for probe in stream.probes],
     }
     return {key: value for key, value in values.items() if value is not None}

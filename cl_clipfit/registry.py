@@ -5,13 +5,16 @@ working plug-ins. A file says about itself, in literals at the top level:
 
 - its docstring: the first line describes it;
 - `NAME`: its name; default: the file's name with "-" for "_";
-- other upper-case literals, such as `PAPER`, `NEEDS`, `CLASSES`: shown by `list` and `info`.
+- other upper-case literals: shown by `list` and `info`. Some steer runs: a scenario's `TASKS`,
+  `CLASS_ORDER`, `MODEL`, `PROBES`, `DOWNLOAD` and `RECIPE`, a strategy's `RECIPE` and `RECIPES`
+  (see `plan.py`).
 
 A strategy file holds one subclass of `CLIPStrategy`; a scenario file a function `load`. Both may
 hold one subclass of `Options`: the settings that `--set NAME.key=value` accepts.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -25,7 +28,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from cl_clipfit.config import Options
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.errors import UserError, is_file, nearest
 
 Kind = Literal["strategies", "scenarios"]
 KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
@@ -44,6 +47,7 @@ class Entry:
         about: its upper-case literals.
         module: importable module name; "" for a `--plugin` file.
         error: why it cannot be read; "" where it can.
+        sha256: hash of the file's bytes as they were read: an edited method is another method.
     """
 
     kind: Kind
@@ -53,11 +57,7 @@ class Entry:
     about: dict[str, Any] = field(default_factory=dict)
     module: str = ""
     error: str = ""
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the file's bytes: an edited method is another method."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+    sha256: str = ""
 
     def load(self) -> ModuleType:
         """Import the file.
@@ -68,8 +68,8 @@ class Entry:
         try:
             if self.module:
                 return importlib.import_module(self.module)
-            return _import_file(self.file)
-        except Exception as error:
+            return _import_file(self.file, self.sha256)
+        except (Exception, SystemExit) as error:  # a script may call sys.exit when imported
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{self.file.name} fails to import: {type(error).__name__}: {reason}"
@@ -98,8 +98,8 @@ def defined_class(module: ModuleType, base: type[Any]) -> type[Any] | None:
     return found[0] if found else None
 
 
-def _import_file(file: Path) -> ModuleType:
-    name = f"cl_clipfit_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+def _import_file(file: Path, sha256: str) -> ModuleType:
+    name = f"cl_clipfit_plugin_{file.stem}_{sha256[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
@@ -120,13 +120,15 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
 
     Args:
         file: a Python file.
-        kind: default: a scenario where it defines a function `load`, else a strategy.
+        kind: default: a scenario where it defines `load` and no strategy, else a strategy.
         module: importable name, if it has one.
         name: name to use where the file gives none.
     """
     entry = Entry(kind or "strategies", name or file.stem.replace("_", "-"), file, module=module)
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        code = file.read_bytes()
+        entry.sha256 = hashlib.sha256(code).hexdigest()
+        tree = ast.parse(code)
     except (OSError, SyntaxError, ValueError) as error:
         where = (
             f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
@@ -134,17 +136,29 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         entry.error = f"{file.name} cannot be read: {where}"
         return entry
     entry.summary = (ast.get_docstring(tree) or "").split("\n")[0]
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == "load" and kind is None:
-            entry.kind = "scenarios"
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id.isupper():
-            try:
-                entry.about[target.id] = ast.literal_eval(node.value)
-            except ValueError:
-                continue  # computed, not a literal: nothing to show without running it
+    entry.about = _literals(tree)
     entry.name = str(entry.about.pop("NAME", entry.name))
+    loads = any(isinstance(n, ast.FunctionDef) and n.name == "load" for n in tree.body)
+    bases = [ast.unparse(b) for n in tree.body if isinstance(n, ast.ClassDef) for b in n.bases]
+    if kind is None and loads and not any("Strategy" in base for base in bases):
+        entry.kind = "scenarios"
     return entry
+
+
+def _literals(tree: ast.Module) -> dict[str, Any]:
+    """Return the upper-case names a module sets to literals, annotated or not."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target, value = node.target, node.value
+        else:
+            continue
+        if isinstance(target, ast.Name) and target.id.isupper():
+            with contextlib.suppress(ValueError):  # computed: nothing to show without running it
+                found[target.id] = ast.literal_eval(value)
+    return found
 
 
 def _folder(package: Kind) -> list[Entry]:
@@ -189,7 +203,7 @@ class Registry:
             for entry in [*_folder(kind), *_installed(kind)]:
                 self._add(entry)
         for file in plugins:
-            if not file.is_file():
+            if not is_file(file):
                 raise UserError(f"--plugin {file}: there is no such file")
             if file.suffix != ".py":
                 raise UserError(f"--plugin {file}: a plug-in is a Python file (.py)")

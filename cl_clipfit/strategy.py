@@ -5,6 +5,7 @@ With `data/streams.py` this is the only code that touches Avalanche's internals.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,12 @@ from torch import Tensor, nn
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.config import Options, Recipe
+
+
+def _keep_columns(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """Set all columns but those of `classes` to -inf."""
+    index = torch.tensor(list(classes), device=logits.device)
+    return torch.full_like(logits, -torch.inf).index_copy(1, index, logits[:, index])
 
 
 class StepCallback(SupervisedPlugin):
@@ -40,26 +47,52 @@ def _silent_evaluator() -> EvaluationPlugin:
         return EvaluationPlugin(loggers=[])
 
 
+@dataclass
+class StepFeatures:
+    """What one training step encoded, with gradients.
+
+    Attributes:
+        image: (B, d), unit length.
+        text: (C, d), unit length, one row for each of `classes`.
+        classes: labels of the rows of `text`.
+    """
+
+    image: Tensor
+    text: Tensor
+    classes: list[int]
+
+
 class CLIPStrategy(SupervisedTemplate):
     """Train a `CLIPClassifier` on a stream of experiences, one fresh optimiser for each.
 
     A method overrides some of these hooks, and nothing else:
 
     - `trainable()`: the parameters that train, asked for at the start of every task;
+    - `parameter_groups()`: the optimiser's groups; default: one over the whole selection;
     - `label_space()`: the classes that the training loss ranks; default: the task's own;
-    - `compute_loss(logits, labels)`: the loss of a step; default: cross-entropy;
+    - `text_space()`: the classes encoded in a step; default: those of `label_space()`;
+    - `training_logits(images)`: the forward pass of a step; default: cosine similarities;
+    - `compute_loss(logits, labels)`: the loss of a step; default: cross-entropy. `self.features`
+      holds what the step encoded, so that a distillation term needs no second pass;
     - `after_step()`: after every optimiser step;
     - `after_task()`: after the last step of a task;
-    - `scores(images)`: how the finished method classifies; default: zero-shot logits.
+    - `scores(images)` and `probe_features(names, templates)`: how the finished method classifies;
+      default: zero-shot with the tuned weights.
 
-    In plain Avalanche code: `strategy.train(experience)`, `strategy.eval(stream)`, with any
-    Avalanche plugin, `EvaluationPlugin` or logger. Labels index `class_names`. Images are uint8
-    (C, H, W) of any size, preprocessed on the device, or float as the image tower takes them.
+    `training_loss(images, labels)` is the loss of a step as a function, for methods that need it
+    again, at other weights.
+
+    In plain Avalanche code: `strategy.train(experience)`, `strategy.eval(stream)`, with Avalanche's
+    plugins, `EvaluationPlugin` and loggers, on a benchmark whose experiences know their classes.
+    Labels index `class_names`. A plugin that mixes other classes into a batch (replay) needs a
+    `label_space()` that holds them, such as `seen_classes`; plugins for task labels do not apply.
+    Images are uint8 (C, H, W) of any size, preprocessed on the device, or float as the image tower
+    takes them.
 
     Args:
         model: the classifier; it gets the classes it does not know yet.
-        class_names: names in label order, of every class the stream will bring; default: those
-            the model knows.
+        class_names: names in label order, of every class the stream will bring, beginning with
+            those the model knows; default: those.
         templates: prompt templates of new classes.
         recipe: how a task is trained.
         options: the method's own settings.
@@ -67,10 +100,16 @@ class CLIPStrategy(SupervisedTemplate):
         plugins: Avalanche plugins.
         evaluator: Avalanche evaluation plugin; default: a silent one.
         **kwargs: further arguments of `SupervisedTemplate`, such as `eval_every`.
+
+    Raises:
+        ValueError: `class_names` contradict the classes the model knows.
     """
 
     frozen: ClassVar[bool] = False
     """True for a method whose predictions never change: it is not trained, and scored once."""
+
+    trains: ClassVar[bool] = True
+    """False for a method without gradient steps; it may still change in `after_task`."""
 
     model: CLIPClassifier
 
@@ -91,7 +130,10 @@ class CLIPStrategy(SupervisedTemplate):
         self.options: Any = options
         model.to(device)
         if class_names is not None:
-            model.add_classes(list(class_names)[len(model.class_names) :], templates)
+            known = len(model.class_names)
+            if list(class_names)[:known] != model.class_names:
+                raise ValueError(f"class_names must begin with the {known} the model knows already")
+            model.add_classes(list(class_names)[known:], templates)
         super().__init__(
             model=model,
             optimizer=None,  # built anew for every task
@@ -103,6 +145,7 @@ class CLIPStrategy(SupervisedTemplate):
             evaluator=_silent_evaluator() if evaluator is None else evaluator,
             **kwargs,
         )
+        self.features: StepFeatures | None = None
         self.selection: dict[str, nn.Parameter] = {}
         self.task_classes: list[int] = []
         self.seen_classes: list[int] = []
@@ -115,9 +158,29 @@ class CLIPStrategy(SupervisedTemplate):
         """Return the parameters of `self.model` that train; an empty selection is an error."""
         return ()
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups; default: one, with the whole selection."""
+        return [{"params": list(self.selection.values())}]
+
     def label_space(self) -> Sequence[int]:
         """Return the classes (labels) that the training loss ranks; default: the task's own."""
         return self.task_classes
+
+    def text_space(self) -> Sequence[int]:
+        """Return the classes (labels) whose text a step encodes; it holds `label_space()`."""
+        return self.label_space()
+
+    def training_logits(self, images: Tensor) -> Tensor:
+        """Encode images and text once and keep them in `self.features`.
+
+        Returns:
+            logits (B, K) for all K classes; -inf outside of `label_space()`.
+        """
+        classes = list(self.text_space())
+        image, text = self.model.image_features(images), self.model.text_features(classes)
+        self.features = StepFeatures(image, text, classes)
+        logits = self._spread(self.model.logits(image, text), classes)
+        return _keep_columns(logits, self.label_space())
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a step.
@@ -165,22 +228,23 @@ class CLIPStrategy(SupervisedTemplate):
 
     # ---- the loop -------------------------------------------------------------------------------
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the optimiser's groups; default: one, with the whole selection."""
-        return [{"params": list(self.selection.values())}]
-
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Select what trains and build an optimiser over that alone.
 
         Avalanche's own version appends every parameter of the model, frozen ones too, and fails
         with two parameter groups.
         """
-        assert self.experience is not None
-        self.task_classes = sorted(self.experience.classes_in_this_experience)
+        classes = getattr(self.experience, "classes_in_this_experience", None)
+        if classes is None:
+            raise ValueError(
+                "the experience does not know its classes: wrap the benchmark in Avalanche's"
+                " with_classes_timeline"
+            )
+        self.task_classes = sorted(classes)
         self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
         self._check_labels()
         self.model.to(self.device)
-        if self.frozen:
+        if self.frozen or not self.trains:
             return
         self.selection = self.model.train_only(self.trainable())
         if not self.selection:
@@ -209,7 +273,7 @@ class CLIPStrategy(SupervisedTemplate):
         return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay)
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        if not self.frozen:
+        if self.trains and not self.frozen:
             super()._train_exp(experience, eval_streams, **kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
@@ -222,15 +286,23 @@ class CLIPStrategy(SupervisedTemplate):
 
         In training that is `label_space()`, in evaluation the classes seen (all, before any).
         """
-        total = len(self.model.class_names)
-        if not self.is_training:
-            logits = self.scores(self.mb_x)
-            classes = self.seen_classes or list(range(total))
-            index = torch.tensor(classes, device=logits.device)
-            return torch.full_like(logits, -torch.inf).index_copy(1, index, logits[:, index])
-        classes = list(self.label_space())
-        logits = self.model(self.mb_x, classes)
-        full = logits.new_full((len(logits), total), -torch.inf)
+        if self.is_training:
+            return self.training_logits(self.mb_x)
+        everything = range(len(self.model.class_names))
+        return _keep_columns(self.scores(self.mb_x), self.seen_classes or everything)
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss of a step at the current weights, with gradients."""
+        return self.compute_loss(self.training_logits(images), labels)
+
+    def eval(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Evaluate on experiences as Avalanche does, encoding the class prompts once."""
+        with self.model.cached_text():
+            return super().eval(*args, **kwargs)
+
+    def _spread(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
+        """Put columns for `classes` at their labels: (B, C) to (B, K), -inf elsewhere."""
+        full = logits.new_full((len(logits), len(self.model.class_names)), -torch.inf)
         return full.index_copy(1, torch.tensor(classes, device=logits.device), logits)
 
     def criterion(self) -> Tensor:

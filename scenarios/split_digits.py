@@ -21,7 +21,6 @@ DOWNLOAD = "none"
 LICENCE = "CC BY 4.0"
 MODEL = "mini"
 CLASS_ORDER = "natural"
-PROBES = ("glyph-letters", "pretraining-shapes")
 RECIPE = {"epochs": 8, "batch_size": 32, "lr": 3e-3}
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -20,7 +20,6 @@ DOWNLOAD = "none"
 LICENCE = "drawn by this project, MIT"
 MODEL = "mini"
 CLASS_ORDER = "pycil-1993"
-PROBES = ("glyph-letters", "pretraining-shapes")
 RECIPE = {"epochs": 5, "batch_size": 32, "lr": 3e-3}
 DATA_SEED = 100
 

@@ -11,7 +11,7 @@ import torch
 from cl_clipfit.cli import app, main
 from cl_clipfit.clip import create_classifier
 from cl_clipfit.config import RunConfig
-from cl_clipfit.plan import plan_runs, plan_stream, run_digest
+from cl_clipfit.plan import load_source, plan_runs, plan_stream, run_digest
 from cl_clipfit.registry import Registry
 
 PLUGIN = ["--plugin", "examples/image_norms.py", "tests/plugins/tiny_stream.py"]
@@ -109,7 +109,10 @@ def digests(*arguments: str) -> list[str]:
     plans = plan_runs(config, registry, stream.entry)
     identity = create_classifier(stream.model).identity
     assert identity is not None
-    return [run_digest(stream, plan, config, identity) for plan in plans]
+    data = {e.name: load_source(e, e.options_class()(), None).sha256 for e in stream.probes}
+    source = load_source(stream.entry, stream.options, config.data_dir)
+    data[stream.entry.name] = source.sha256
+    return [run_digest(stream, plan, config.precision, identity, data) for plan in plans]
 
 
 def parse(*arguments: str) -> dict[str, object]:
@@ -124,6 +127,7 @@ def parse(*arguments: str) -> dict[str, object]:
         ["--seed", "1"], ["--lr", "0.5"], ["--batch-size", "3"], ["--epochs", "2"],
         ["--shots", "3"], ["--class-order", "seed:1"], ["--probe", "glyph-letters"],
         ["--tasks", "3"], ["--model", "mini:random"], ["--set", "image-norms.pull=0.5"],
+        ["--set", "image-norms.optimizer=sgd"], ["--set", "image-norms.weight_decay=0.1"],
     ],
 )  # fmt: skip
 def test_whatever_changes_numbers_changes_the_folder(change: list[str]) -> None:
@@ -189,17 +193,72 @@ def test_a_broken_plugin_is_named_and_the_rest_works(
     broken.write_text("import nothing_here\n")
     run(*TINY, "--plugin", str(broken), output=tmp_path / "runs")
     assert "broken.py fails to import" in capsys.readouterr().err
+    broken.write_text("import sys\nsys.exit(0)\n")
+    run(*TINY, "--quiet", "--plugin", str(broken), output=tmp_path / "runs")
+    assert "broken.py fails to import: SystemExit" in capsys.readouterr().err
     assert main(["list", "strategies", "--plugin", str(broken)]) == 0
     assert "zero-shot" in capsys.readouterr().out
 
 
-def test_an_edited_plugin_is_run_anew(tmp_path: Path) -> None:
+STREAM = """
+import torch
+from cl_clipfit import ImageSet, Source
+MODEL = "mini"
+PROBES = ()
+def load(options, data_dir):
+    images = torch.full((4, 3, 8, 8), {level}, dtype=torch.uint8)
+    data = ImageSet(images, torch.tensor([0, 0, 1, 1]))
+    return Source(("a", "b"), ("{{}}",), data, data)
+"""
+
+
+def test_an_edited_plugin_or_probe_is_run_anew_with_its_new_code(tmp_path: Path) -> None:
+    method, stream = tmp_path / "mine.py", tmp_path / "my_stream.py"
+    arguments = ["--scenario", "my-stream", "--strategy", "mine", "--probe", "my-stream"]
+    plugins = ["--plugin", str(method), str(stream)]
+    scores = MINE + "    frozen = True\n    def scores(self, images):\n        import torch\n"
+    last = []
+    for column, level in ((0, 10), (1, 10), (1, 20)):
+        row = [1.0 if c == column else 0.0 for c in range(2)]
+        method.write_text(f"{scores}        return torch.tensor([{row}] * len(images))\n")
+        stream.write_text(STREAM.format(level=level))
+        (result,) = run(*arguments, *plugins, output=tmp_path / "runs")
+        last.append(result["all_classes_matrix"][-1])
+    assert last == [[50.0], [50.0], [50.0]]
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 3
+
+
+def test_a_run_does_not_depend_on_its_company(tmp_path: Path) -> None:
+    together = run(
+        *TINY, "--strategy", "image-norms", "zero-shot", "--seed", "1", "0", output=tmp_path / "a"
+    )
+    alone = run(*TRAINED, "--seed", "0", output=tmp_path / "b")
+    assert together[1]["accuracy_matrix"] == alone[0]["accuracy_matrix"]
+
+
+def test_bundled_probes_are_on_by_default_with_mini(tmp_path: Path) -> None:
+    config = RunConfig(scenario="glyph-letters")
+    registry = Registry()
+    assert [e.name for e in plan_stream(config, registry).probes] == ["pretraining-shapes"]
+    other = RunConfig(model="ViT-B-32:random")
+    assert plan_stream(other, registry).probes == ()
+
+
+def test_recipes_are_layered(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
-    text = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n    frozen = True\n"
-    for edit in ("", "# edited\n"):
-        plugin.write_text(text + edit)
-        run(*TINY, "--strategy", "mine", "--plugin", str(plugin), output=tmp_path / "runs")
-    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
+    plugin.write_text(
+        "RECIPE = {'optimizer': 'sgd', 'epochs': 7, 'lr': 1.0}\n"
+        "RECIPES = {'tiny-stream': {'lr': 2.0, 'momentum': 0.5}}\n" + MINE + "    pass\n"
+    )
+    arguments = ["--set", "mine.momentum=0.25", "--epochs", "3", "--plugin", str(plugin)]
+    config = RunConfig.model_validate(parse(*TINY, "--strategy", "mine", *arguments))
+    registry = Registry(config.plugin)
+    (plan,) = plan_runs(config, registry, registry.get("scenarios", "tiny-stream"))
+    assert plan.recipe is not None
+    assert plan.recipe.model_dump() == {
+        "epochs": 3, "batch_size": 16, "optimizer": "sgd", "lr": 2.0, "weight_decay": 0.0,
+        "momentum": 0.25, "schedule": "cosine",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -238,6 +297,12 @@ FILES = {
     "nothing_trains.py": MINE + "    pass\n",
     "raises.py": MINE + "    def trainable(self):\n        raise ValueError('no such layer')\n",
     "breaks.py": MINE + "    def trainable(self):\n        return self.model.nothing\n",
+    "init.py": MINE + "    def __init__(self):\n        pass\n",
+    "tasks.py": "TASKS = 'five'\ndef load(options, data_dir): ...\n",
+    "recipe.py": "RECIPE = {'epoch': 5}\n" + MINE + "    pass\n",
+    "labels.py": STREAM.format(level=1).replace("[0, 0, 1, 1]", "[1, 1, 2, 2]"),
+    "true.yaml": "epochs: true\n",
+    "date.yaml": "epochs: 2024-13-45\n",
     "stream.py": "NAME = 'stream'\ndef load(options, data_dir):\n    return 3\n",
     "file.txt": "a file, not a folder",
     "split_digits.py": "def load(options, data_dir): ...\n",
@@ -256,7 +321,7 @@ BAD = [
     (["--model", "ViT-B-16:opnai"], "neither a file nor a tag"),
     (["--model", "mini:{}/text.pt"], "cannot load"),
     (["--model", "mini:{}/absent.pt"], "neither a file nor a tag"),
-    (["--model", "local-dir:{}"], "cannot load"),
+    (["--model", "local-dir:{}"], "config file missing"),
     (["--seed", "one"], "--seed"),
     (["--seed", "-1"], "--seed"),
     (["--seed", "1.5"], "--seed"),
@@ -288,7 +353,7 @@ BAD = [
     (["--scenario", "split-shapes100", "--set", "split-shapes100.severty=1"], "'severity'"),
     (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=2"], "less than"),
     (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=big"], "number"),
-    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=.nan"], "finite"),
+    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=nan"], "finite"),
     (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=[1"], "YAML"),
     (["--set", "clipfit.kd=1"], "not part of this run"),
     (["--config", "{}/absent.yaml"], "cannot read"),
@@ -301,15 +366,34 @@ BAD = [
     (["--config", "{}/code.yaml"], "not valid YAML"),
     (["--plugin", "{}/absent.py"], "no such file"),
     (["--plugin", "{}/file.txt"], "a Python file"),
-    (["--plugin", "{}/broken.py", "--strategy", "broken"], "fails to import"),
-    (["--plugin", "{}/syntax.py", "--strategy", "syntax"], "cannot be read"),
-    (["--plugin", "{}/no_class.py", "--strategy", "no-class"], "no subclass"),
-    (["--plugin", "{}/nothing_trains.py", "--strategy", "nothing-trains"], "selects no parameter"),
-    (["--plugin", "{}/raises.py", "--strategy", "raises"], "no such layer"),
-    (["--plugin", "{}/breaks.py", "--strategy", "breaks"], "(breaks.py, line 4): AttributeError"),
+    ([*TINY, "--plugin", "{}/broken.py", "--strategy", "broken"], "fails to import"),
+    ([*TINY, "--plugin", "{}/syntax.py", "--strategy", "syntax"], "cannot be read"),
+    ([*TINY, "--plugin", "{}/no_class.py", "--strategy", "no-class"], "no subclass"),
+    (
+        [*TINY, "--plugin", "{}/nothing_trains.py", "--strategy", "nothing-trains"],
+        "selects no parameter",
+    ),
+    ([*TINY, "--plugin", "{}/raises.py", "--strategy", "raises"], "no such layer"),
+    (
+        [*TINY, "--plugin", "{}/breaks.py", "--strategy", "breaks"],
+        "(breaks.py, line 4): AttributeError",
+    ),
     (["--plugin", "{}/stream.py", "--scenario", "stream"], "must return"),
     (["--plugin", "{}/split_digits.py"], "both define"),
-    ([*TRAINED, "--lr", "1e30"], "diverged"),
+    (["--plugin", "{}/" + "x" * 300 + ".py"], "no such file"),
+    ([*TINY, "--plugin", "{}/init.py", "--strategy", "init"], "before the first task"),
+    (["--plugin", "{}/tasks.py", "--scenario", "tasks"], "tasks.py: TASKS"),
+    ([*TINY, "--plugin", "{}/recipe.py", "--strategy", "recipe"], "Did you mean 'epochs'"),
+    (["--plugin", "{}/labels.py", "--scenario", "labels"], "training labels run from 1 to 2"),
+    (["--config", "{}/true.yaml"], "epochs"),
+    (["--config", "{}/date.yaml"], "not valid YAML"),
+    (["--set", "zero-shot.lr=1"], "no option 'lr'"),
+    ([*TRAINED, "--set", "image-norms.optimizer=adam"], "adamw"),
+    ([*TRAINED, "--set", "image-norms.pull=true"], "number"),
+    ([*TRAINED, "--set", "image-norms.pull=1:30"], "number"),
+    (["--model", "mini:" + "x" * 300], "neither a file nor a tag"),
+    (["--model", "ViT-L-14:{}/text.pt"], "different preprocessing"),
+    ([*TRAINED, "--lr", "1e30", "--tasks", "1"], "failed in task 1: scores contain NaN"),
     (["--probe", "glyph-leters"], "Did you mean 'glyph-letters'"),
     (["list"], "list"),
     (["list", "strategy"], "strategies"),

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_clipfit.clip import CLIPClassifier, create_classifier
-from cl_clipfit.clip.factory import _check_names, hash_weights
+from cl_clipfit.clip.factory import hash_weights
+from cl_clipfit.clip.weights import Weights, preprocessing_of, resolve_weights
 from cl_clipfit.errors import UserError
 
 NAMES = ["cat", "red {car}", "dog", "dog"]
@@ -184,8 +185,41 @@ def test_every_mismatch_open_clip_knows_of_is_refused_and_nothing_else(
             with pytest.raises(UserError, match="QuickGELU mismatch"):
                 create_classifier(f"{architecture}:{tag}")
         else:
-            assert _check_names(architecture, tag) == tag
+            assert resolve_weights(architecture, tag) == Weights(tag)
     assert refused >= 20
+
+
+def test_a_file_named_like_a_tag_does_not_turn_the_checks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openai").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="QuickGELU mismatch"):
+        create_classifier("ViT-B-16:openai")
+    assert resolve_weights("ViT-B-16-quickgelu", "openai") == Weights("openai")
+
+
+def test_a_file_gets_the_preprocessing_of_its_tag() -> None:
+    file = "cl_clipfit/clip/mini/weights.safetensors"
+    assert resolve_weights("ViT-L-14", f"laion2b_s32b_b82k:{file}").file == file
+    inception = preprocessing_of("ViT-L-14", Weights("laion2b_s32b_b82k", file))
+    assert inception["mean"] == (0.5, 0.5, 0.5)
+    assert preprocessing_of("ViT-B-32", Weights("", file))["mean"] == open_clip.OPENAI_DATASET_MEAN
+    siglip = preprocessing_of("ViT-B-16-SigLIP", Weights("", file))
+    assert (siglip["resize_mode"], siglip["mean"]) == ("squash", (0.5, 0.5, 0.5))
+    with pytest.raises(UserError, match=f"--model ViT-L-14:TAG:{file}"):
+        preprocessing_of("ViT-L-14", Weights("", file))
+
+
+def test_preprocessing_of_a_file_reaches_the_classifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "own.pt"
+    torch.save(create_classifier("mini").clip.state_dict(), file)
+    settings = {"mean": (0.5, 0.5, 0.5), "resize_mode": "squash"}
+    monkeypatch.setattr("cl_clipfit.clip.factory.preprocessing_of", lambda *_: settings)
+    preprocess = create_classifier(f"mini:{file}").preprocess
+    assert (preprocess.mean, preprocess.resize_mode) == ((0.5, 0.5, 0.5), "squash")
 
 
 def test_a_missing_network_is_one_sentence_with_the_file_to_fetch(
@@ -199,7 +233,7 @@ def test_a_missing_network_is_one_sentence_with_the_file_to_fetch(
         create_classifier("ViT-B-16-quickgelu:openai")
     message = str(caught.value)
     assert "timm/vit_base_patch16_clip_224.openai" in message
-    assert "--model ViT-B-16-quickgelu:PATH_TO/" in message
+    assert "--model ViT-B-16-quickgelu:openai:PATH_TO/" in message
     assert "\n" not in message
 
 
@@ -210,6 +244,8 @@ def test_a_missing_network_is_one_sentence_with_the_file_to_fetch(
         ("ViT-B-32", "needs weights"),
         ("ViT-B-32:laion2b_s34b_b79", "Did you mean 'laion2b_s34b_b79k'"),
         ("mini:nothing", "neither a file nor a tag"),
+        ("ViT-B-32:laion2b_s34b_b79k:absent.pt", "absent.pt: there is no such file"),
+        ("mini:" + "x" * 300, "neither a file nor a tag"),
         ("local-dir:nowhere", "nowhere"),
     ],
 )

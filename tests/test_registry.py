@@ -103,6 +103,12 @@ def test_a_plugin_is_found_by_its_file_name_or_its_own_name(tmp_path: Path) -> N
     assert registry.get("scenarios", "my-stream").file == stream
 
 
+def test_annotated_names_and_helpers_called_load_do_not_confuse(tmp_path: Path) -> None:
+    text = "NAME: str = 'nice'\ndef load(): ...\nclass X(CLIPStrategy): ...\n"
+    file = write(tmp_path, "x.py", text)
+    assert Registry([file]).get("strategies", "nice").file == file
+
+
 def test_a_plugin_that_fails_to_import_is_named(tmp_path: Path) -> None:
     broken = write(tmp_path, "broken.py", "import nothing_here\n")
     registry = Registry([broken])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from avalanche.benchmarks import class_incremental_benchmark
+from avalanche.benchmarks import benchmark_from_datasets, class_incremental_benchmark
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
@@ -161,6 +161,59 @@ def test_an_empty_selection_and_a_label_without_name_are_errors(
         TwoGroups(model=tiny(), class_names=source.class_names[:2]).train(
             scenario.benchmark.train_stream
         )
+
+
+def test_features_of_the_step_need_no_second_pass(tiny: Build, source: Source) -> None:
+    """What a distillation term over all seen classes needs: text encoded once, with gradients."""
+    passes: list[int] = []
+
+    class Distilled(TwoGroups):
+        def text_space(self) -> list[int]:
+            return self.seen_classes
+
+        def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            assert self.features is not None
+            assert self.features.classes == self.seen_classes
+            finite = torch.isfinite(logits).any(0).nonzero().flatten().tolist()
+            assert finite == self.task_classes
+            anchors = self.model.zero_shot_text_features[self.features.classes]
+            distance = 1 - (self.features.text * anchors).sum(1).mean()
+            assert distance.requires_grad
+            return super().compute_loss(logits, labels) + 8 * distance
+
+    scenario = build_scenario("s", source, tasks=2)
+    recipe = Recipe(epochs=1, batch_size=24)
+    strategy = Distilled(model=tiny(), class_names=source.class_names, recipe=recipe)
+    encode = strategy.model.clip.encode_text
+    strategy.model.clip.encode_text = lambda *a, **k: passes.append(len(a[0])) or encode(*a, **k)
+    strategy.train(scenario.benchmark.train_stream, eval_streams=[])
+    assert passes == [3, 6]
+    loss = strategy.training_loss(source.train.images[-8:], source.train.labels[-8:])
+    assert loss.requires_grad
+
+
+def test_a_method_without_gradients_may_learn_after_a_task(tiny: Build, source: Source) -> None:
+    class Counting(CLIPStrategy):
+        trains = False
+
+        def after_task(self) -> None:
+            self.learned = list(self.seen_classes)
+
+    scenario = build_scenario("s", source, tasks=2)
+    strategy = Counting(model=tiny(), class_names=source.class_names)
+    strategy.train(scenario.benchmark.train_stream, eval_streams=[])
+    assert strategy.learned == list(range(6))
+    assert strategy.selection == {}
+
+
+def test_what_cannot_be_meant_is_an_error(tiny: Build, source: Source) -> None:
+    model = tiny()
+    model.add_classes(["cat", "dog"])
+    with pytest.raises(ValueError, match="begin with the 2"):
+        TwoGroups(model=model, class_names=["a", "b", "c"])
+    bare = benchmark_from_datasets(train=[as_avalanche(source.train)])
+    with pytest.raises(ValueError, match="with_classes_timeline"):
+        TwoGroups(model=tiny(), class_names=source.class_names).train(bare.train_stream)
 
 
 def test_scoring_in_batches_equals_scoring_at_once(tiny: Build, source: Source) -> None:

@@ -85,5 +85,14 @@ def test_what_cannot_be_cut_is_refused(source: Source) -> None:
 def test_images_must_be_uint8_rgb() -> None:
     with pytest.raises(ValueError, match="uint8"):
         ImageSet(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match="labels"):
-        ImageSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.long))
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    for labels in (torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="int64"):
+            ImageSet(images, labels)
+
+
+@pytest.mark.parametrize("labels", [[-1, 0], [1, 2]])
+def test_labels_must_have_names(labels: list[int]) -> None:
+    data = ImageSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor(labels))
+    with pytest.raises(ValueError, match="must be 0 to 1"):
+        Source(("a", "b"), ("{}",), data, data)

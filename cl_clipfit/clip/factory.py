@@ -1,4 +1,4 @@
-"""Build a `CLIPClassifier` from a model name: `ARCH[:PRETRAINED]`, `mini`, or `ARCH:FILE`."""
+"""Build a `CLIPClassifier` from a model name: `mini`, `ARCH:TAG`, `ARCH[:TAG]:FILE`, ..."""
 
 import contextlib
 import hashlib
@@ -14,116 +14,57 @@ import torch
 from torch import nn
 
 from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.clip.weights import (
+    MINI,
+    MINI_FOLDER,
+    SCHEMAS,
+    Weights,
+    parse_model,
+    preprocessing_of,
+    resolve_weights,
+)
+from cl_clipfit.errors import UserError
 
-MINI = "mini"
-MINI_FOLDER = Path(__file__).parent / "mini"
-DEFAULT_MODEL = "ViT-B-16-quickgelu:openai"
 RANDOM_SEED = 0  # of the weights of ARCH:random
-_SCHEMAS = ("hf-hub:", "local-dir:")
-
-
-def parse_model(name: str) -> tuple[str, str]:
-    """Split `ARCH[:PRETRAINED]`; PRETRAINED is "" where none is given.
-
-    Example:
-        >>> parse_model("ViT-B-32:laion2b_s34b_b79k")
-        ('ViT-B-32', 'laion2b_s34b_b79k')
-        >>> parse_model("mini")
-        ('mini', '')
-        >>> parse_model("hf-hub:timm/ViT-B-16-SigLIP")
-        ('hf-hub:timm/ViT-B-16-SigLIP', '')
-    """
-    if name.startswith(_SCHEMAS):
-        return name, ""
-    architecture, _, pretrained = name.partition(":")
-    return architecture, pretrained
 
 
 def create_classifier(name: str = MINI, device: str | torch.device = "cpu") -> CLIPClassifier:
     """Load a model with its weights, tokenizer and preprocessing, ready to `add_classes`.
 
     Args:
-        name: `mini`; `ARCH:TAG` with an open_clip tag; `ARCH:FILE` with a checkpoint file;
-            `ARCH:random` for untrained weights; `hf-hub:ORG/REPO`; `local-dir:FOLDER`.
+        name: `mini`; `ARCH:TAG` with an open_clip tag, downloaded by open_clip; `ARCH:TAG:FILE`,
+            the same from a file; `ARCH:FILE` with any checkpoint; `ARCH:random` for untrained
+            weights; `hf-hub:ORG/REPO`; `local-dir:FOLDER`.
         device: where the model goes.
 
     Raises:
         UserError: unknown architecture or tag, activation mismatch, a file that cannot be loaded,
             or weights that cannot be downloaded.
     """
+    architecture, pretrained = parse_model(name)
+    weights = check_model(name)
+    local = architecture.startswith("local-dir:")
+    label = Path(architecture).name if local else architecture  # folders are private
+    clip = _load(architecture, weights)
+    tokenizer = _tokenizer(architecture)
+    bundled = architecture == MINI and not pretrained
+    identity = ModelIdentity(label, "bundled" if bundled else weights.label, hash_weights(clip))
+    return CLIPClassifier(clip, tokenizer, identity).to(device)
+
+
+def check_model(name: str) -> Weights:
+    """Check a model name without loading anything.
+
+    Raises:
+        UserError: as `resolve_weights`.
+    """
     import open_clip
 
     open_clip.add_model_config(MINI_FOLDER / "mini.json")
     architecture, pretrained = parse_model(name)
-    if not architecture.startswith(_SCHEMAS):
-        pretrained = _check_names(architecture, pretrained)
-    clip = _load(architecture, pretrained)
-    tokenizer = _tokenizer(architecture)
-    identity = ModelIdentity(
-        architecture=architecture,
-        pretrained=_label(architecture, pretrained),
-        weights_sha256=hash_weights(clip),
-    )
-    return CLIPClassifier(clip, tokenizer, identity).to(device)
-
-
-def _label(architecture: str, pretrained: str) -> str:
-    if architecture == MINI and pretrained == str(MINI_FOLDER / "weights.safetensors"):
-        return "bundled"
-    # The name alone: the hash says which file it was, and folders are private.
-    return Path(pretrained).name if Path(pretrained).is_file() else pretrained or "hub"
-
-
-def _check_names(architecture: str, pretrained: str) -> str:
-    """Return the tag or file to load, after every check that needs no weights."""
-    import open_clip
-
-    if architecture not in open_clip.list_models():
-        known = nearest(architecture, open_clip.list_models())
-        raise UserError(
-            f"unknown model architecture '{architecture}'. {known}"
-            " All are listed by: python run.py list models"
-        )
-    if architecture == MINI and not pretrained:
-        return str(MINI_FOLDER / "weights.safetensors")
-    if pretrained == "random" or Path(pretrained).is_file():
-        return pretrained
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if not pretrained:
-        raise UserError(
-            f"model '{architecture}' needs weights: {architecture}:TAG, {architecture}:FILE or"
-            f" {architecture}:random. Tags: {', '.join(tags) or 'none'}."
-        )
-    if not open_clip.get_pretrained_cfg(architecture, pretrained):
-        _check_activation(architecture, pretrained)
-        raise UserError(
-            f"'{pretrained}' is neither a file nor a tag of weights for {architecture}."
-            f" {nearest(pretrained, tags)}"
-        )
-    _check_activation(architecture, pretrained)
-    return pretrained
-
-
-def _check_activation(architecture: str, tag: str) -> None:
-    """Refuse a GELU that differs from the one the weights were trained with.
-
-    open_clip compares the same two settings, and only warns. It also warns of tags that do not say
-    (roberta-ViT-B-32), whose weights were made with the architecture's own setting.
-    """
-    import open_clip
-
-    wanted = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
-    built = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
-    if wanted is None or wanted == built:
-        return
-    bare = architecture.removesuffix("-quickgelu")
-    right = f"{bare}-quickgelu" if wanted else bare
-    hint = f" Use --model {right}:{tag}" if right in open_clip.list_models() else ""
-    raise UserError(
-        f"weights '{tag}' were trained with {'QuickGELU' if wanted else 'plain GELU'}, which"
-        f" {architecture} does not use (QuickGELU mismatch): every feature would be wrong.{hint}"
-    )
+    if architecture.startswith(SCHEMAS):
+        return Weights("")
+    return resolve_weights(architecture, pretrained)
 
 
 @contextlib.contextmanager
@@ -150,43 +91,50 @@ def _patient_hub() -> Iterator[None]:
         logging.disable(silenced)
 
 
-def _load(architecture: str, pretrained: str) -> nn.Module:
+def _load(architecture: str, weights: Weights) -> nn.Module:
     import open_clip
 
-    file = Path(pretrained)
-    options: dict[str, Any] = {"pretrained": pretrained or None}
-    if pretrained == "random":
+    options: dict[str, Any] = {"pretrained": weights.tag or None}
+    if weights.tag == "random":
         options = {"pretrained": None, "pretrained_text": False}
-    if file.is_file():
-        _check_torchscript(architecture, file)
+    if weights.file:
+        _check_torchscript(architecture, Path(weights.file))
+        preprocessing = preprocessing_of(architecture, weights)
+        options = {"pretrained": weights.file, "force_preprocess_cfg": preprocessing}
     try:
         with torch.random.fork_rng(devices=[]), _patient_hub():
             torch.manual_seed(RANDOM_SEED)
             return open_clip.create_model(architecture, **options)
     except Exception as error:
-        raise UserError(_load_message(architecture, pretrained, error)) from error
+        raise UserError(_load_message(architecture, weights, error)) from error
 
 
-def _load_message(architecture: str, pretrained: str, error: Exception) -> str:
+def _load_message(architecture: str, weights: Weights, error: Exception) -> str:
     import open_clip
 
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    if architecture.startswith("local-dir:") or Path(pretrained).is_file():
-        where = pretrained or architecture
-        return f"cannot load {where} as weights of {architecture.split(':')[0]}: {reason}"
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if weights.file:
+        return f"cannot load {weights.file} as weights of {architecture}: {reason}"
+    if architecture.startswith("local-dir:") or weights.tag == "random":
+        return f"cannot build {architecture}: {reason}"
     if architecture.startswith("hf-hub:"):
         repository = architecture.removeprefix("hf-hub:")
         return (
             f"cannot get {architecture} (no network, or no such model): fetch the files of the"
             f" Hugging Face repository {repository} into a folder, then --model local-dir:FOLDER"
         )
-    hub = open_clip.get_pretrained_cfg(architecture, pretrained).get("hf_hub", "")
-    repository, _, file = hub.rpartition("/")
+    if "download" not in reason.lower():
+        return f"cannot load weights '{weights.tag}' of {architecture}: {reason}"
+    config = open_clip.get_pretrained_cfg(architecture, weights.tag)
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
     file = file or "open_clip_model.safetensors"
+    source = f"{file} of the Hugging Face repository {repository}"
+    if not repository:
+        file = Path(config.get("url", "")).name
+        source = config.get("url", "")
     return (
-        f"cannot get weights '{pretrained}' of {architecture} (no network?). Fetch {file} of the"
-        f" Hugging Face repository {repository} on another machine, then run with"
-        f" --model {architecture}:PATH_TO/{file}"
+        f"cannot download weights '{weights.tag}' of {architecture} (no network?). Fetch {source}"
+        f" on another machine, then run with --model {architecture}:{weights.tag}:PATH_TO/{file}"
     )
 
 
@@ -218,8 +166,8 @@ def _tokenizer(architecture: str) -> Any:
             f" pip install 'cl_clipfit[siglip]' ({error})"
         ) from error
     except Exception as error:
-        if architecture.startswith(_SCHEMAS):
-            raise UserError(_load_message(architecture, "", error)) from error
+        if architecture.startswith(SCHEMAS):
+            raise UserError(_load_message(architecture, Weights(""), error)) from error
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"cannot get the tokenizer of {architecture} from the Hugging Face hub (no network?):"

@@ -167,14 +167,17 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     started = time.monotonic()
 
+    partial = arguments.output.with_name(f"{arguments.output.name}.partial")
+
     def report(step: int, loss: float, state: dict[str, Tensor]) -> None:
-        save_file(state, arguments.output)
+        save_file(state, partial)
         minutes = (time.monotonic() - started) / 60
         scale = float(state["logit_scale"].float().exp())
         line = f"step {step}/{arguments.steps} loss {loss:.3f} logit scale {scale:.1f}"
         print(f"{line} {minutes:.1f} min", flush=True)
 
-    save_file(pretrain(steps=arguments.steps, seed=arguments.seed, report=report), arguments.output)
+    save_file(pretrain(steps=arguments.steps, seed=arguments.seed, report=report), partial)
+    partial.replace(arguments.output)  # a run that is stopped leaves the old file alone
     print(f"wrote {arguments.output} in {(time.monotonic() - started) / 60:.1f} min")
     return 0
 

@@ -1,5 +1,6 @@
 """Labelled images in memory, and what a scenario file returns."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,9 @@ class ImageSet:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
             kind = f"{self.images.dtype} {tuple(self.images.shape)}"
             raise ValueError(f"images must be uint8 (N, 3, H, W), not {kind}")
-        if self.labels.shape != (len(self.images),):
-            raise ValueError(f"{len(self.images)} images with labels {tuple(self.labels.shape)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
+            kind = f"{self.labels.dtype} {tuple(self.labels.shape)}"
+            raise ValueError(f"labels of {len(self.images)} images must be int64 (N,), not {kind}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +52,27 @@ class Source:
     templates: tuple[str, ...]
     train: ImageSet
     test: ImageSet
+
+    def __post_init__(self) -> None:
+        classes = len(self.class_names)
+        for kind, data in (("training", self.train), ("test", self.test)):
+            labels = data.labels
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+                span = f"{int(labels.min())} to {int(labels.max())}"
+                raise ValueError(
+                    f"{kind} labels run from {span}, with {classes} class names they must be"
+                    f" 0 to {classes - 1}"
+                )
+
+    @property
+    def sha256(self) -> str:
+        """Hash over names, templates, images and labels."""
+        digest = hashlib.sha256(repr((self.class_names, self.templates)).encode())
+        for data in (self.train, self.test):
+            digest.update(f"{tuple(data.images.shape)}".encode())
+            digest.update(data.images.contiguous().view(-1).numpy().data)
+            digest.update(data.labels.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 def few_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:

@@ -80,12 +80,8 @@ def build_scenario(
     names = [source.class_names[label] for label in original]
     _check_every_class(train.labels, names, "training")
     _check_every_class(test.labels, names, "test")
-    train_tasks = [_task(train, classes) for classes in task_classes]
-    test_tasks = [_task(test, classes) for classes in task_classes]
-    benchmark = benchmark_from_datasets(
-        train=[as_avalanche(task) for task in train_tasks],
-        test=[as_avalanche(task) for task in test_tasks],
-    )
+    train_tasks, test_tasks = _cut(train, task_classes), _cut(test, task_classes)
+    benchmark = benchmark_from_datasets(train=train_tasks, test=test_tasks)
     return Scenario(
         name=name,
         class_names=names,
@@ -99,8 +95,11 @@ def build_scenario(
     )
 
 
-def _task(data: ImageSet, classes: list[int]) -> ImageSet:
-    return data.subset(torch.isin(data.labels, torch.tensor(classes)))
+def _cut(data: ImageSet, task_classes: list[list[int]]) -> list[Any]:
+    """Return one dataset a task; they share the images."""
+    whole = as_avalanche(data)
+    members = [torch.isin(data.labels, torch.tensor(classes)) for classes in task_classes]
+    return [whole.subset(mask.nonzero().flatten().tolist()) for mask in members]
 
 
 def _check_every_class(labels: Tensor, names: list[str], kind: str) -> None:

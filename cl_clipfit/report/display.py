@@ -34,6 +34,10 @@ class ConsoleDisplay:
         if not self.quiet:
             self.console.print(escape(text), highlight=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Say one line that matters even when quiet."""
+        self.console.print(escape(f"warning: {text}"), highlight=False, soft_wrap=True)
+
     def start_run(self, label: str) -> None:
         """Name the run that the next tasks belong to."""
         self._run = label

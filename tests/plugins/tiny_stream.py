@@ -7,6 +7,7 @@ from tests.conftest import build_source
 
 TASKS = 2
 MODEL = "mini"
+PROBES = ()
 RECIPE = {"epochs": 1, "batch_size": 16, "lr": 1e-3}
 
 
