@@ -99,16 +99,20 @@ def defined_class(module: ModuleType, base: type[Any]) -> type[Any] | None:
 
 
 def _import_file(file: Path, sha256: str) -> ModuleType:
+    """Run exactly the bytes that were hashed; bytecode caches go by time stamps of a second."""
     name = f"cl_clipfit_plugin_{file.stem}_{sha256[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
+    code = file.read_bytes()
+    if hashlib.sha256(code).hexdigest() != sha256:
+        raise ImportError("the file was changed while the command ran")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look modules up by name
     try:
-        spec.loader.exec_module(module)
+        exec(compile(code, str(file), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise

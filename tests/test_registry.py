@@ -1,5 +1,6 @@
 """Every registered strategy and scenario, and plug-ins good and bad."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_a_plugin_is_found_by_its_file_name_or_its_own_name(tmp_path: Path) -> N
     assert registry.get("strategies", "my-method").summary == "Mine."
     assert registry.get("strategies", "other").about == {"PAPER": "p"}
     assert registry.get("scenarios", "my-stream").file == stream
+
+
+def test_an_edit_within_the_same_second_is_not_missed(tmp_path: Path) -> None:
+    for value in (1, 2):
+        file = write(tmp_path, "quick.py", f"VALUE = {value}\nvalue = {value}\n")
+        os.utime(file, (1e9, 1e9))
+        entry = Registry([file]).get("strategies", "quick")
+        assert entry.about["VALUE"] == entry.load().value == value
+    file.write_text("value = 3\n")
+    changed = describe(file)
+    file.write_text("value = 4\n")
+    with pytest.raises(UserError, match="was changed"):
+        changed.load()
 
 
 def test_annotated_names_and_helpers_called_load_do_not_confuse(tmp_path: Path) -> None:
