@@ -13,10 +13,8 @@ from cl_clipfit.clip import create_classifier
 from cl_clipfit.config import RunConfig
 from cl_clipfit.plan import load_source, plan_runs, plan_stream, run_digest
 from cl_clipfit.registry import Registry
+from tests.conftest import MINE, PLUGIN, STREAM, TINY, TRAINED
 
-PLUGIN = ["--plugin", "examples/image_norms.py", "tests/plugins/tiny_stream.py"]
-TINY = ["--scenario", "tiny-stream", *PLUGIN]
-TRAINED = [*TINY, "--strategy", "image-norms"]
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
 
 
@@ -200,18 +198,6 @@ def test_a_broken_plugin_is_named_and_the_rest_works(
     assert "zero-shot" in capsys.readouterr().out
 
 
-STREAM = """
-import torch
-from cl_clipfit import ImageSet, Source
-MODEL = "mini"
-PROBES = ()
-def load(options, data_dir):
-    images = torch.full((4, 3, 8, 8), {level}, dtype=torch.uint8)
-    data = ImageSet(images, torch.tensor([0, 0, 1, 1]))
-    return Source(("a", "b"), ("{{}}",), data, data)
-"""
-
-
 def test_an_edited_plugin_or_probe_is_run_anew_with_its_new_code(tmp_path: Path) -> None:
     method, stream = tmp_path / "mine.py", tmp_path / "my_stream.py"
     arguments = ["--scenario", "my-stream", "--strategy", "mine", "--probe", "my-stream"]
@@ -279,150 +265,6 @@ def test_questions_are_answered(
 ) -> None:
     assert main(arguments) == 0
     assert expected in capsys.readouterr().out
-
-
-MINE = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n"
-FILES = {
-    "text.pt": "not weights",
-    "empty.yaml": "",
-    "list.yaml": "- a\n- b\n",
-    "broken.yaml": "a: [1\n",
-    "unknown.yaml": "scenarioo: split-digits\n",
-    "wrong.yaml": "epochs: many\n",
-    "binary.yaml": b"\xff\xfe\x00",
-    "code.yaml": "scenario: !!python/object/apply:os.getcwd []\n",
-    "broken.py": "import nothing_here\n",
-    "syntax.py": "def broken(:\n",
-    "no_class.py": "x = 1\n",
-    "nothing_trains.py": MINE + "    pass\n",
-    "raises.py": MINE + "    def trainable(self):\n        raise ValueError('no such layer')\n",
-    "breaks.py": MINE + "    def trainable(self):\n        return self.model.nothing\n",
-    "init.py": MINE + "    def __init__(self):\n        pass\n",
-    "tasks.py": "TASKS = 'five'\ndef load(options, data_dir): ...\n",
-    "recipe.py": "RECIPE = {'epoch': 5}\n" + MINE + "    pass\n",
-    "labels.py": STREAM.format(level=1).replace("[0, 0, 1, 1]", "[1, 1, 2, 2]"),
-    "true.yaml": "epochs: true\n",
-    "date.yaml": "epochs: 2024-13-45\n",
-    "stream.py": "NAME = 'stream'\ndef load(options, data_dir):\n    return 3\n",
-    "file.txt": "a file, not a folder",
-    "split_digits.py": "def load(options, data_dir): ...\n",
-}
-BAD = [
-    (["--scenario", "split-digit"], "Did you mean 'split-digits'"),
-    (["--scenario", ""], "unknown scenario"),
-    (["--strategy", "zeroshot"], "Did you mean 'zero-shot'"),
-    (["--strategy", "zero-shot", "nonsense"], "unknown strategy 'nonsense'"),
-    (["--strategy"], "strategy"),
-    (["--strateg", "zero-shot"], "--strateg"),
-    (["--scenarioo", "x"], "--scenario"),
-    (["--model", "minni"], "Did you mean 'mini'"),
-    (["--model", "ViT-B-16"], "needs weights"),
-    (["--model", "ViT-B-16:openai"], "QuickGELU"),
-    (["--model", "ViT-B-16:opnai"], "neither a file nor a tag"),
-    (["--model", "mini:{}/text.pt"], "cannot load"),
-    (["--model", "mini:{}/absent.pt"], "neither a file nor a tag"),
-    (["--model", "local-dir:{}"], "config file missing"),
-    (["--seed", "one"], "--seed"),
-    (["--seed", "-1"], "--seed"),
-    (["--seed", "1.5"], "--seed"),
-    (["--epochs", "0"], "--epochs"),
-    (["--epochs", "two"], "--epochs"),
-    (["--batch-size", "-3"], "--batch"),
-    (["--lr", "0"], "--lr"),
-    (["--lr", "nan"], "--lr"),
-    (["--lr", "inf"], "--lr"),
-    (["--lr", "fast"], "--lr"),
-    (["--lr"], "--lr"),
-    (["--shots", "0"], "--shots"),
-    (["--shots", "1000"], "training images"),
-    (["--tasks", "0"], "--tasks"),
-    (["--tasks", "11"], "only 10 classes"),
-    (["--class-order", "pycil-1994"], "Did you mean 'pycil-1993'"),
-    (["--class-order", "seed:x"], "seed:N"),
-    (["--class-order", "seed:99999999999"], "seed:N"),
-    (["--data-dir", "{}"], "needs no data"),
-    (["--data-dir", "{}/absent"], "--data-dir"),
-    (["--output", "{}/file.txt"], "cannot write"),
-    (["--output", "{}/file.txt/deeper"], "cannot write"),
-    (["--device", "gpu"], "--device"),
-    (["--device", "cuda:99"], "--device cuda:99"),
-    (["--precision", "fp8"], "--precision"),
-    (["--set", "severity=1"], "expected NAME.key=value"),
-    (["--set", "split-digits.severity"], "expected NAME.key=value"),
-    (["--set", "split-digits.severity=1"], "no option 'severity'"),
-    (["--scenario", "split-shapes100", "--set", "split-shapes100.severty=1"], "'severity'"),
-    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=2"], "less than"),
-    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=big"], "number"),
-    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=nan"], "finite"),
-    (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=[1"], "YAML"),
-    (["--set", "clipfit.kd=1"], "not part of this run"),
-    (["--config", "{}/absent.yaml"], "cannot read"),
-    (["--config", "{}"], "cannot read"),
-    (["--config", "{}/list.yaml"], "expected settings"),
-    (["--config", "{}/broken.yaml"], "not valid YAML"),
-    (["--config", "{}/unknown.yaml"], "Did you mean 'scenario'"),
-    (["--config", "{}/wrong.yaml"], "epochs"),
-    (["--config", "{}/binary.yaml"], "cannot read"),
-    (["--config", "{}/code.yaml"], "not valid YAML"),
-    (["--plugin", "{}/absent.py"], "no such file"),
-    (["--plugin", "{}/file.txt"], "a Python file"),
-    ([*TINY, "--plugin", "{}/broken.py", "--strategy", "broken"], "fails to import"),
-    ([*TINY, "--plugin", "{}/syntax.py", "--strategy", "syntax"], "cannot be read"),
-    ([*TINY, "--plugin", "{}/no_class.py", "--strategy", "no-class"], "no subclass"),
-    (
-        [*TINY, "--plugin", "{}/nothing_trains.py", "--strategy", "nothing-trains"],
-        "selects no parameter",
-    ),
-    ([*TINY, "--plugin", "{}/raises.py", "--strategy", "raises"], "no such layer"),
-    (
-        [*TINY, "--plugin", "{}/breaks.py", "--strategy", "breaks"],
-        "(breaks.py, line 4): AttributeError",
-    ),
-    (["--plugin", "{}/stream.py", "--scenario", "stream"], "must return"),
-    (["--plugin", "{}/split_digits.py"], "both define"),
-    (["--plugin", "{}/" + "x" * 300 + ".py"], "no such file"),
-    ([*TINY, "--plugin", "{}/init.py", "--strategy", "init"], "before the first task"),
-    (["--plugin", "{}/tasks.py", "--scenario", "tasks"], "tasks.py: TASKS"),
-    ([*TINY, "--plugin", "{}/recipe.py", "--strategy", "recipe"], "Did you mean 'epochs'"),
-    (["--plugin", "{}/labels.py", "--scenario", "labels"], "training labels run from 1 to 2"),
-    (["--config", "{}/true.yaml"], "epochs"),
-    (["--config", "{}/date.yaml"], "not valid YAML"),
-    (["--set", "zero-shot.lr=1"], "no option 'lr'"),
-    ([*TRAINED, "--set", "image-norms.optimizer=adam"], "adamw"),
-    ([*TRAINED, "--set", "image-norms.pull=true"], "number"),
-    ([*TRAINED, "--set", "image-norms.pull=1:30"], "number"),
-    (["--model", "mini:" + "x" * 300], "neither a file nor a tag"),
-    (["--model", "ViT-L-14:{}/text.pt"], "different preprocessing"),
-    ([*TRAINED, "--lr", "1e30", "--tasks", "1"], "failed in task 1: scores contain NaN"),
-    (["--probe", "glyph-leters"], "Did you mean 'glyph-letters'"),
-    (["list"], "list"),
-    (["list", "strategy"], "strategies"),
-    (["list", "scenarios", "zzz"], "no scenarios"),
-    (["info"], "info"),
-    (["info", "zero-shoot"], "Did you mean 'zero-shot'"),
-    (["lst"], "lst"),
-    (["train", "--seed", "1"], "train"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "expected"), BAD, ids=[" ".join(a) for a, _ in BAD])
-def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, content in FILES.items():
-        data = content if isinstance(content, bytes) else content.encode()
-        (tmp_path / name).write_bytes(data)
-    filled = [a.replace("{}", str(tmp_path)) for a in arguments]
-    is_run = arguments[0].startswith("--")
-    if is_run and "--output" not in arguments:
-        filled += ["--output", str(tmp_path / "runs")]
-    assert main([*filled, *(["--quiet"] if is_run else [])]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert expected in captured.err
-    assert "Traceback" not in captured.err + captured.out
-    assert not list(tmp_path.glob("runs/*/result.json"))
 
 
 def test_run_py_outside_of_the_environment_says_what_to_type(tmp_path: Path) -> None:
