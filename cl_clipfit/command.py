@@ -52,7 +52,7 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     draws = {0 if stream.shots is None else plan.seed for plan in plans}
     scenarios = {draw: _scenario(stream, source, draw) for draw in draws}
     probes = {e.name: load_source(e, e.options_class()(), None) for e in stream.probes}
-    data = {name: s.sha256 for name, s in {stream.entry.name: source, **probes}.items()}
+    data = [source.sha256, *(probe.sha256 for probe in probes.values())]
     model = create_classifier(stream.model, stream.device)
     assert model.identity is not None
     results, folders = [], []

@@ -40,7 +40,7 @@ class Recipe(Options):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimiser")
     lr: Positive = Field(1e-3, description="peak learning rate")
     weight_decay: NotNegative = Field(0.0, description="decoupled for adamw, L2 for sgd")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
+    momentum: Annotated[float, Number, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
     schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="learning rate over a task's steps"
     )
@@ -56,7 +56,7 @@ class RunConfig(BaseModel):
         ["zero-shot"], min_length=1, description="methods to run: run.py list strategies"
     )
     model: str | None = Field(
-        None, description="ARCH:PRETRAINED of open_clip, ARCH:FILE, ARCH:random, or mini"
+        None, description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini"
     )
     seed: list[Seed] = Field([0], min_length=1, description="one run for each seed")
     epochs: Count | None = Field(None, description="epochs a task")

@@ -18,9 +18,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(options)}." if options else "There is none."
 
 
-def is_file(path: str | Path) -> bool:
-    """Tell whether a file exists; a name no file can have is no error."""
+def is_file(path: str | Path, or_folder: bool = False) -> bool:
+    """Tell whether a file (or folder) exists; a name no file can have is no error."""
     try:
-        return Path(path).is_file()
+        return Path(path).is_file() or (or_folder and Path(path).is_dir())
     except (OSError, ValueError):  # too long, or with a null character
         return False

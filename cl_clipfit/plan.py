@@ -1,6 +1,6 @@
 """From a command to the runs it asks for, with every default filled in and every name checked."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from cl_clipfit.config import (
 )
 from cl_clipfit.data.source import Source
 from cl_clipfit.environment import resolve_device
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.recipes import make_recipe, split_settings
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runs import settings_hash
@@ -115,7 +115,7 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     if config.data_dir is not None:
         if facts.DOWNLOAD == "none":
             raise UserError(f"--data-dir: {entry.name} needs no data, leave the option out")
-        if not config.data_dir.exists():
+        if not is_file(config.data_dir, or_folder=True):
             raise UserError(f"--data-dir {config.data_dir}: there is no such file or folder")
     model = config.model or facts.MODEL
     probes = config.probe
@@ -186,7 +186,7 @@ def run_digest(
     run: RunPlan,
     precision: str,
     identity: ModelIdentity,
-    data: Mapping[str, str],
+    data: Sequence[str],
 ) -> str:
     """Return the hash that names the run's folder: over everything that changes numbers.
 
@@ -198,13 +198,13 @@ def run_digest(
         run: the run.
         precision: arithmetic of the model.
         identity: the model's weights.
-        data: hash of each data set, by scenario and probe name.
+        data: hash of the stream's data set, then of each probe's.
     """
     return settings_hash(
         {
             "version": __version__,
             "scenario": [stream.entry.name, stream.entry.sha256, stream.options.model_dump()],
-            "data": data,
+            "data": list(data),
             "tasks": stream.tasks,
             "class_order": stream.class_order,
             "shots": stream.shots,

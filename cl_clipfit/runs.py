@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import UserError, is_file
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -82,7 +82,7 @@ class RunFolder:
             UserError: a result that cannot be read.
         """
         file = self.path / RESULT
-        if not file.is_file():
+        if not is_file(file):
             return None
         try:
             result = json.loads(file.read_text(encoding="utf-8"))

@@ -69,6 +69,8 @@ BAD = [
     (["--data-dir", "{}/absent"], "--data-dir"),
     (["--output", "{}/file.txt"], "cannot write"),
     (["--output", "{}/file.txt/deeper"], "cannot write"),
+    (["--output", "x" * 300], "cannot write"),
+    ([*TINY, "--data-dir", "x" * 300], "no such file or folder"),
     (["--device", "gpu"], "--device"),
     (["--device", "cuda:99"], "--device cuda:99"),
     (["--precision", "fp8"], "--precision"),

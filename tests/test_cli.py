@@ -107,10 +107,12 @@ def digests(*arguments: str) -> list[str]:
     plans = plan_runs(config, registry, stream.entry)
     identity = create_classifier(stream.model).identity
     assert identity is not None
-    data = {e.name: load_source(e, e.options_class()(), None).sha256 for e in stream.probes}
+    data = [load_source(e, e.options_class()(), None).sha256 for e in stream.probes]
     source = load_source(stream.entry, stream.options, config.data_dir)
-    data[stream.entry.name] = source.sha256
-    return [run_digest(stream, plan, config.precision, identity, data) for plan in plans]
+    return [
+        run_digest(stream, plan, config.precision, identity, [source.sha256, *data])
+        for plan in plans
+    ]
 
 
 def parse(*arguments: str) -> dict[str, object]:

@@ -148,9 +148,9 @@ def _check_torchscript(architecture: str, file: Path) -> None:
         if not any("/code/" in f"/{name}" for name in archive.namelist()):
             return
     raise UserError(
-        f"{file} is a TorchScript archive, as OpenAI published it. Convert it once:"
-        f" torch.save(torch.jit.load('{file.name}', map_location='cpu').state_dict(), 'clip.pt');"
-        f" then --model {architecture.removesuffix('-quickgelu')}-quickgelu:clip.pt"
+        f"{file} is a TorchScript archive, as OpenAI published it, which open_clip does not read."
+        f" Its own copy of the same weights is the tag 'openai':"
+        f" --model {architecture.removesuffix('-quickgelu')}-quickgelu:openai"
     )
 
 

@@ -73,14 +73,16 @@ def _show_entry(entry: Entry, console: Console) -> None:
     kind = {"strategies": "strategy", "scenarios": "scenario"}[entry.kind]
     console.print(f"[bold]{escape(entry.name)}[/bold] ({kind}): {escape(entry.summary)}")
     for key, value in entry.about.items():
-        if key not in ("RECIPE", "RECIPES"):
+        if entry.kind == "strategies" or key != "RECIPE":
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             console.print(f"  {key.lower().replace('_', ' ')}: {shown}", markup=False)
     if options.model_fields:
         console.print(_fields_table(f"options, set with --set {entry.name}.KEY=VALUE", options))
     recipe = {**entry.about.get("RECIPE", {})}
     if entry.kind == "scenarios":
-        title = "recipe for strategies that train, set with --epochs, --batch-size and --lr"
+        title = (
+            "recipe for strategies that train, set with --epochs, --lr, --set STRATEGY.KEY=VALUE"
+        )
         console.print(_fields_table(title, Recipe, recipe))
 
 
