@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cl_clipfit.clip import CLIPClassifier, create_classifier
     from cl_clipfit.config import Options, Recipe
-    from cl_clipfit.data.source import ImageSet, Source
+    from cl_clipfit.data.source import DataRequest, ImageSet, Source
     from cl_clipfit.data.streams import Scenario, build_scenario
     from cl_clipfit.errors import UserError
     from cl_clipfit.strategy import CLIPStrategy
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.strategy",
+    "DataRequest": "cl_clipfit.data.source",
     "ImageSet": "cl_clipfit.data.source",
     "Options": "cl_clipfit.config",
     "Recipe": "cl_clipfit.config",
@@ -31,6 +32,7 @@ _HOMES = {
 __all__ = [
     "CLIPClassifier",
     "CLIPStrategy",
+    "DataRequest",
     "ImageSet",
     "Options",
     "Recipe",

@@ -1,6 +1,7 @@
 """One command: every strategy and seed it names, then the table and the comparison."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from cl_clipfit.clip import check_model, create_classifier
 from cl_clipfit.config import RunConfig
-from cl_clipfit.data.source import Source
+from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.environment import use_exact_fp32
 from cl_clipfit.errors import UserError
@@ -21,10 +22,11 @@ from cl_clipfit.plan import (
     plan_runs,
     plan_stream,
     run_digest,
+    split_label,
 )
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
-from cl_clipfit.report.figures import plot_comparison, plot_run
+from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runs import RunFolder, write_atomic
 
@@ -47,11 +49,13 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     stream = plan_stream(config, registry)
     plans = plan_runs(config, registry, stream.entry)
     check_model(stream.model)  # a wrong name should not cost the reading of a data set
-    source = load_source(stream.entry, stream.options, config.data_dir)
+    request = DataRequest(config.data_dir, config.unverified_data, display.note, display.transfer)
+    source = load_source(stream.entry, stream.options, request)
     # Few-shot streams differ by seed; others are one stream, built once.
     draws = {0 if stream.shots is None else plan.seed for plan in plans}
     scenarios = {draw: _scenario(stream, source, draw) for draw in draws}
-    probes = {e.name: load_source(e, e.options_class()(), None) for e in stream.probes}
+    elsewhere = replace(request, data_dir=None)
+    probes = {e.name: load_source(e, e.options_class()(), elsewhere) for e in stream.probes}
     data = [source.sha256, *(probe.sha256 for probe in probes.values())]
     model = create_classifier(stream.model, stream.device)
     assert model.identity is not None
@@ -65,12 +69,13 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
             run = Run(stream, plan, scenario, model, probes, folder, display)
             result = _execute(run, plan, config_of(stream, plan, config), display)
             plot_run(result, folder.path / "curves")
+            plot_changes(result, folder.path / "what_moved")
             folder.save_result(result)  # last: it makes the run complete
             del run
             gc.collect()
         else:
             display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
-        results.append(result)
+        results.append({**result, "label": plan.label})
         folders.append(folder.path)
     _report(results, folders, config.output / f"{stream.entry.name}-comparison", out)
     return results
@@ -79,7 +84,7 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
 def _execute(
     run: Run, plan: RunPlan, config: dict[str, Any], display: ConsoleDisplay
 ) -> dict[str, Any]:
-    display.start_run(f"{plan.strategy.name} seed {plan.seed}")
+    display.start_run(f"{plan.label} seed {plan.seed}")
     try:
         return run.execute(config)
     finally:
@@ -94,7 +99,8 @@ def _import_plugins(registry: Registry, config: RunConfig, display: ConsoleDispl
                 raise UserError(entry.error)
             entry.load()
         except UserError as error:
-            if entry.name in (*config.strategy, config.scenario):
+            wanted = [split_label(label)[0] for label in config.strategy]
+            if entry.name in (*wanted, config.scenario):
                 raise
             display.warn(f"plug-in left out: {error}")
 
@@ -106,6 +112,8 @@ def _scenario(stream: StreamPlan, source: Source, seed: int) -> Scenario:
         tasks=stream.tasks,
         order=stream.class_order,
         shots=stream.shots,
+        validation=stream.validation,
+        templates=stream.templates,
         seed=seed,
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.errors import UserError, is_file, nearest
 
 
 def _no_bool(value: Any) -> Any:
@@ -21,6 +21,23 @@ Count = Annotated[int, Number, Field(ge=1)]
 Seed = Annotated[int, Number, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+
+
+def read_names(value: Any) -> Any:
+    """Read a list of names: a file with one name a line, or "imagenet" for its 1,000 classes."""
+    if not isinstance(value, str):
+        return value
+    if value == "imagenet":
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        return tuple(IMAGENET_CLASSNAMES)
+    if not is_file(value):
+        raise ValueError("expected a list, as [cat, dog], a file with one name a line, or imagenet")
+    try:
+        lines = Path(value).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError("the file cannot be read as text") from error
+    return tuple(name for line in lines if (name := line.strip()))
 
 
 class Options(BaseModel):
@@ -41,9 +58,20 @@ class Recipe(Options):
     lr: Positive = Field(1e-3, description="peak learning rate")
     weight_decay: NotNegative = Field(0.0, description="decoupled for adamw, L2 for sgd")
     momentum: Annotated[float, Number, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
-    schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="learning rate over a task's steps"
+    schedule: Literal["constant", "cosine", "epoch-cosine"] = Field(
+        "cosine", description="learning rate over a task's steps, or changed once an epoch"
     )
+    warmup_epochs: Annotated[int, Number, Field(ge=0)] = Field(
+        0, description="first epochs, at warmup_lr"
+    )
+    warmup_lr: Positive = Field(1e-5, description="learning rate of the warm-up epochs")
+    augmentation: Literal["none", "crop", "crop-flip"] = Field(
+        "none", description="random resized crop, and mirroring, of training images"
+    )
+    crop_scale: Annotated[float, Number, Field(gt=0, le=1)] = Field(
+        0.08, description="smallest share of the area that a random crop keeps"
+    )
+    drop_last: bool = Field(False, description="leave out a task's last batch where it is smaller")
 
 
 class RunConfig(BaseModel):
@@ -59,13 +87,25 @@ class RunConfig(BaseModel):
         None, description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini"
     )
     seed: list[Seed] = Field([0], min_length=1, description="one run for each seed")
+    recipe: Literal["default", "published"] = Field(
+        "default", description="the scenario's recipe, or that of each method's paper"
+    )
     epochs: Count | None = Field(None, description="epochs a task")
     batch_size: Count | None = Field(None, description="images in a training step")
     lr: Positive | None = Field(None, description="peak learning rate")
     shots: Count | None = Field(None, description="training images a class")
+    validation: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
+        None, description="score this share of the training images, held out, and no test image"
+    )
     tasks: Count | None = Field(None, description="number of tasks")
-    class_order: str | None = Field(None, description="natural, pycil-1993 or seed:N")
+    class_order: str | None = Field(None, description="natural, pycil-1993, der-cifar100 or seed:N")
+    template: list[str] | None = Field(
+        None, description="prompt with {} for the class name; several make an ensemble"
+    )
     data_dir: Path | None = Field(None, description="folder or archive of the data set")
+    unverified_data: bool = Field(
+        False, description="accept data files that are not the official ones"
+    )
     output: Path = Field(Path("runs"), description="folder of all run folders")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps"

@@ -17,10 +17,11 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
-from cl_clipfit.metrics.tables import AccuracyTables, accuracy
+from cl_clipfit.metrics.tables import AccuracyTables, accuracy, seen_curve
 from cl_clipfit.plan import RunPlan, StreamPlan
 from cl_clipfit.runs import RunFolder
 from cl_clipfit.strategy import CLIPStrategy, StepCallback
+from cl_clipfit.tuning.deltas import change_by_layer
 
 LONG_RUN_SECONDS = 120
 _TIMED_IMAGES = 32
@@ -31,6 +32,9 @@ class Display(Protocol):
 
     def note(self, text: str) -> None:
         """Say one line."""
+
+    def warn(self, text: str) -> None:
+        """Say one line that matters."""
 
     def start_task(self, task: int, tasks: int, epochs: int, steps: int) -> None:
         """Begin a task (1-based) of `steps` optimiser steps."""
@@ -44,10 +48,21 @@ class Display(Protocol):
 
 @dataclass
 class Progress:
-    """The numbers of a run so far; row t of every list is after task t."""
+    """The numbers of a run so far.
+
+    Attributes:
+        tables: a row before training and after every task.
+        probes: accuracy on each probe, as the rows of `tables`.
+        zero_shot: accuracy over the classes seen, had the model stayed as it was.
+        changes: root mean square change of every layer from the pretrained values, a task each.
+        train_seconds: a task each.
+        eval_seconds: as the rows of `tables`.
+    """
 
     tables: AccuracyTables
     probes: dict[str, list[float]]
+    zero_shot: list[float | None] = field(default_factory=list)
+    changes: list[dict[str, float]] = field(default_factory=list)
     train_seconds: list[float] = field(default_factory=list)
     eval_seconds: list[float] = field(default_factory=list)
 
@@ -85,6 +100,7 @@ class Run:
         self.stream, self.plan, self.scenario = stream, plan, scenario
         self.probes, self.folder, self.display = probes, folder, display
         self.task = 0  # being learned; 0 before any
+        self._warned = 0
         seed_everything(plan.seed)
         try:
             self.strategy: CLIPStrategy = plan.cls(
@@ -130,12 +146,22 @@ class Run:
             self.strategy.train(experience, eval_streams=[])
             seconds = time.perf_counter() - started
             self.progress.train_seconds.append(seconds)
-            self.folder.save_task(task, self.strategy.selection)
+            self._keep_task(task)
             self._evaluate()
             seen = metrics.functional.seen_accuracy(
                 self.progress.tables.seen, self.scenario.test_samples, task
             )
             self.display.end_task(task, tasks, seen, seconds)
+
+    def _keep_task(self, task: int) -> None:
+        """Put what the task trained into the bank, and note how far it moved."""
+        strategy = self.strategy
+        self.folder.save_task(task, strategy.selection)
+        anchors = strategy.model.pretrained_values
+        self.progress.changes.append(change_by_layer(strategy.selection, anchors))
+        for text in strategy.warnings[self._warned :]:
+            self.display.warn(text)
+        self._warned = len(strategy.warnings)
 
     def _failure(self, error: Exception) -> str:
         """Say what failed in a line, and where in the method's own file."""
@@ -163,7 +189,10 @@ class Run:
         if not (self.strategy.frozen and tables.seen):
             self._scores = self.strategy.score_all(test.images)
             self._probe_row = {name: self._probe(source) for name, source in self.probes.items()}
-        tables.append(self._scores, test.labels, self.scenario.task_classes)
+        task_classes = self.scenario.task_classes
+        if not tables.seen:
+            self.progress.zero_shot = seen_curve(self._scores, test.labels, task_classes)
+        tables.append(self._scores, test.labels, task_classes)
         for name, value in self._probe_row.items():
             probes[name].append(value)
         self.progress.eval_seconds.append(time.perf_counter() - started)
@@ -203,6 +232,7 @@ class Run:
         return {
             "scenario": scenario.name,
             "strategy": self.plan.strategy.name,
+            "label": self.plan.label,
             "seed": self.plan.seed,
             "recipe": self.plan.recipe.model_dump() if self.plan.recipe else None,
             "options": self.plan.options.model_dump(mode="json"),
@@ -211,6 +241,9 @@ class Run:
                 "parameters": sum(p.numel() for p in parameters),
                 "trainable_parameters": sum(p.numel() for p in self.strategy.selection.values()),
             },
+            "data": scenario.origin,
+            "scored_on": "test images" if self.stream.validation is None else "validation images",
+            "templates": list(scenario.templates),
             "class_order": scenario.class_order,
             "tasks": [
                 {
@@ -230,15 +263,20 @@ class Run:
                 scenario.test_samples,
                 progress.probes,
             ),
-            "curves": metrics.curves(
-                tables.seen, tables.all_classes, scenario.test_samples, progress.probes
-            ),
+            "curves": {
+                **metrics.curves(
+                    tables.seen, tables.all_classes, scenario.test_samples, progress.probes
+                ),
+                "zero_shot": progress.zero_shot,
+            },
+            "change_by_layer": progress.changes,
             "probes": progress.probes,
             "timings": {
                 "train_seconds": progress.train_seconds,
                 "eval_seconds": progress.eval_seconds,
             },
             "peak_memory_bytes": environment.peak_memory_bytes(self.stream.device),
+            "warnings": self.strategy.warnings,
             "environment": environment.describe_environment(self.stream.device),
             "complete": True,
         }

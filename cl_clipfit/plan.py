@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,10 @@ from cl_clipfit.config import (
     make_options,
     parse_settings,
 )
-from cl_clipfit.data.source import Source
+from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.environment import resolve_device
 from cl_clipfit.errors import UserError, is_file, nearest
-from cl_clipfit.recipes import make_recipe, split_settings
+from cl_clipfit.recipes import make_settings
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runs import settings_hash
 
@@ -70,6 +69,8 @@ class StreamPlan:
         tasks: number of tasks.
         class_order: name of the order.
         shots: training images a class, or None for all.
+        validation: share of the training images scored in place of the test images, or None.
+        templates: prompt templates in place of the data set's, or None.
         probes: scenarios whose test sets are scored zero-shot after every task.
         model: model name.
         device: where everything runs.
@@ -80,6 +81,8 @@ class StreamPlan:
     tasks: int
     class_order: str
     shots: int | None
+    validation: float | None
+    templates: tuple[str, ...] | None
     probes: tuple[Entry, ...]
     model: str
     device: torch.device
@@ -90,6 +93,7 @@ class RunPlan:
     """One strategy with one seed.
 
     Attributes:
+        label: what the user called it, as "full:ce_scope=task".
         strategy: the strategy.
         cls: its class.
         options: its own options.
@@ -97,6 +101,7 @@ class RunPlan:
         seed: seed of the draw of shots, of initialisation and of data order.
     """
 
+    label: str
     strategy: Entry
     cls: type[Any]
     options: Options
@@ -122,8 +127,11 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     if probes is None:
         is_mini = parse_model(model)[0] == MINI
         probes = [p for p in facts.PROBES if p != entry.name] if is_mini else []
+    for template in config.template or ():
+        if template.count("{}") != 1:
+            raise UserError(f"--template {template!r}: exactly one '{{}}' for the class name")
     settings = parse_settings(config.set)
-    known = {config.scenario, *config.strategy}
+    known = {config.scenario, *(split_label(label)[0] for label in config.strategy)}
     for name in settings:
         if name not in known:
             raise UserError(f"--set {name}: not part of this run. {nearest(name, known)}")
@@ -133,10 +141,33 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
         tasks=config.tasks or facts.TASKS,
         class_order=config.class_order or facts.CLASS_ORDER,
         shots=config.shots,
+        validation=config.validation,
+        templates=tuple(config.template) if config.template else None,
         probes=tuple(registry.get("scenarios", name) for name in dict.fromkeys(probes)),
         model=model,
         device=resolve_device(config.device),
     )
+
+
+def split_label(label: str) -> tuple[str, dict[str, Any]]:
+    """Split `NAME[:key=value,...]`, a strategy with settings of its own in one command.
+
+    Raises:
+        UserError: settings of another form.
+
+    Example:
+        >>> split_label("full:ce_scope=task,lr=1e-4")
+        ('full', {'ce_scope': 'task', 'lr': '1e-4'})
+    """
+    name, colon, text = label.partition(":")
+    if not colon:
+        return name, {}
+    try:
+        return name, parse_settings([f"{name}.{part}" for part in text.split(",")])[name]
+    except UserError as error:
+        raise UserError(
+            f"--strategy {label}: expected NAME:key=value,key=value, as in clipfit:kd_weight=2"
+        ) from error
 
 
 def plan_runs(config: RunConfig, registry: Registry, scenario: Entry) -> list[RunPlan]:
@@ -147,20 +178,22 @@ def plan_runs(config: RunConfig, registry: Registry, scenario: Entry) -> list[Ru
     """
     settings = parse_settings(config.set)
     plans = []
-    for name in dict.fromkeys(config.strategy):
+    for label in dict.fromkeys(config.strategy):
+        name, inline = split_label(label)
         entry = registry.get("strategies", name)
         cls = registry.strategy_class(name)
-        options_class = entry.options_class()
-        own, recipe = settings.get(name, {}), None
+        own = settings.get(name, {}) | inline
+        recipe: Recipe | None = None
         if cls.trains and not cls.frozen:
-            own, for_recipe = split_settings(own, options_class)
-            recipe = make_recipe(config, scenario, entry, for_recipe)
-        options = make_options(options_class, own, name)
-        plans += [RunPlan(entry, cls, options, recipe, seed) for seed in dict.fromkeys(config.seed)]
+            recipe, options = make_settings(config, scenario, entry, own)
+        else:
+            options = make_options(entry.options_class(), own, name)
+        seeds = dict.fromkeys(config.seed)
+        plans += [RunPlan(label, entry, cls, options, recipe, seed) for seed in seeds]
     return plans
 
 
-def load_source(entry: Entry, options: Options, data_dir: Path | None) -> Source:
+def load_source(entry: Entry, options: Options, request: DataRequest) -> Source:
     """Call a scenario's `load`.
 
     Raises:
@@ -168,9 +201,9 @@ def load_source(entry: Entry, options: Options, data_dir: Path | None) -> Source
     """
     load = getattr(entry.load(), "load", None)
     if not callable(load):
-        raise UserError(f"{entry.file.name}: a scenario needs a function load(options, data_dir)")
+        raise UserError(f"{entry.file.name}: a scenario needs a function load(options, request)")
     try:
-        source = load(options, data_dir)
+        source = load(options, request)
     except UserError:
         raise
     except Exception as error:  # a scenario's own code may raise anything
@@ -208,6 +241,8 @@ def run_digest(
             "tasks": stream.tasks,
             "class_order": stream.class_order,
             "shots": stream.shots,
+            "validation": stream.validation,
+            "templates": stream.templates,
             "probes": [[probe.name, probe.sha256] for probe in stream.probes],
             "strategy": [run.strategy.name, run.strategy.sha256, run.options.model_dump()],
             "recipe": run.recipe.model_dump() if run.recipe else None,
@@ -235,9 +270,12 @@ def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, 
         "seed": [run.seed],
         **{key: recipe.get(key) for key in sorted(options)},
         "shots": stream.shots,
+        "validation": stream.validation,
+        "template": list(stream.templates) if stream.templates else None,
         "tasks": stream.tasks,
         "class_order": stream.class_order,
         "data_dir": str(config.data_dir.resolve()) if config.data_dir else None,
+        "unverified_data": config.unverified_data or None,
         "device": stream.device.type,
         "precision": config.precision,
         "set": [f"{n}.{key}={format_setting(v)}" for n, vs in own for key, v in vs.items()],

@@ -100,7 +100,8 @@ class RunFolder:
         """Create the folder, clear what an earlier run of the same settings left, write config."""
         try:
             (self.path / "bank").mkdir(parents=True, exist_ok=True)
-            for name in (RESULT, "accuracy_matrix.csv", "curves.png", "curves.svg"):
+            figures = [f"{n}.{kind}" for n in ("curves", "what_moved") for kind in ("png", "svg")]
+            for name in (RESULT, "accuracy_matrix.csv", *figures):
                 (self.path / name).unlink(missing_ok=True)
             for stale in (self.path / "bank").glob("task-*.safetensors"):
                 stale.unlink()

@@ -16,7 +16,9 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.config import Options, Recipe
+from cl_clipfit.optimization import make_optimizer, make_schedule
 
 
 def _keep_columns(logits: Tensor, classes: Sequence[int]) -> Tensor:
@@ -128,6 +130,7 @@ class CLIPStrategy(SupervisedTemplate):
     ) -> None:
         self.recipe = recipe or Recipe()
         self.options: Any = options
+        self.templates = tuple(templates)
         model.to(device)
         if class_names is not None:
             known = len(model.class_names)
@@ -151,6 +154,9 @@ class CLIPStrategy(SupervisedTemplate):
         self.seen_classes: list[int] = []
         self.tasks_seen = 0
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.warnings: list[str] = []
+        # A generator of its own: what is drawn for a crop does not change the order of the data.
+        self.augmentation_draws = torch.Generator().manual_seed(torch.initial_seed())
 
     # ---- hooks ----------------------------------------------------------------------------------
 
@@ -190,6 +196,11 @@ class CLIPStrategy(SupervisedTemplate):
             labels: (B,).
         """
         return F.cross_entropy(logits, labels)
+
+    def warn(self, text: str) -> None:
+        """Record, once, what the user should know; shown, and kept in `result.json`."""
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def after_step(self) -> None:
         """Do something after every optimiser step; default nothing."""
@@ -250,12 +261,8 @@ class CLIPStrategy(SupervisedTemplate):
         if not self.selection:
             name = type(self).__name__
             raise ValueError(f"{name}.trainable() selects no parameter of this model")
-        self.optimizer = self._make_task_optimizer()
-        steps = self.recipe.epochs * len(self.dataloader)
-        if self.recipe.schedule == "cosine":
-            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
-        else:
-            self.scheduler = None
+        self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
+        self.scheduler = make_schedule(self.recipe, self.optimizer, len(self.dataloader))
 
     def _check_labels(self) -> None:
         largest = max(self.task_classes)
@@ -263,14 +270,24 @@ class CLIPStrategy(SupervisedTemplate):
             known = len(self.model.class_names)
             raise ValueError(f"label {largest} has no name: class_names holds {known} names")
 
-    def _make_task_optimizer(self) -> torch.optim.Optimizer:
-        recipe = self.recipe
-        groups = self.parameter_groups()
-        if recipe.optimizer == "sgd":
-            return torch.optim.SGD(
-                groups, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-            )
-        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay)
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Build the loader of a task; `drop_last` never drops a task's only batch."""
+        if self.recipe.drop_last and len(self.adapted_dataset) >= self.train_mb_size:
+            kwargs["drop_last"] = True
+        super().make_train_dataloader(**kwargs)
+
+    def _unpack_minibatch(self) -> None:
+        """Move the batch to the device and, in training, augment it."""
+        super()._unpack_minibatch()
+        if self.is_training and self.recipe.augmentation != "none":
+            self.mbatch[0] = self._augment(self.mb_x)
+
+    def _augment(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise ValueError("augmentation needs uint8 images; float ones are preprocessed already")
+        recipe, draws = self.recipe, self.augmentation_draws
+        images = random_resized_crop(images, self.model.preprocess, recipe.crop_scale, draws)
+        return random_flip(images, draws) if recipe.augmentation == "crop-flip" else images
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         if self.trains and not self.frozen:
@@ -314,6 +331,6 @@ class CLIPStrategy(SupervisedTemplate):
     def optimizer_step(self) -> None:
         """Step the optimiser and the schedule, then call `after_step`."""
         self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
+        assert self.scheduler is not None
+        self.scheduler.step()
         self.after_step()

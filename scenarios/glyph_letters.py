@@ -3,11 +3,9 @@
 Training images are drawn in the pre-training fonts, test images in the held-out ones.
 """
 
-from pathlib import Path
-
 import torch
 
-from cl_clipfit import ImageSet, Options, Source
+from cl_clipfit import DataRequest, ImageSet, Options, Source
 from cl_clipfit.clip.mini import glyphs
 
 NAME = "glyph-letters"
@@ -22,7 +20,7 @@ DATA_SEED = 200
 IMAGES_PER_CLASS = 40
 
 
-def load(options: Options, data_dir: Path | None) -> Source:
+def load(options: Options, request: DataRequest) -> Source:
     """Draw the letters; always the same ones."""
 
     def draw_set(fonts: tuple[str, ...], seed: int) -> ImageSet:

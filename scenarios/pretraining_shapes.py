@@ -3,11 +3,9 @@
 The classes of split-shapes100, drawn anew without any shift of domain.
 """
 
-from pathlib import Path
-
 import torch
 
-from cl_clipfit import ImageSet, Options, Source
+from cl_clipfit import DataRequest, ImageSet, Options, Source
 from cl_clipfit.clip.mini import shapes
 
 NAME = "pretraining-shapes"
@@ -22,7 +20,7 @@ DATA_SEED = 300
 IMAGES_PER_CLASS = 10
 
 
-def load(options: Options, data_dir: Path | None) -> Source:
+def load(options: Options, request: DataRequest) -> Source:
     """Draw the shapes; always the same ones."""
 
     def draw_set(seed: int) -> ImageSet:

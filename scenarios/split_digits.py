@@ -4,14 +4,12 @@
 Digits", test part), half of each class for training, half for testing, by a fixed draw.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from cl_clipfit import ImageSet, Options, Source
+from cl_clipfit import DataRequest, ImageSet, Options, Source
 
 NAME = "split-digits"
 CLASSES = 10
@@ -26,7 +24,7 @@ RECIPE = {"epochs": 8, "batch_size": 32, "lr": 3e-3}
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def load(options: Options, data_dir: Path | None) -> Source:
+def load(options: Options, request: DataRequest) -> Source:
     """Return the digits, grey as three equal channels; the model's preprocessing enlarges them."""
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -4,12 +4,10 @@ The offline twin of split CIFAR-100: 10 shapes x 10 attributes, with a colour ca
 curve, clutter, blur and noise that the mini CLIP did not see in pre-training.
 """
 
-from pathlib import Path
-
 import torch
 from pydantic import Field
 
-from cl_clipfit import ImageSet, Options, Source
+from cl_clipfit import DataRequest, ImageSet, Options, Source
 from cl_clipfit.clip.mini import shapes
 
 NAME = "split-shapes100"
@@ -32,7 +30,7 @@ class ShapesOptions(Options):
     test_images: int = Field(20, ge=1, le=1000, description="test images a class")
 
 
-def load(options: ShapesOptions, data_dir: Path | None) -> Source:
+def load(options: ShapesOptions, request: DataRequest) -> Source:
     """Draw the images; the same seed and options give the same images."""
 
     def draw_set(per_class: int, seed: int) -> ImageSet:

@@ -27,7 +27,7 @@ import torch
 from cl_clipfit import ImageSet, Source
 MODEL = "mini"
 PROBES = ()
-def load(options, data_dir):
+def load(options, request):
     images = torch.full((4, 3, 8, 8), {level}, dtype=torch.uint8)
     data = ImageSet(images, torch.tensor([0, 0, 1, 1]))
     return Source(("a", "b"), ("{{}}",), data, data)

@@ -23,14 +23,14 @@ FILES = {
     "raises.py": MINE + "    def trainable(self):\n        raise ValueError('no such layer')\n",
     "breaks.py": MINE + "    def trainable(self):\n        return self.model.nothing\n",
     "init.py": MINE + "    def __init__(self):\n        pass\n",
-    "tasks.py": "TASKS = 'five'\ndef load(options, data_dir): ...\n",
+    "tasks.py": "TASKS = 'five'\ndef load(options, request): ...\n",
     "recipe.py": "RECIPE = {'epoch': 5}\n" + MINE + "    pass\n",
     "labels.py": STREAM.format(level=1).replace("[0, 0, 1, 1]", "[1, 1, 2, 2]"),
     "true.yaml": "epochs: true\n",
     "date.yaml": "epochs: 2024-13-45\n",
-    "stream.py": "NAME = 'stream'\ndef load(options, data_dir):\n    return 3\n",
+    "stream.py": "NAME = 'stream'\ndef load(options, request):\n    return 3\n",
     "file.txt": "a file, not a folder",
-    "split_digits.py": "def load(options, data_dir): ...\n",
+    "split_digits.py": "def load(options, request): ...\n",
 }
 BAD = [
     (["--scenario", "split-digit"], "Did you mean 'split-digits'"),

@@ -97,7 +97,7 @@ def test_the_plugin_of_the_readme_is_the_example_and_is_short() -> None:
 def test_a_plugin_is_found_by_its_file_name_or_its_own_name(tmp_path: Path) -> None:
     bare = write(tmp_path, "my_method.py", "'''Mine.'''\nimport nothing_here\n")
     named = write(tmp_path, "x.py", "NAME = 'other'\nPAPER = 'p'\nclass X: ...\n")
-    stream = write(tmp_path, "my_stream.py", "def load(options, data_dir): ...\n")
+    stream = write(tmp_path, "my_stream.py", "def load(options, request): ...\n")
     registry = Registry([bare, named, stream])
     assert registry.get("strategies", "my-method").summary == "Mine."
     assert registry.get("strategies", "other").about == {"PAPER": "p"}

@@ -131,7 +131,7 @@ class CLIPClassifier(nn.Module):
         for name in names:
             if not name.strip():
                 raise UserError(f"class {len(self.class_names)} has an empty name")
-            self._tokens.append(self._tokenize(name, templates))
+            self._tokens += self.tokenize([name], templates)
             self.class_names.append(name)
         first_new = len(self.zero_shot_text_features)
         new = list(range(first_new, len(self.class_names)))
@@ -169,15 +169,15 @@ class CLIPClassifier(nn.Module):
             raise ValueError("no classes to encode: call add_classes first")
         if self._text_cache is not None:
             if not self._text_cache:
-                self._text_cache.append(self._encode(self._tokens))
+                self._text_cache.append(self.encode_prompts(self._tokens))
             return self._text_cache[0][labels]
-        return self._encode([self._tokens[label] for label in labels])
+        return self.encode_prompts([self._tokens[label] for label in labels])
 
     def encode_names(
         self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
     ) -> Tensor:
         """Encode names that are not classes of this model: (len(names), d), unit length."""
-        return self._encode([self._tokenize(name, templates) for name in names])
+        return self.encode_prompts(self.tokenize(names, templates))
 
     @contextlib.contextmanager
     def cached_text(self) -> Iterator[None]:
@@ -188,12 +188,15 @@ class CLIPClassifier(nn.Module):
         finally:
             self._text_cache = None
 
-    def _tokenize(self, name: str, templates: Sequence[str]) -> Tensor:
+    def tokenize(
+        self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
+    ) -> list[Tensor]:
+        """Return the token ids (templates, L) of the prompts of every name."""
         # replace, not format: a class name may contain braces
-        return self.tokenizer([template.replace("{}", name) for template in templates])
+        return [self.tokenizer([t.replace("{}", name) for t in templates]) for name in names]
 
-    def _encode(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Encode one (templates, L) of token ids for each class: (K, d).
+    def encode_prompts(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Encode one (templates, L) of token ids for each name: (K, d), unit length.
 
         A template ensemble is the mean of its normalised features, normalised again (Radford et
         al. 2021, section 3.1.4).

@@ -54,7 +54,7 @@ class Preprocess:
         if (height, width) == self.size:
             return images
         if self.resize_mode == "squash":
-            return self._interpolate(images, target_height, target_width)
+            return self.resample(images, target_height, target_width)
         shortest = self.resize_mode == "shortest"  # fill the crop; else fit into it
         pick = max if shortest else min
         ratio = pick(target_height / height, target_width / width)
@@ -62,9 +62,10 @@ class Preprocess:
         whole = int if shortest and target_height == target_width else round
         new_height = target_height if ratio == target_height / height else whole(height * ratio)
         new_width = target_width if ratio == target_width / width else whole(width * ratio)
-        return self._crop_or_pad(self._interpolate(images, new_height, new_width))
+        return self._crop_or_pad(self.resample(images, new_height, new_width))
 
-    def _interpolate(self, images: Tensor, height: int, width: int) -> Tensor:
+    def resample(self, images: Tensor, height: int, width: int) -> Tensor:
+        """Resize uint8 (B, 3, H, W), with antialiasing; values stay whole."""
         # On uint8 this rounds between the two passes as PIL does, which open_clip's transform uses.
         if images.device.type != "cpu":
             images = images.float()

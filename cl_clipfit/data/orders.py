@@ -6,7 +6,15 @@ import numpy as np
 
 from cl_clipfit.errors import UserError, nearest
 
-NAMED_ORDERS = ("natural", "pycil-1993")
+# Of published results with OpenAI's weights: Continual-CLIP, ZSCL, MoE-Adapters, RAPF, MG-CLIP.
+DER_CIFAR100 = (
+    87, 0, 52, 58, 44, 91, 68, 97, 51, 15, 94, 92, 10, 72, 49, 78, 61, 14, 8, 86, 84, 96, 18, 24,
+    32, 45, 88, 11, 4, 67, 69, 66, 77, 47, 79, 93, 29, 50, 57, 83, 17, 81, 41, 12, 37, 59, 25, 20,
+    80, 73, 1, 28, 6, 46, 62, 82, 53, 9, 31, 75, 38, 63, 33, 74, 27, 22, 36, 3, 16, 21, 60, 19,
+    70, 90, 89, 43, 5, 42, 65, 76, 40, 30, 23, 85, 2, 95, 56, 48, 71, 64, 98, 13, 99, 7, 34, 55,
+    54, 26, 35, 39
+)  # fmt: skip
+NAMED_ORDERS = ("natural", "pycil-1993", "der-cifar100")
 
 
 def class_order(name: str, classes: int) -> list[int]:
@@ -14,11 +22,12 @@ def class_order(name: str, classes: int) -> list[int]:
 
     Args:
         name: `natural`; `pycil-1993`, the order of PyCIL, PROOF and their successors, which is
-            `numpy.random.RandomState(1993).permutation`; or `seed:N`, the same with another seed.
+            `numpy.random.RandomState(1993).permutation`; `der-cifar100`, the order of 100 classes
+            of DER (Yan et al. 2021), RAPF and others; or `seed:N`, as pycil-1993 with seed N.
         classes: number of classes.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or an order of another number of classes.
 
     Example:
         >>> class_order("pycil-1993", 100)[:5]
@@ -26,6 +35,10 @@ def class_order(name: str, classes: int) -> list[int]:
     """
     if name == "natural":
         return list(range(classes))
+    if name == "der-cifar100":
+        if classes != len(DER_CIFAR100):
+            raise UserError(f"--class-order {name}: an order of 100 classes, not of {classes}")
+        return list(DER_CIFAR100)
     seeded = re.fullmatch(r"seed:(\d+)", "seed:1993" if name == "pycil-1993" else name)
     if seeded and int(seeded[1]) < 2**32:
         return np.random.RandomState(int(seeded[1])).permutation(classes).tolist()

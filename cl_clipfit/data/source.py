@@ -1,7 +1,11 @@
 """Labelled images in memory, and what a scenario file returns."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +41,27 @@ class ImageSet:
         return ImageSet(self.images[index], self.labels[index])
 
 
+def _ignore(*details: Any) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What a command says about where data is, for a scenario's `load`.
+
+    Attributes:
+        data_dir: file or folder given with `--data-dir`; None where none is.
+        unverified: accept files that are not the official ones.
+        note: say one line to the user.
+        progress: told of a download: a label, the bytes so far, the bytes in all where known.
+    """
+
+    data_dir: Path | None = None
+    unverified: bool = False
+    note: Callable[[str], None] = _ignore
+    progress: Callable[[str, int, int | None], None] = _ignore
+
+
 @dataclass(frozen=True)
 class Source:
     """One data set, before it is cut into tasks.
@@ -46,12 +71,15 @@ class Source:
         templates: prompt templates with one "{}".
         train: training images with original labels.
         test: test images with original labels.
+        origin: what kind of files it came from, and "verified": whether they are the official
+            ones; kept in `result.json`.
     """
 
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     train: ImageSet
     test: ImageSet
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
@@ -64,7 +92,7 @@ class Source:
                     f" 0 to {classes - 1}"
                 )
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash over names, templates, images and labels."""
         digest = hashlib.sha256(repr((self.class_names, self.templates)).encode())
@@ -73,6 +101,26 @@ class Source:
             digest.update(data.images.contiguous().view(-1).numpy().data)
             digest.update(data.labels.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def hold_out(data: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
+    """Split off a share of every class, at least one image, by a fixed draw.
+
+    Returns:
+        the rest, and what was held out.
+
+    Raises:
+        UserError: a class with a single image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    held = torch.zeros(len(data), dtype=torch.bool)
+    for label in data.labels.unique().tolist():
+        members = (data.labels == label).nonzero().flatten()
+        if len(members) < 2:
+            raise UserError(f"--validation {fraction}: class {label} has only one training image")
+        count = min(len(members) - 1, max(1, round(fraction * len(members))))
+        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return data.subset(~held), data.subset(held)
 
 
 def few_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:

@@ -1,5 +1,6 @@
 """Class-incremental streams as Avalanche benchmarks. Labels are remapped to arrival order here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from cl_clipfit.data.orders import class_order, split_tasks
-from cl_clipfit.data.source import ImageSet, Source, few_shots
+from cl_clipfit.data.source import ImageSet, Source, few_shots, hold_out
 from cl_clipfit.errors import UserError
 
 
@@ -28,6 +29,7 @@ class Scenario:
         test: all test images.
         train_samples: number of training images of each task.
         test_samples: number of test images of each task.
+        origin: hash of the data set, and what it came from.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Scenario:
     test: ImageSet
     train_samples: list[int]
     test_samples: list[int]
+    origin: dict[str, Any]
 
 
 def as_avalanche(data: ImageSet) -> Any:
@@ -55,6 +58,8 @@ def build_scenario(
     tasks: int,
     order: str = "natural",
     shots: int | None = None,
+    validation: float | None = None,
+    templates: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Scenario:
     """Cut a data set into a class-incremental stream, without touching global random state.
@@ -65,6 +70,9 @@ def build_scenario(
         tasks: number of tasks; every class lands in exactly one.
         order: name of a class order, see `orders.class_order`.
         shots: training images a class; default all.
+        validation: share of the training images, held out by a fixed draw, that takes the place of
+            the test images.
+        templates: prompt templates; default those of the data set.
         seed: seed of the draw of `shots`.
 
     Raises:
@@ -72,11 +80,15 @@ def build_scenario(
     """
     original = class_order(order, len(source.class_names))
     task_classes = split_tasks(len(original), tasks)
-    train = source.train if shots is None else few_shots(source.train, shots, seed)
+    train, test = source.train, source.test
+    if validation is not None:
+        train, test = hold_out(train, validation)
+    if shots is not None:
+        train = few_shots(train, shots, seed)
     arrival = torch.empty(len(original), dtype=torch.long)
     arrival[torch.tensor(original)] = torch.arange(len(original))
     train = ImageSet(train.images, arrival[train.labels])
-    test = ImageSet(source.test.images, arrival[source.test.labels])
+    test = ImageSet(test.images, arrival[test.labels])
     names = [source.class_names[label] for label in original]
     _check_every_class(train.labels, names, "training")
     _check_every_class(test.labels, names, "test")
@@ -85,13 +97,14 @@ def build_scenario(
     return Scenario(
         name=name,
         class_names=names,
-        templates=source.templates,
+        templates=tuple(templates or source.templates),
         class_order=original,
         task_classes=task_classes,
         benchmark=with_classes_timeline(benchmark),
         test=test,
         train_samples=[len(task) for task in train_tasks],
         test_samples=[len(task) for task in test_tasks],
+        origin={"sha256": source.sha256, **source.origin},
     )
 
 

@@ -69,6 +69,28 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
     return 100.0 * int((chosen == labels).sum()) / len(labels)
 
 
+def seen_curve(
+    scores: Tensor, labels: Tensor, task_classes: Sequence[Sequence[int]]
+) -> list[float | None]:
+    """Return A_t, t = 0..T, of a model that stays as it is while the classes grow.
+
+    Args:
+        scores: (N, K) for all classes of the stream.
+        labels: (N,).
+        task_classes: the classes of each task.
+
+    Returns:
+        accuracy over the samples of tasks 1..t among their classes; None for t = 0.
+    """
+    curve: list[float | None] = [None]
+    classes: list[int] = []
+    for own in task_classes:
+        classes += own
+        known = torch.isin(labels, torch.as_tensor(classes, device=labels.device))
+        curve.append(accuracy(scores[known], labels[known], classes))
+    return curve
+
+
 def table_rows(
     scores: Tensor, labels: Tensor, task_classes: Sequence[Sequence[int]], tasks_seen: int
 ) -> tuple[Row, Row, Row]:

@@ -5,9 +5,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 _REFRESH_SECONDS = 0.25
+_LINE_SECONDS = 10
 
 
 class ConsoleDisplay:
@@ -37,6 +45,26 @@ class ConsoleDisplay:
     def warn(self, text: str) -> None:
         """Say one line that matters even when quiet."""
         self.console.print(escape(f"warning: {text}"), highlight=False, soft_wrap=True)
+
+    def transfer(self, label: str, done: int, total: int | None) -> None:
+        """Follow a download: a bar on a terminal, else a line every ten seconds."""
+        if self.quiet:
+            return
+        if self.console.is_terminal:
+            if self._bar is None:
+                self._bar = Progress(
+                    TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+                    TransferSpeedColumn(), TimeRemainingColumn(), console=self.console,
+                )  # fmt: skip
+                self._bar.add_task(escape(label))
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+            if done == total:
+                self.stop()
+        elif done == total or time.monotonic() - self._shown > _LINE_SECONDS:
+            self._shown = time.monotonic()
+            of_all = f" of {total / 1e6:.0f}" if total else ""
+            self.note(f"{label}: {done / 1e6:.0f}{of_all} MB")
 
     def start_run(self, label: str) -> None:
         """Name the run that the next tasks belong to."""

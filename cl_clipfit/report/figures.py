@@ -28,6 +28,7 @@ _STYLE: Any = {
     "svg.hashsalt": "cl_clipfit",
     "svg.fonttype": "path",
 }
+ZERO_SHOT = "zero-shot"
 _PANELS = {
     "accuracy": "accuracy over all classes seen (%)",
     "forgetting": "forgetting, all classes (points)",
@@ -78,6 +79,12 @@ def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> Non
             axes.set_ylim(-5, 5)
 
 
+def _zero_shot_line(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
+    """Draw the line to beat: the model as it was before training."""
+    curve = np.array(results[0]["curves"]["zero_shot"], dtype=float)
+    axes.plot(curve, color="0.35", linestyle="--", linewidth=1.4, label=ZERO_SHOT, zorder=1)
+
+
 def _matrix(axes: Axes, matrix: Sequence[Sequence[float | None]]) -> None:
     values = np.array(matrix, dtype=float)
     axes.grid(False)
@@ -114,9 +121,13 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
             1, len(panels) + 1, figsize=(3.6 * (len(panels) + 1), 3.4), layout="constrained"
         )
         for ax, key in zip(axes, panels, strict=False):
-            _lines(ax, key, {result["strategy"]: [result]})
+            if key == "accuracy" and result["strategy"] != ZERO_SHOT:
+                _zero_shot_line(ax, [result])
+            _lines(ax, key, {result["label"]: [result]})
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
         _matrix(axes[-1], result["all_classes_matrix"])
-        figure.suptitle(f"{_plain(result['strategy'])}, seed {result['seed']}: {_title(result)}")
+        figure.suptitle(f"{_plain(result['label'])}, seed {result['seed']}: {_title(result)}")
         save_figure(figure, path)
 
 
@@ -130,9 +141,49 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
             1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained", squeeze=False
         )
         for ax, key in zip(axes[0], panels, strict=True):
-            _lines(ax, key, groups)
+            if key == "accuracy":
+                _zero_shot_line(ax, results)
+            _lines(ax, key, {n: group for n, group in groups.items() if n != ZERO_SHOT} or groups)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
         note = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
         figure.suptitle(_title(results[0]) + note)
+        save_figure(figure, path)
+
+
+def _towers(layers: Sequence[str]) -> dict[str, list[str]]:
+    """Sort layers by tower."""
+    towers: dict[str, list[str]] = {"text tower": [], "image tower": []}
+    for layer in layers:
+        towers["image tower" if ".visual." in layer else "text tower"].append(layer)
+    return {name: found for name, found in towers.items() if found}
+
+
+def plot_changes(result: dict[str, Any], path: Path) -> None:
+    """Draw how far every layer's tuned values moved from the pretrained ones, task by task."""
+    changes = result["change_by_layer"]
+    if not any(changes):
+        return
+    towers = _towers(list(changes[-1]))
+    widths = [3 + len(layers) for layers in towers.values()]
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            1, len(towers), figsize=(3 + 0.3 * sum(widths), 3.6), layout="constrained",
+            squeeze=False, width_ratios=widths,
+        )  # fmt: skip
+        for ax, (tower, layers) in zip(axes[0], towers.items(), strict=True):
+            values = np.array([[task.get(layer, np.nan) for layer in layers] for task in changes])
+            image = ax.imshow(values, vmin=0, cmap="viridis", aspect="auto")
+            labels = [layer.rpartition(".")[2] for layer in layers]
+            ax.set_xticks(range(len(layers)), labels, rotation=90 if len(layers) > 6 else 0)
+            ax.set_yticks(range(len(changes)), [str(t + 1) for t in range(len(changes))])
+            ax.set_xlabel("layer (blocks by number)")
+            ax.set_ylabel("after task")
+            ax.set_title(tower, fontsize=10, loc="left")
+            ax.grid(False)
+            bar = figure.colorbar(image, ax=ax, fraction=0.08, pad=0.02)
+            bar.set_label("root mean square change", fontsize=8)
+        figure.suptitle(
+            f"what moved: {_plain(result['label'])}, seed {result['seed']}: {_title(result)}"
+        )
         save_figure(figure, path)

@@ -20,10 +20,10 @@ COLUMNS = {
 
 
 def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Group results by strategy, in order of appearance."""
+    """Group results by strategy and its settings, in order of appearance."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault(result["strategy"], []).append(result)
+        groups.setdefault(result["label"], []).append(result)
     return groups
 
 
@@ -32,17 +32,32 @@ def _cell(values: Sequence[float | None]) -> str:
     if not known:
         return "-"
     mean = f"{statistics.fmean(known):.1f}"
-    return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
+    return f"{mean} ± {confidence_interval(known):.1f}" if len(known) > 1 else mean
+
+
+def confidence_interval(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % confidence interval of the mean, after Student.
+
+    Example:
+        >>> round(confidence_interval([1.0, 2.0, 3.0, 4.0, 5.0]), 3)
+        1.963
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> Table:
-    """Return one row a strategy: mean (± standard deviation) over its seeds, in percent."""
+    """Return one row a strategy: mean (± 95 % confidence interval) over its seeds, in percent."""
     seeds = max(len(group) for group in by_strategy(results).values())
     scenario = escape(results[0]["scenario"])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
-    spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
-    table = Table(title=f"{scenario}: {tasks} tasks, {classes} classes, in percent{spread}")
-    table.add_column("strategy")
+    spread = f", mean of {seeds} seeds ± 95 % interval" if seeds > 1 else ""
+    scored = "" if results[0]["scored_on"] == "test images" else f", on {results[0]['scored_on']}"
+    title = f"{scenario}: {tasks} tasks, {classes} classes, in percent{scored}{spread}"
+    table = Table(title=title)
+    table.add_column("strategy", overflow="fold", min_width=10)
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
     table.add_column("trained\nparameters", justify="right")
@@ -62,7 +77,7 @@ def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) ->
     """Return one line a run with all its metrics."""
     names = list(results[0]["metrics"])
     rows = [
-        [r["scenario"], r["strategy"], r["seed"], *(r["metrics"][n] for n in names), folder]
+        [r["scenario"], r["label"], r["seed"], *(r["metrics"][n] for n in names), folder]
         for r, folder in zip(results, folders, strict=True)
     ]
     return csv_text(["scenario", "strategy", "seed", *names, "folder"], rows)

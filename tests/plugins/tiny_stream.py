@@ -1,8 +1,6 @@
 """Six classes told apart by colour, on generated 16x16 images."""
 
-from pathlib import Path
-
-from cl_clipfit import Options, Source
+from cl_clipfit import DataRequest, Options, Source
 from tests.conftest import build_source
 
 TASKS = 2
@@ -11,6 +9,6 @@ PROBES = ()
 RECIPE = {"epochs": 1, "batch_size": 16, "lr": 1e-3}
 
 
-def load(options: Options, data_dir: Path | None) -> Source:
+def load(options: Options, request: DataRequest) -> Source:
     """Generate the images."""
     return build_source()

@@ -1,0 +1,231 @@
+"""CIFAR in its official Python format: the archive, or the folder it unpacks to.
+
+Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". The batches are pickles;
+they are read by an unpickler that knows arrays and plain containers and runs nothing else.
+"""
+
+import io
+import pickle
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from cl_clipfit.data.download import file_hash
+from cl_clipfit.data.source import ImageSet
+from cl_clipfit.errors import UserError, is_file
+
+SIDE = 32
+LARGEST_MEMBER = 1 << 30  # bytes; the official training batch of CIFAR-100 has 155 million
+
+
+@dataclass(frozen=True)
+class CifarFormat:
+    """Where a CIFAR data set is, and how its files are called.
+
+    Attributes:
+        title: name in messages.
+        url: the official archive.
+        sha256: of the archive.
+        folder: what the archive unpacks to.
+        train: training batches and their MD5 sums, the only ones published for them.
+        test: test batches, as `train`.
+        meta: the file of class names, as `train`.
+        labels_key: entry of a batch that holds the labels.
+        names_key: entry of `meta` that holds the class names.
+        names: class names in label order, words apart.
+    """
+
+    title: str
+    url: str
+    sha256: str
+    folder: str
+    train: dict[str, str]
+    test: dict[str, str]
+    meta: dict[str, str]
+    labels_key: str
+    names_key: str
+    names: tuple[str, ...]
+
+    @property
+    def archive(self) -> str:
+        """File name of the archive."""
+        return self.url.rpartition("/")[2]
+
+
+_NAMES_100 = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+    crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
+    keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse
+    mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
+    porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
+    snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television
+    tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR100 = CifarFormat(
+    title="CIFAR-100",
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    folder="cifar-100-python",
+    train={"train": "16019d7e3df5f24257cddd939b257f8d"},
+    test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    meta={"meta": "7973b15100ade9c7d40fb424638fde48"},
+    labels_key="fine_labels",
+    names_key="fine_label_names",
+    names=tuple(name.replace("_", " ") for name in _NAMES_100.split()),
+)
+
+
+@dataclass(frozen=True)
+class CifarData:
+    """What was read.
+
+    Attributes:
+        names: class names in label order, words apart.
+        train: training images, uint8 (N, 3, 32, 32).
+        test: test images.
+        verified: True where the files are the official ones.
+    """
+
+    names: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    verified: bool
+
+
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """Stand in for NumPy's `_reconstruct`, without memory of a size that the file dictates."""
+    if kind is not np.ndarray:
+        raise pickle.UnpicklingError("an array of an unknown kind")
+    return np.ndarray(0, np.int8)
+
+
+def _latin1(text: Any, encoding: Any) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_ADMITTED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes for Python 2
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits NumPy arrays and plain containers; a pickle that would run code is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it asks to run {module}.{name}, which is refused")
+        return _ADMITTED[module, name]
+
+
+def _unpickle(file: IO[bytes], where: str) -> dict[str, Any]:
+    """Read a mapping; keys become text."""
+    try:
+        content = _PlainUnpickler(file, encoding="latin1").load()
+        return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in content.items()}
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} is no CIFAR batch: {reason}") from error
+
+
+def _batch(content: dict[str, Any], form: CifarFormat, where: str) -> ImageSet:
+    missing = [key for key in ("data", form.labels_key) if key not in content]
+    if missing:
+        raise UserError(f"{where} is no CIFAR batch: '{missing[0]}' is missing")
+    pixels, labels = content["data"], content[form.labels_key]
+    values = 3 * SIDE * SIDE
+    right = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2
+    if not right or pixels.shape[1] != values:
+        raise UserError(f"{where}: 'data' must be uint8 (N, {values})")
+    known = range(len(form.names))
+    if len(labels) != len(pixels) or any(type(n) is not int or n not in known for n in labels):
+        raise UserError(
+            f"{where}: '{form.labels_key}' must be {len(pixels)} whole numbers from 0 to"
+            f" {len(form.names) - 1}"
+        )
+    images = torch.from_numpy(pixels.reshape(-1, 3, SIDE, SIDE).copy())
+    return ImageSet(images, torch.tensor(labels, dtype=torch.int64))
+
+
+def _assemble(files: dict[str, dict[str, Any]], form: CifarFormat, verified: bool) -> CifarData:
+    def join(batches: dict[str, str]) -> ImageSet:
+        parts = [_batch(files[name], form, name) for name in batches]
+        images, labels = torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts])
+        return ImageSet(images, labels)
+
+    (meta,) = form.meta
+    names = files[meta].get(form.names_key)
+    if not isinstance(names, list) or len(names) != len(form.names):
+        raise UserError(f"{meta}: '{form.names_key}' must be {len(form.names)} class names")
+    names = [n.decode() if isinstance(n, bytes) else str(n) for n in names]
+    return CifarData(
+        tuple(n.replace("_", " ") for n in names), join(form.train), join(form.test), verified
+    )
+
+
+def read_archive(file: Path, form: CifarFormat, unverified: bool = False) -> CifarData:
+    """Read the archive without unpacking it.
+
+    Raises:
+        UserError: it is not the official one and `unverified` is False, or it cannot be read.
+    """
+    found = file_hash(file)
+    verified = found == form.sha256
+    if not (verified or unverified):
+        raise UserError(
+            f"{file} is not the official {form.title} archive (SHA-256 {found}, expected"
+            f" {form.sha256}): fetch it again from {form.url}, or accept it as it is with"
+            " --unverified-data"
+        )
+    wanted = {f"{form.folder}/{name}": name for name in (*form.train, *form.test, *form.meta)}
+    files: dict[str, dict[str, Any]] = {}
+    try:
+        with tarfile.open(file) as archive:
+            for member in archive:
+                name = wanted.get(member.name.removeprefix("./"))
+                if name is None or not member.isfile():
+                    continue
+                if member.size > LARGEST_MEMBER:
+                    raise UserError(f"{file}: {member.name} is too large ({member.size:,} bytes)")
+                content = archive.extractfile(member)
+                assert content is not None
+                files[name] = _unpickle(io.BytesIO(content.read()), f"{file}: {member.name}")
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{file} is no whole archive: {error}") from error
+    missing = [path for path, name in wanted.items() if name not in files]
+    if missing:
+        raise UserError(f"{file} holds no {missing[0]}")
+    return _assemble(files, form, verified)
+
+
+def read_unpacked(folder: Path, form: CifarFormat, unverified: bool = False) -> CifarData:
+    """Read the folder that the archive unpacks to, torchvision's layout.
+
+    Raises:
+        UserError: a file is not the official one and `unverified` is False, or cannot be read.
+    """
+    files, verified = {}, True
+    for name, md5 in {**form.train, **form.test, **form.meta}.items():
+        file = folder / name
+        if not is_file(file):
+            raise UserError(f"{folder} holds no file {name}")
+        verified = verified and file_hash(file, "md5") == md5
+        if not (verified or unverified):
+            raise UserError(
+                f"{file} is not the official file: unpack {form.archive} again, or accept it as it"
+                " is with --unverified-data"
+            )
+        with file.open("rb") as opened:
+            files[name] = _unpickle(opened, str(file))
+    return _assemble(files, form, verified)

@@ -1,0 +1,1 @@
+"""Distances to zero-shot CLIP, as pure functions."""

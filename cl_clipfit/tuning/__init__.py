@@ -1,0 +1,1 @@
+"""Which parameters train, and what a task changed in them."""

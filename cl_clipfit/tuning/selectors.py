@@ -1,0 +1,178 @@
+"""Parameters by module type and tower, never by a substring of their names.
+
+Substrings fail: timm towers call their LayerNorms "norm", the image tower and the pooling of CLIP's
+ResNets have a `c_proj.bias` too, and attention keeps its bias as `in_proj_bias`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+TextBiases = Literal["second-ffn", "all", "none"]
+LayerNorms = Literal["all", "pre", "none"]
+Layers = tuple[int, int]  # first and last block, both included, counted from 0
+
+
+@dataclass(frozen=True)
+class TowerSelection:
+    """Selected parameters of each tower.
+
+    Attributes:
+        text: parameters of the text tower.
+        image: parameters of the image tower.
+    """
+
+    text: list[nn.Parameter]
+    image: list[nn.Parameter]
+
+
+def parse_layers(text: str) -> Layers:
+    """Read a layer range.
+
+    Raises:
+        ValueError: the first layer comes after the last.
+
+    Example:
+        >>> parse_layers("0-3"), parse_layers("11")
+        ((0, 3), (11, 11))
+    """
+    first, _, last = text.partition("-")
+    layers = int(first), int(last or first)
+    if layers[0] > layers[1]:
+        raise ValueError(f"layers {text}: the first must not come after the last")
+    return layers
+
+
+def text_blocks(clip: Any) -> list[nn.Module]:
+    """Return the transformer blocks of the text tower of a `CLIP`, `CustomTextCLIP` or `CoCa`.
+
+    Raises:
+        ValueError: a text tower of another build, as those of Hugging Face.
+    """
+    tower = getattr(clip, "text", clip)
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+    if blocks is None:
+        raise ValueError(
+            f"the text tower {type(tower).__name__} has no residual blocks known here;"
+            " choose a model with open_clip's own text tower"
+        )
+    return list(blocks)
+
+
+def image_blocks(clip: Any) -> list[nn.Module]:
+    """Return the blocks of the image tower, of open_clip's or timm's build; [] where none."""
+    visual = clip.visual
+    trunk = getattr(visual, "trunk", None)
+    blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
+    if blocks is None:
+        blocks = getattr(trunk, "blocks", None)
+    return [] if blocks is None else list(blocks)
+
+
+def _in_range(blocks: list[nn.Module], layers: Layers | None, tower: str) -> list[nn.Module]:
+    if layers is None:
+        return blocks
+    if layers[1] >= len(blocks):
+        raise ValueError(
+            f"{tower} layers {layers[0]}-{layers[1]}: the tower has {len(blocks)} blocks,"
+            f" 0 to {len(blocks) - 1}"
+            if blocks
+            else f"{tower} layers: this {tower} tower has no numbered blocks"
+        )
+    return blocks[layers[0] : layers[1] + 1]
+
+
+def select_text_biases(
+    clip: Any, which: TextBiases = "second-ffn", layers: Layers | None = None
+) -> list[nn.Parameter]:
+    """Return biases of the text tower.
+
+    Args:
+        clip: an open_clip model.
+        which: "second-ffn", the bias of the second linear of every feed-forward network (6,144 on
+            ViT-B/16); "all", every bias (68,096), those of LayerNorms included; or "none".
+        layers: blocks to choose from; default all. With a range, "all" leaves out what stands
+            after the blocks.
+
+    Raises:
+        ValueError: a range outside of the tower, or an unknown build of text tower.
+    """
+    if which == "none":
+        return []
+    blocks = _in_range(text_blocks(clip), layers, "text")
+    if which == "second-ffn":
+        feed_forward: list[Any] = [block.mlp for block in blocks]
+        linears = [[m for m in f.modules() if isinstance(m, nn.Linear)] for f in feed_forward]
+        return [found[-1].bias for found in linears]
+    tower = getattr(clip, "text", clip)
+    parts = [*blocks, tower.ln_final] if layers is None else blocks
+    projection = getattr(tower, "text_projection", None)
+    if layers is None and isinstance(projection, nn.Linear):
+        parts.append(projection)
+    return [p for part in parts for n, p in part.named_parameters() if n.endswith("bias")]
+
+
+def select_layer_norms(
+    clip: Any, which: LayerNorms = "all", layers: Layers | None = None
+) -> list[nn.Parameter]:
+    """Return weights and biases of LayerNorms of the image tower.
+
+    Args:
+        clip: an open_clip model.
+        which: "all" (39,936 on ViT-B/16); "pre", the one before the first block (1,536); "none".
+        layers: blocks to choose from; default all. With a range, "all" leaves out LayerNorms
+            outside of the blocks.
+
+    Returns:
+        an empty list where the tower has none, as CLIP's ResNets.
+
+    Raises:
+        ValueError: a range outside of the tower.
+    """
+    if which == "none":
+        return []
+    visual = clip.visual
+    if which == "pre":
+        trunk = getattr(visual, "trunk", None)
+        parts = [getattr(visual, "ln_pre", None), getattr(trunk, "norm_pre", None)]
+    elif layers is None:
+        parts = [visual]
+    else:
+        parts = list(_in_range(image_blocks(clip), layers, "image"))
+    norms = [m for part in parts if part is not None for m in part.modules()]
+    found = [p for m in norms if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)]
+    return list(dict.fromkeys(found))
+
+
+def select_clipfit(
+    clip: Any,
+    text_biases: TextBiases = "second-ffn",
+    layer_norms: LayerNorms = "all",
+    text_layers: Layers | None = None,
+    image_layers: Layers | None = None,
+) -> TowerSelection:
+    """Return what CLIPFit trains: 46,080 parameters on ViT-B/16 and ViT-B/32.
+
+    Li et al. 2024 (arXiv 2409.16718), section 3: the bias of the second linear of every text
+    feed-forward network and the LayerNorms of the image tower. The arguments are its ablations.
+
+    Raises:
+        ValueError: nothing is selected, or a range outside of a tower.
+    """
+    selection = TowerSelection(
+        select_text_biases(clip, text_biases, text_layers),
+        select_layer_norms(clip, layer_norms, image_layers),
+    )
+    if not (selection.text or selection.image):
+        raise ValueError("nothing would train: neither text biases nor LayerNorms are selected")
+    return selection
+
+
+def select_all_but_scale(clip: nn.Module) -> list[nn.Parameter]:
+    """Return all parameters but the logit scale and SigLIP's logit bias.
+
+    The scale is part of the pretrained calibration; a bias common to all classes has no gradient
+    in a cross-entropy, so that weight decay alone would move it.
+    """
+    return [p for name, p in clip.named_parameters() if name not in ("logit_scale", "logit_bias")]

@@ -1,0 +1,162 @@
+"""CLIPFit: text feed-forward biases and image LayerNorms, with text features held to zero-shot."""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
+
+from cl_clipfit import CLIPStrategy, Options
+from cl_clipfit.config import NotNegative, Positive, read_names
+from cl_clipfit.losses.anchors import cosine_distance, mean_squared_change
+from cl_clipfit.tuning.selectors import parse_layers, select_clipfit
+
+NAME = "clipfit"
+PAPER = "Li et al. 2024, arXiv 2409.16718 (EMNLP)"
+NEEDS = "nothing of earlier tasks"
+PUBLISHED = {
+    "optimizer": "sgd",
+    "lr": 2e-3,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "batch_size": 32,
+    "drop_last": True,
+    "epochs": 100,
+    "schedule": "epoch-cosine",
+    "warmup_epochs": 1,
+    "warmup_lr": 1e-5,
+    "augmentation": "crop-flip",
+    "crop_scale": 0.08,
+    "text_lr_scale": 1.0,
+}
+
+LayerRange = Annotated[str, Field(pattern=r"^\d+(-\d+)?$")]
+Names = Annotated[tuple[str, ...], BeforeValidator(read_names)]
+
+
+class ClipFitOptions(Options):
+    """CLIPFit's own settings; the defaults are the published method over tasks."""
+
+    text_biases: Literal["second-ffn", "all", "none"] = Field(
+        "second-ffn", description="biases of the text tower that train"
+    )
+    layer_norms: Literal["all", "pre", "none"] = Field(
+        "all", description="LayerNorms of the image tower that train"
+    )
+    text_layers: LayerRange | None = Field(None, description="text blocks, as 0-5; default all")
+    image_layers: LayerRange | None = Field(None, description="image blocks, as 0-5; default all")
+    ce_scope: Literal["task", "seen"] = Field("task", description="classes the cross-entropy ranks")
+    kd: Literal["cosine", "mse", "none"] = Field(
+        "cosine", description="distillation: of text features, or squared change of text biases"
+    )
+    kd_weight: NotNegative = Field(8.0, description="weight of the distillation")
+    kd_scope: Literal["task", "seen", "seen+vocabulary"] = Field(
+        "seen", description="class prompts that are distilled"
+    )
+    vocabulary: Names = Field(
+        (), description="further names to distil: a list, or a file with one name a line"
+    )
+    image_anchor: NotNegative = Field(
+        0.0, description="weight of 1 - cos of image features to their zero-shot ones"
+    )
+    text_lr_scale: Positive = Field(
+        1.0, description="learning rate of the text biases, as a multiple of lr"
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.kd_scope == "seen+vocabulary") != bool(self.vocabulary):
+            raise ValueError("vocabulary and kd_scope=seen+vocabulary need each other")
+        if self.kd == "mse" and self.text_biases == "none":
+            raise ValueError("kd=mse holds text biases, and text_biases=none trains none")
+        return self
+
+
+class ClipFit(CLIPStrategy):
+    """Li et al. 2024, equation 5, on a stream: cross-entropy + kd_weight * (1 - mean cos).
+
+    The mean runs over the prompts in `kd_scope`; their anchors are the text features of the
+    pretrained model.
+    """
+
+    options: ClipFitOptions
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        """Return the published selection, or the ablation that the options ask for."""
+        own = self.options
+        ranges = [parse_layers(t) if t else None for t in (own.text_layers, own.image_layers)]
+        chosen = select_clipfit(self.model.clip, own.text_biases, own.layer_norms, *ranges)
+        if not chosen.image and own.layer_norms != "none":
+            self.warn("clipfit: this image tower has no such LayerNorm; only text biases train")
+        self._text = {id(p) for p in chosen.text}
+        if own.kd_scope == "seen+vocabulary":
+            self._encode_vocabulary_anchors()
+        return [*chosen.text, *chosen.image]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Give each tower its learning rate."""
+        text = [p for p in self.selection.values() if id(p) in self._text]
+        image = [p for p in self.selection.values() if id(p) not in self._text]
+        groups: list[dict[str, Any]] = [
+            {"params": text, "lr": self.recipe.lr * self.options.text_lr_scale},
+            {"params": image},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def label_space(self) -> Sequence[int]:
+        """Return the classes of the task, or those seen."""
+        return self.task_classes if self.options.ce_scope == "task" else self.seen_classes
+
+    @property
+    def _distils_features(self) -> bool:
+        return self.options.kd == "cosine" and self.options.kd_weight > 0
+
+    def text_space(self) -> Sequence[int]:
+        """Return the classes that are ranked or distilled."""
+        if self._distils_features and self.options.kd_scope != "task":
+            return self.seen_classes
+        return self.label_space()
+
+    def training_logits(self, images: Tensor) -> Tensor:
+        """Encode the images' anchors first: putting weights back would spoil a later backward."""
+        if self.options.image_anchor:
+            with torch.no_grad(), self.model.pretrained_weights():
+                self._image_anchors = self.model.image_features(images)
+        return super().training_logits(images)
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Add distillation and anchor to the cross-entropy."""
+        own, loss = self.options, super().compute_loss(logits, labels)
+        if self._distils_features:
+            loss = loss + own.kd_weight * cosine_distance(*self._text_and_anchors())
+        elif own.kd == "mse" and own.kd_weight > 0:
+            loss = loss + own.kd_weight * self._bias_change()
+        if own.image_anchor:
+            assert self.features is not None
+            distance = cosine_distance(self.features.image, self._image_anchors)
+            loss = loss + own.image_anchor * distance
+        return loss
+
+    def _text_and_anchors(self) -> tuple[Tensor, Tensor]:
+        """Return text features in `kd_scope` and their zero-shot anchors, both (P, d)."""
+        assert self.features is not None
+        text, classes = self.features.text, self.features.classes
+        if self.options.kd_scope == "task" and classes != self.task_classes:
+            rows = [classes.index(c) for c in self.task_classes]
+            text, classes = text[rows], self.task_classes
+        anchors = self.model.zero_shot_text_features[classes]
+        if self.options.kd_scope == "seen+vocabulary":
+            text = torch.cat([text, self.model.encode_prompts(self._vocabulary)])
+            anchors = torch.cat([anchors, self._vocabulary_anchors])
+        return text, anchors
+
+    def _encode_vocabulary_anchors(self) -> None:
+        self._vocabulary = self.model.tokenize(self.options.vocabulary, self.templates)
+        with torch.no_grad(), self.model.pretrained_weights():
+            self._vocabulary_anchors = self.model.encode_prompts(self._vocabulary)
+
+    def _bias_change(self) -> Tensor:
+        named = [(n, p) for n, p in self.selection.items() if id(p) in self._text]
+        anchors = [self.model.pretrained_values[name] for name, _ in named]
+        return mean_squared_change([p for _, p in named], anchors)
