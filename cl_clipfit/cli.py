@@ -35,7 +35,7 @@ def _console(stderr: bool = False) -> Console:
 
 @app.default
 def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> None:
-    """Run strategies on a scenario; without options, zero-shot mini CLIP on real digits."""
+    """Run strategies on a scenario; without options, three of them on real digits."""
     given = config or RunConfig()
     settings = given.model_dump(exclude_unset=True)
     if given.config is not None:

@@ -13,7 +13,7 @@ from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.environment import use_exact_fp32
 from cl_clipfit.errors import UserError
-from cl_clipfit.experiment import Run
+from cl_clipfit.experiment import Run, check_strategy
 from cl_clipfit.plan import (
     RunPlan,
     StreamPlan,
@@ -59,6 +59,8 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     data = [source.sha256, *(probe.sha256 for probe in probes.values())]
     model = create_classifier(stream.model, stream.device)
     assert model.identity is not None
+    for plan in {plan.label: plan for plan in plans}.values() if len(plans) > 1 else ():
+        check_strategy(plan, stream, model)
     results, folders = [], []
     for plan in plans:
         digest = run_digest(stream, plan, config.precision, model.identity, data)

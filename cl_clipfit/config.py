@@ -81,7 +81,9 @@ class RunConfig(BaseModel):
 
     scenario: str = Field("split-digits", description="stream of tasks: run.py list scenarios")
     strategy: list[str] = Field(
-        ["zero-shot"], min_length=1, description="methods to run: run.py list strategies"
+        ["zero-shot", "full", "clipfit"],
+        min_length=1,
+        description="methods to run, with settings as clipfit:kd_weight=2,lr=1e-3",
     )
     model: str | None = Field(
         None, description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini"
@@ -127,11 +129,12 @@ def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
     for detail in error.errors():
         path = [str(p) for p in detail["loc"]]
         name = path[0] if path else ""
-        name = prefix + (name.replace("_", "-") if prefix == "--" else name)
+        name = (prefix + (name.replace("_", "-") if prefix == "--" else name)).rstrip(".")
         if detail["type"] == "extra_forbidden":
             parts.append(f"unknown setting '{name}'. {nearest(path[0], known)}")
             continue
-        message = detail["msg"][0].lower() + detail["msg"][1:]
+        message = detail["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         if detail["type"] == "string_pattern_mismatch" and path[0] in RunConfig.model_fields:
             message = f"expected {RunConfig.model_fields[path[0]].description}"
         given = detail["input"]

@@ -4,8 +4,7 @@ import copy
 import random
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.metrics.tables import AccuracyTables, accuracy, seen_curve
 from cl_clipfit.plan import RunPlan, StreamPlan
+from cl_clipfit.results import Progress, build_result
 from cl_clipfit.runs import RunFolder
 from cl_clipfit.strategy import CLIPStrategy, StepCallback
 from cl_clipfit.tuning.deltas import change_by_layer
@@ -46,25 +46,57 @@ class Display(Protocol):
         """End a task: accuracy over all classes seen in percent, seconds of training."""
 
 
-@dataclass
-class Progress:
-    """The numbers of a run so far.
+def build_strategy(
+    plan: RunPlan,
+    stream: StreamPlan,
+    model: CLIPClassifier,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    plugins: Sequence[Any] = (),
+) -> CLIPStrategy:
+    """Build a plan's strategy on a copy of the model.
 
-    Attributes:
-        tables: a row before training and after every task.
-        probes: accuracy on each probe, as the rows of `tables`.
-        zero_shot: accuracy over the classes seen, had the model stayed as it was.
-        changes: root mean square change of every layer from the pretrained values, a task each.
-        train_seconds: a task each.
-        eval_seconds: as the rows of `tables`.
+    Raises:
+        UserError: the method's own code fails.
     """
+    try:
+        return plan.cls(
+            model=copy.deepcopy(model),
+            class_names=class_names,
+            templates=templates,
+            recipe=plan.recipe,
+            options=plan.options,
+            device=stream.device,
+            plugins=list(plugins),
+        )
+    except Exception as error:  # a method's own code may raise anything
+        raise UserError(failure(plan, error)) from error
 
-    tables: AccuracyTables
-    probes: dict[str, list[float]]
-    zero_shot: list[float | None] = field(default_factory=list)
-    changes: list[dict[str, float]] = field(default_factory=list)
-    train_seconds: list[float] = field(default_factory=list)
-    eval_seconds: list[float] = field(default_factory=list)
+
+def check_strategy(plan: RunPlan, stream: StreamPlan, model: CLIPClassifier) -> None:
+    """Find what is wrong with a selection before other runs of the command have cost their time.
+
+    Raises:
+        UserError: the strategy cannot be built, or selects nothing.
+    """
+    if plan.recipe is None:
+        return
+    strategy = build_strategy(plan, stream, model, ["a class"], ["{}"])
+    try:
+        strategy.select()
+    except Exception as error:
+        raise UserError(failure(plan, error)) from error
+
+
+def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
+    """Say what failed in a line, and where in the method's own file; task 0 is before any."""
+    name, file = plan.strategy.name, plan.strategy.file
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == file.resolve()]
+    where = f" ({file.name}, line {lines[-1]})" if lines else ""
+    when = f"in task {task}" if task else "before the first task"
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"strategy {name} failed {when}{where}: {kind}{error}"
 
 
 def seed_everything(seed: int) -> None:
@@ -102,18 +134,10 @@ class Run:
         self.task = 0  # being learned; 0 before any
         self._warned = 0
         seed_everything(plan.seed)
-        try:
-            self.strategy: CLIPStrategy = plan.cls(
-                model=copy.deepcopy(model),
-                class_names=scenario.class_names,
-                templates=scenario.templates,
-                recipe=plan.recipe,
-                options=plan.options,
-                device=stream.device,
-                plugins=[StepCallback(display.step)],
-            )
-        except Exception as error:  # a method's own code may raise anything
-            raise UserError(self._failure(error)) from error
+        self.strategy = build_strategy(
+            plan, stream, model, scenario.class_names, scenario.templates,
+            plugins=[StepCallback(display.step)],
+        )  # fmt: skip
         self.progress = Progress(
             AccuracyTables(scenario.test_samples), {name: [] for name in probes}
         )
@@ -132,8 +156,8 @@ class Run:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(self._failure(error)) from error
-        return self._result()
+            raise UserError(failure(self.plan, error, self.task)) from error
+        return build_result(self.stream, self.plan, self.scenario, self.strategy, self.progress)
 
     def _run_stream(self) -> None:
         self._announce()
@@ -162,16 +186,6 @@ class Run:
         for text in strategy.warnings[self._warned :]:
             self.display.warn(text)
         self._warned = len(strategy.warnings)
-
-    def _failure(self, error: Exception) -> str:
-        """Say what failed in a line, and where in the method's own file."""
-        name, file = self.plan.strategy.name, self.plan.strategy.file
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f.lineno for f in frames if Path(f.filename).resolve() == file.resolve()]
-        where = f" ({file.name}, line {lines[-1]})" if lines else ""
-        when = f"in task {self.task}" if self.task else "before the first task"
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        return f"strategy {name} failed {when}{where}: {kind}{error}"
 
     def _start_display(self, task: int, tasks: int) -> None:
         if self.plan.recipe is None:
@@ -223,60 +237,3 @@ class Run:
         tested = len(self.scenario.test) + sum(len(s.test) for s in self.probes.values())
         epochs = self.plan.recipe.epochs if self.plan.recipe else 0
         return per_image * (passes * tested + 3 * epochs * sum(self.scenario.train_samples))
-
-    def _result(self) -> dict[str, Any]:
-        scenario, progress = self.scenario, self.progress
-        tables = progress.tables
-        identity = self.strategy.model.identity
-        parameters = list(self.strategy.model.parameters())
-        return {
-            "scenario": scenario.name,
-            "strategy": self.plan.strategy.name,
-            "label": self.plan.label,
-            "seed": self.plan.seed,
-            "recipe": self.plan.recipe.model_dump() if self.plan.recipe else None,
-            "options": self.plan.options.model_dump(mode="json"),
-            "model": {
-                **(asdict(identity) if identity else {}),
-                "parameters": sum(p.numel() for p in parameters),
-                "trainable_parameters": sum(p.numel() for p in self.strategy.selection.values()),
-            },
-            "data": scenario.origin,
-            "scored_on": "test images" if self.stream.validation is None else "validation images",
-            "templates": list(scenario.templates),
-            "class_order": scenario.class_order,
-            "tasks": [
-                {
-                    "classes": [scenario.class_names[label] for label in classes],
-                    "train_samples": scenario.train_samples[task],
-                    "test_samples": scenario.test_samples[task],
-                }
-                for task, classes in enumerate(scenario.task_classes)
-            ],
-            "accuracy_matrix": tables.seen,
-            "all_classes_matrix": tables.all_classes,
-            "task_aware_matrix": tables.task_aware,
-            "metrics": metrics.summarize(
-                tables.seen,
-                tables.all_classes,
-                tables.task_aware,
-                scenario.test_samples,
-                progress.probes,
-            ),
-            "curves": {
-                **metrics.curves(
-                    tables.seen, tables.all_classes, scenario.test_samples, progress.probes
-                ),
-                "zero_shot": progress.zero_shot,
-            },
-            "change_by_layer": progress.changes,
-            "probes": progress.probes,
-            "timings": {
-                "train_seconds": progress.train_seconds,
-                "eval_seconds": progress.eval_seconds,
-            },
-            "peak_memory_bytes": environment.peak_memory_bytes(self.stream.device),
-            "warnings": self.strategy.warnings,
-            "environment": environment.describe_environment(self.stream.device),
-            "complete": True,
-        }

@@ -257,12 +257,20 @@ class CLIPStrategy(SupervisedTemplate):
         self.model.to(self.device)
         if self.frozen or not self.trains:
             return
+        self.select()
+        self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
+        self.scheduler = make_schedule(self.recipe, self.optimizer, len(self.dataloader))
+
+    def select(self) -> None:
+        """Make exactly the parameters of `trainable()` train.
+
+        Raises:
+            ValueError: there are none, or some belong to another model.
+        """
         self.selection = self.model.train_only(self.trainable())
         if not self.selection:
             name = type(self).__name__
             raise ValueError(f"{name}.trainable() selects no parameter of this model")
-        self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
-        self.scheduler = make_schedule(self.recipe, self.optimizer, len(self.dataloader))
 
     def _check_labels(self) -> None:
         largest = max(self.task_classes)

@@ -15,6 +15,10 @@ from cl_clipfit.tuning.selectors import parse_layers, select_clipfit
 NAME = "clipfit"
 PAPER = "Li et al. 2024, arXiv 2409.16718 (EMNLP)"
 NEEDS = "nothing of earlier tasks"
+RECIPES = {
+    "split-digits": {"lr": 1e-3, "text_lr_scale": 30},
+    "split-shapes100": {"lr": 1e-3, "text_lr_scale": 30},
+}
 PUBLISHED = {
     "optimizer": "sgd",
     "lr": 2e-3,
@@ -70,6 +74,10 @@ class ClipFitOptions(Options):
             raise ValueError("vocabulary and kd_scope=seen+vocabulary need each other")
         if self.kd == "mse" and self.text_biases == "none":
             raise ValueError("kd=mse holds text biases, and text_biases=none trains none")
+        if self.text_biases == "none" and self.layer_norms == "none":
+            raise ValueError("nothing would train with text_biases=none and layer_norms=none")
+        for layers in (self.text_layers, self.image_layers):
+            parse_layers(layers or "0")
         return self
 
 
@@ -81,6 +89,7 @@ class ClipFit(CLIPStrategy):
     """
 
     options: ClipFitOptions
+    _vocabulary: Sequence[Tensor] = ()  # token ids of each name, once encoded
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return the published selection, or the ablation that the options ask for."""
@@ -90,8 +99,6 @@ class ClipFit(CLIPStrategy):
         if not chosen.image and own.layer_norms != "none":
             self.warn("clipfit: this image tower has no such LayerNorm; only text biases train")
         self._text = {id(p) for p in chosen.text}
-        if own.kd_scope == "seen+vocabulary":
-            self._encode_vocabulary_anchors()
         return [*chosen.text, *chosen.image]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -123,6 +130,8 @@ class ClipFit(CLIPStrategy):
         if self.options.image_anchor:
             with torch.no_grad(), self.model.pretrained_weights():
                 self._image_anchors = self.model.image_features(images)
+        if self.options.kd_scope == "seen+vocabulary" and not self._vocabulary:
+            self._encode_vocabulary()
         return super().training_logits(images)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -151,7 +160,7 @@ class ClipFit(CLIPStrategy):
             anchors = torch.cat([anchors, self._vocabulary_anchors])
         return text, anchors
 
-    def _encode_vocabulary_anchors(self) -> None:
+    def _encode_vocabulary(self) -> None:
         self._vocabulary = self.model.tokenize(self.options.vocabulary, self.templates)
         with torch.no_grad(), self.model.pretrained_weights():
             self._vocabulary_anchors = self.model.encode_prompts(self._vocabulary)

@@ -13,6 +13,7 @@ NAME = "full"
 PAPER = "the naive baseline of the field"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-5}
+RECIPES = {"split-digits": {"lr": 1e-4}, "split-shapes100": {"lr": 1e-4}}
 
 
 class FullOptions(Options):

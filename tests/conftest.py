@@ -20,6 +20,7 @@ TINY_CLIP = {
 # Options of a quick command, and plug-ins to write to a file.
 PLUGIN = ["--plugin", "examples/image_norms.py", "tests/plugins/tiny_stream.py"]
 TINY = ["--scenario", "tiny-stream", *PLUGIN]
+FROZEN = [*TINY, "--strategy", "zero-shot"]
 TRAINED = [*TINY, "--strategy", "image-norms"]
 MINE = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n"
 STREAM = """

@@ -63,7 +63,7 @@ class Server:
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 asked = self.headers.get("Range", "")
                 outer.ranges.append(asked)
                 if status:

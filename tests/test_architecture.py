@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-LEAVES = ("clip", "metrics", "data")
+LEAVES = ("clip", "metrics", "data", "tuning", "losses")
 COMMON = {"errors", "config"}
 FILES = sorted(Path("cl_clipfit").rglob("*.py"))
 

@@ -25,6 +25,9 @@ FILES = {
     "init.py": MINE + "    def __init__(self):\n        pass\n",
     "tasks.py": "TASKS = 'five'\ndef load(options, request): ...\n",
     "recipe.py": "RECIPE = {'epoch': 5}\n" + MINE + "    pass\n",
+    "option.py": "RECIPES = {'tiny-stream': {'pull': -1, 'lr': 2}}\n"
+    "from cl_clipfit import Options\nfrom pydantic import Field\n"
+    "class Own(Options):\n    pull: float = Field(1, ge=0)\n" + MINE + "    pass\n",
     "labels.py": STREAM.format(level=1).replace("[0, 0, 1, 1]", "[1, 1, 2, 2]"),
     "true.yaml": "epochs: true\n",
     "date.yaml": "epochs: 2024-13-45\n",
@@ -82,7 +85,32 @@ BAD = [
     (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=big"], "number"),
     (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=nan"], "finite"),
     (["--scenario", "split-shapes100", "--set", "split-shapes100.severity=[1"], "YAML"),
-    (["--set", "clipfit.kd=1"], "not part of this run"),
+    (["--strategy", "zero-shot", "--set", "clipfit.kd=1"], "not part of this run"),
+    (["--set", "clipfit.kd=1"], "'cosine', 'mse' or 'none'"),
+    (["--set", "clipfit.kd_wieght=1"], "Did you mean 'kd_weight'"),
+    (["--set", "clipfit.kd_weight=-1"], "greater than or equal to 0"),
+    (["--set", "clipfit.text_layers=first"], "text_layers"),
+    (["--set", "clipfit.text_layers=2-9"], "the tower has 3 blocks, 0 to 2"),
+    (["--set", "clipfit.image_layers=3-1"], "must not come after"),
+    (["--set", "clipfit.text_biases=none", "clipfit.layer_norms=none"], "nothing would train"),
+    (["--set", "clipfit.kd=mse", "clipfit.text_biases=none"], "kd=mse holds text biases"),
+    (["--set", "clipfit.kd_scope=seen+vocabulary"], "need each other"),
+    (["--set", "clipfit.vocabulary=[cat, dog]"], "need each other"),
+    (["--set", "clipfit.vocabulary=absent.txt"], "one name a line"),
+    (["--set", "clipfit.vocabulary={}/binary.yaml"], "cannot be read as text"),
+    (["--set", "clipfit.warmup_epochs=-1"], "warmup_epochs"),
+    (["--set", "clipfit.epochs=fast"], "clipfit.epochs"),
+    (["--strategy", "clipfit:kd_weight"], "expected NAME:key=value"),
+    (["--strategy", "clipfit:"], "expected NAME:key=value"),
+    (["--strategy", "clipfit:kd_wieght=2"], "Did you mean 'kd_weight'"),
+    (["--strategy", "clipfitt:kd_weight=2"], "Did you mean 'clipfit'"),
+    (["--recipe", "paper"], "--recipe"),
+    (["--strategy", "full", "--recipe", "published"], "no published recipe is known for full"),
+    (["--validation", "0"], "--validation"),
+    (["--validation", "1"], "--validation"),
+    (["--template", "a photo"], "exactly one '{}'"),
+    (["--template", "{} and {}"], "exactly one '{}'"),
+    (["--class-order", "der-cifar100"], "100 classes, not of 10"),
     (["--config", "{}/absent.yaml"], "cannot read"),
     (["--config", "{}"], "cannot read"),
     (["--config", "{}/list.yaml"], "expected settings"),
@@ -115,6 +143,7 @@ BAD = [
     (["--config", "{}/true.yaml"], "epochs"),
     (["--config", "{}/date.yaml"], "not valid YAML"),
     (["--set", "zero-shot.lr=1"], "no option 'lr'"),
+    ([*TINY, "--plugin", "{}/option.py", "--strategy", "option"], "option.py: RECIPES: pull"),
     ([*TRAINED, "--set", "image-norms.optimizer=adam"], "adamw"),
     ([*TRAINED, "--set", "image-norms.pull=true"], "number"),
     ([*TRAINED, "--set", "image-norms.pull=1:30"], "number"),
@@ -139,7 +168,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for name, content in FILES.items():
         data = content if isinstance(content, bytes) else content.encode()
         (tmp_path / name).write_bytes(data)
-    filled = [a.replace("{}", str(tmp_path)) for a in arguments]
+    is_template = "--template" in arguments
+    filled = [a if is_template else a.replace("{}", str(tmp_path)) for a in arguments]
     is_run = arguments[0].startswith("--")
     if is_run and "--output" not in arguments:
         filled += ["--output", str(tmp_path / "runs")]

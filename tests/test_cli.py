@@ -10,10 +10,11 @@ import torch
 
 from cl_clipfit.cli import app, main
 from cl_clipfit.clip import create_classifier
-from cl_clipfit.config import RunConfig
+from cl_clipfit.config import RunConfig, read_names
+from cl_clipfit.data.source import DataRequest
 from cl_clipfit.plan import load_source, plan_runs, plan_stream, run_digest
 from cl_clipfit.registry import Registry
-from tests.conftest import MINE, PLUGIN, STREAM, TINY, TRAINED
+from tests.conftest import FROZEN, MINE, PLUGIN, STREAM, TINY, TRAINED
 
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
 
@@ -30,25 +31,43 @@ def run(*arguments: str, output: Path) -> list[dict]:
 def test_a_run_leaves_its_folder_and_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (result,) = run(output=tmp_path)
+    first, full, _ = run("--epochs", "1", output=tmp_path)
     printed = capsys.readouterr()
-    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    assert folder.name.startswith("split-digits-zero-shot-s0-")
-    assert {path.name for path in folder.iterdir()} == {
+    folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
+        f"split-digits-{name}-s0" for name in ("clipfit", "full", "zero-shot")
+    ]
+    *trained, folder = folders
+    moved = {"what_moved.png", "what_moved.svg"}
+    files = {path.name for path in folder.iterdir()}
+    assert all({path.name for path in other.iterdir()} == files | moved for other in trained)
+    assert files == {
         "config.yaml", "result.json", "accuracy_matrix.csv", "curves.png", "curves.svg", "bank",
     }  # fmt: skip
-    assert {path.name for path in tmp_path.iterdir()} - {folder.name} == {
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         f"split-digits-comparison.{kind}" for kind in ("png", "svg", "csv")
     }
+    for result in (first, full):
+        check_result(result)
+    assert first["metrics"]["forgetting_all_classes"] == 0
+    assert first["metrics"]["retention"] == 0
+    assert first["curves"]["accuracy"] == full["curves"]["zero_shot"]
+    assert first["change_by_layer"] == [{}] * 5
+    assert all(change > 0 for change in full["change_by_layer"][-1].values())
+    assert "zero-shot seed 0 task 5/5" in printed.err
+    assert f"{first['metrics']['last_accuracy']:.1f}" in printed.out
+
+
+def check_result(result: dict) -> None:
+    """Check what every result of split-digits holds."""
     assert set(result) == {
         "schema", "scenario", "strategy", "seed", "recipe", "options", "model", "class_order",
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
-        "environment", "complete",
+        "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
+        "warnings",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [6, 6, 6]
     assert result["accuracy_matrix"][0] == [None] * 5
-    assert result["metrics"]["forgetting_all_classes"] == 0
-    assert result["metrics"]["retention"] == 0
     assert set(result["probes"]) == {"glyph-letters", "pretraining-shapes"}
     assert all(len(values) == 6 for values in result["probes"].values())
     assert len(result["timings"]["train_seconds"]) == 5
@@ -56,8 +75,8 @@ def test_a_run_leaves_its_folder_and_says_what_it_found(
     assert result["class_order"] == list(range(10))
     assert result["tasks"][1]["classes"] == ["two", "three"]
     assert 20e6 < result["peak_memory_bytes"] < 50e9
-    assert "zero-shot seed 0 task 5/5" in printed.err
-    assert f"{result['metrics']['last_accuracy']:.1f}" in printed.out
+    assert result["scored_on"] == "test images"
+    assert len(result["data"]["sha256"]) == 64
 
 
 @pytest.mark.parametrize("strategy", ["zero-shot", "image-norms"])
@@ -91,11 +110,11 @@ def test_a_finished_run_is_shown_and_fresh_repeats_it(
 
 
 def test_an_unfinished_run_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
-    run(*TINY, output=tmp_path)
+    run(*FROZEN, output=tmp_path)
     (file,) = tmp_path.glob("*/result.json")
     result = json.loads(file.read_text())
     file.write_text(json.dumps({**result, "complete": False}))
-    run(*TINY, output=tmp_path)
+    run(*FROZEN, output=tmp_path)
     assert json.loads(file.read_text())["complete"] is True
 
 
@@ -107,8 +126,9 @@ def digests(*arguments: str) -> list[str]:
     plans = plan_runs(config, registry, stream.entry)
     identity = create_classifier(stream.model).identity
     assert identity is not None
-    data = [load_source(e, e.options_class()(), None).sha256 for e in stream.probes]
-    source = load_source(stream.entry, stream.options, config.data_dir)
+    request = DataRequest(config.data_dir)
+    data = [load_source(e, e.options_class()(), request).sha256 for e in stream.probes]
+    source = load_source(stream.entry, stream.options, request)
     return [
         run_digest(stream, plan, config.precision, identity, [source.sha256, *data])
         for plan in plans
@@ -125,6 +145,7 @@ def parse(*arguments: str) -> dict[str, object]:
     "change",
     [
         ["--seed", "1"], ["--lr", "0.5"], ["--batch-size", "3"], ["--epochs", "2"],
+        ["--validation", "0.25"], ["--template", "a drawing of a {}."],
         ["--shots", "3"], ["--class-order", "seed:1"], ["--probe", "glyph-letters"],
         ["--tasks", "3"], ["--model", "mini:random"], ["--set", "image-norms.pull=0.5"],
         ["--set", "image-norms.optimizer=sgd"], ["--set", "image-norms.weight_decay=0.1"],
@@ -142,7 +163,34 @@ def test_whatever_changes_no_number_keeps_the_folder(same: list[str]) -> None:
 
 
 def test_training_settings_do_not_concern_a_method_without_training() -> None:
-    assert digests(*TINY) == digests(*TINY, "--lr", "0.5")
+    assert digests(*FROZEN) == digests(*FROZEN, "--lr", "0.5")
+
+
+def test_a_strategy_takes_settings_in_its_name(tmp_path: Path) -> None:
+    labels = ["full:lr=1e-4", "full:ce_scope=task,lr=1e-4", "clipfit:kd_weight=2"]
+    config = RunConfig.model_validate(parse(*TINY, "--strategy", *labels, "--epochs", "2"))
+    registry = Registry(config.plugin)
+    one, two, three = plan_runs(config, registry, registry.get("scenarios", "tiny-stream"))
+    assert [p.label for p in (one, two, three)] == labels
+    assert [p.strategy.name for p in (one, two, three)] == ["full", "full", "clipfit"]
+    assert [p.options.ce_scope for p in (one, two, three)] == ["seen", "task", "task"]
+    assert three.options.kd_weight == 2
+    assert one.recipe is not None
+    assert (one.recipe.lr, one.recipe.epochs) == (1e-4, 2)
+    inline = digests(*TINY, "--strategy", "full:ce_scope=task")
+    assert inline == digests(*TINY, "--strategy", "full", "--set", "full.ce_scope=task")
+    results = run(*FROZEN, "full:ce_scope=task", output=tmp_path)
+    again = run(*TINY, "--strategy", "full", "--set", "full.ce_scope=task", output=tmp_path)
+    assert [r["label"] for r in results] == ["zero-shot", "full:ce_scope=task"]
+    assert again == [results[1]]  # the same run, found under another name
+
+
+def test_names_are_read_from_lists_and_files(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("red panda\n\n  lynx \n")
+    assert read_names(str(tmp_path / "names.txt")) == ("red panda", "lynx")
+    assert read_names(["a", "b"]) == ["a", "b"]
+    imagenet = read_names("imagenet")
+    assert (len(imagenet), imagenet[0]) == (1000, "tench")
 
 
 def test_config_yaml_repeats_the_run(tmp_path: Path) -> None:
@@ -191,10 +239,10 @@ def test_a_broken_plugin_is_named_and_the_rest_works(
 ) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("import nothing_here\n")
-    run(*TINY, "--plugin", str(broken), output=tmp_path / "runs")
+    run(*FROZEN, "--plugin", str(broken), output=tmp_path / "runs")
     assert "broken.py fails to import" in capsys.readouterr().err
     broken.write_text("import sys\nsys.exit(0)\n")
-    run(*TINY, "--quiet", "--plugin", str(broken), output=tmp_path / "runs")
+    run(*FROZEN, "--quiet", "--plugin", str(broken), output=tmp_path / "runs")
     assert "broken.py fails to import: SystemExit" in capsys.readouterr().err
     assert main(["list", "strategies", "--plugin", str(broken)]) == 0
     assert "zero-shot" in capsys.readouterr().out
@@ -245,7 +293,8 @@ def test_recipes_are_layered(tmp_path: Path) -> None:
     assert plan.recipe is not None
     assert plan.recipe.model_dump() == {
         "epochs": 3, "batch_size": 16, "optimizer": "sgd", "lr": 2.0, "weight_decay": 0.0,
-        "momentum": 0.25, "schedule": "cosine",
+        "momentum": 0.25, "schedule": "cosine", "warmup_epochs": 0, "warmup_lr": 1e-5,
+        "augmentation": "none", "crop_scale": 0.08, "drop_last": False,
     }  # fmt: skip
 
 

@@ -121,7 +121,12 @@ def test_five_steps_over_two_tasks_are_the_published_ones(
 ) -> None:
     scenario = build_scenario("s", source, tasks=3)
     recipe = Recipe(
-        epochs=5, batch_size=16, optimizer=optimizer, lr=0.02, weight_decay=0.01, schedule="constant"
+        epochs=5,
+        batch_size=16,
+        optimizer=optimizer,
+        lr=0.02,
+        weight_decay=0.01,
+        schedule="constant",
     )
     strategy = ClipFit(
         model=tiny(), class_names=source.class_names, recipe=recipe,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.datasets import CIFAR100 as TORCHVISION  # noqa: N811
+from torchvision.datasets import CIFAR100 as TORCHVISION
 
 from cl_clipfit import DataRequest, UserError
 from cl_clipfit.cli import main
@@ -183,11 +183,11 @@ def test_damaged_files_are_explained(tmp_path: Path) -> None:
 def test_other_files_than_the_official_ones_must_be_accepted(tmp_path: Path) -> None:
     files = cifar_files(train=1)
     archive = write_archive(tmp_path / "a.tar.gz", files)
-    with pytest.raises(UserError, match="not the official CIFAR-100 archive.*--unverified-data"):
+    with pytest.raises(UserError, match=r"not the official CIFAR-100 archive.*--unverified-data"):
         read_archive(archive, CIFAR100)
     assert not read_archive(archive, CIFAR100, unverified=True).verified
     folder = unpack(tmp_path / "unpacked", files)
-    with pytest.raises(UserError, match="not the official file.*--unverified-data"):
+    with pytest.raises(UserError, match=r"not the official file.*--unverified-data"):
         read_unpacked(folder, CIFAR100)
     assert not read_unpacked(folder, CIFAR100, unverified=True).verified
 

@@ -5,11 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.metrics import accuracy_score
 
 from cl_clipfit import metrics
 from cl_clipfit.metrics import functional
-from cl_clipfit.metrics.tables import AccuracyTables, accuracy, table_rows
+from cl_clipfit.metrics.tables import AccuracyTables, accuracy, seen_curve, table_rows
+from cl_clipfit.report.tables import confidence_interval
 
 # Three tasks of 10, 20 and 70 test samples; every expected number below was worked out on paper.
 SAMPLES = [10, 20, 70]
@@ -123,3 +125,21 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
         accuracy(torch.tensor([[float("nan"), 1.0]]), torch.tensor([0]))
     with pytest.raises(ValueError, match="no samples"):
         accuracy(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
+
+
+def test_the_zero_shot_curve_is_that_of_an_untouched_model() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 6, (200,), generator=generator)
+    scores = torch.randn(200, 6, generator=generator) + torch.eye(6)[labels]
+    task_classes = [[0, 1, 2], [3], [4, 5]]
+    tables = AccuracyTables([int(torch.isin(labels, torch.tensor(c)).sum()) for c in task_classes])
+    for _ in range(4):
+        tables.append(scores, labels, task_classes)
+    expected = [functional.seen_accuracy(tables.seen, tables.test_samples, t) for t in range(4)]
+    assert seen_curve(scores, labels, task_classes) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_interval_is_students() -> None:
+    values = [71.3, 72.9, 70.2, 74.4, 73.0]
+    low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert confidence_interval(values) == pytest.approx((high - low) / 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
+from cl_clipfit import CLIPClassifier, DataRequest, Recipe, Source, build_scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.plan import load_source
 from cl_clipfit.registry import Registry, describe
@@ -65,10 +65,10 @@ def test_entries_describe_themselves(kind: str) -> None:
 def test_scenario_is_what_it_says_and_the_same_every_time(name: str) -> None:
     entry = REGISTRY.get("scenarios", name)
     if entry.about["DOWNLOAD"] != "none":
-        pytest.skip("needs a download")
+        pytest.skip("needs a download; see test_downloads.py")
     before = torch.get_rng_state()
-    source = load_source(entry, entry.options_class()(), None)
-    again = load_source(entry, entry.options_class()(), None)
+    source = load_source(entry, entry.options_class()(), DataRequest())
+    again = load_source(entry, entry.options_class()(), DataRequest())
     assert torch.equal(before, torch.get_rng_state())
     for one, other in ((source.train, again.train), (source.test, again.test)):
         assert torch.equal(one.images, other.images)

@@ -223,3 +223,48 @@ def test_scoring_in_batches_equals_scoring_at_once(tiny: Build, source: Source) 
     torch.testing.assert_close(strategy.score_all(source.test.images), at_once)
     probe = strategy.score_probe(source.test.images, source.class_names, source.templates)
     torch.testing.assert_close(probe, at_once)
+
+
+def test_training_images_are_augmented_and_test_images_are_not(tiny: Build, source: Source) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watched(TwoGroups):
+        def training_logits(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images.clone())
+            return super().training_logits(images)
+
+    recipe = Recipe(epochs=2, batch_size=24, augmentation="crop-flip", crop_scale=0.3)
+    scenario = build_scenario("s", source, tasks=2)
+    strategy = Watched(model=tiny(), class_names=source.class_names, recipe=recipe)
+    before = strategy.score_all(source.test.images)
+    torch.manual_seed(0)
+    strategy.train(scenario.benchmark.train_stream[0], eval_streams=[])
+    assert [images.shape for images in seen] == [(24, 3, 16, 16)] * 2
+    assert all(images.dtype == torch.uint8 for images in seen)
+    own = {image.numpy().tobytes() for image in source.train.images}
+    assert sum(image.numpy().tobytes() in own for images in seen for image in images) < 12
+    assert not torch.equal(before, strategy.score_all(source.test.images))
+    scores = strategy.model(source.test.images).detach()
+    torch.testing.assert_close(strategy.score_all(source.test.images), scores)
+    # what is drawn for a crop does not change the order of the data
+    state = torch.get_rng_state()
+    strategy._augment(source.train.images)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match="augmentation needs uint8"):
+        strategy._augment(source.train.images.float())
+
+
+def test_a_small_last_batch_is_left_out_but_never_the_only_one(tiny: Build, source: Source) -> None:
+    steps: list[int] = []
+
+    class Counting(TwoGroups):
+        def after_step(self) -> None:
+            steps.append(len(self.mb_y))
+
+    for batch_size, expected in ((20, [20]), (24, [24]), (50, [24])):
+        steps.clear()
+        recipe = Recipe(epochs=1, batch_size=batch_size, drop_last=True)
+        strategy = Counting(model=tiny(), class_names=source.class_names, recipe=recipe)
+        stream = build_scenario("s", source, tasks=2).benchmark.train_stream
+        strategy.train(stream[0], eval_streams=[])
+        assert steps == expected

@@ -1,5 +1,6 @@
 """Streams: no class lost, labels in order of arrival, no global random state touched."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from cl_clipfit.data.orders import class_order, split_tasks
-from cl_clipfit.data.source import ImageSet, Source
+from cl_clipfit.data.source import ImageSet, Source, few_shots
 from cl_clipfit.data.streams import build_scenario
 from cl_clipfit.errors import UserError
 from tests.conftest import build_source
@@ -96,3 +97,38 @@ def test_labels_must_have_names(labels: list[int]) -> None:
     data = ImageSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor(labels))
     with pytest.raises(ValueError, match="must be 0 to 1"):
         Source(("a", "b"), ("{}",), data, data)
+
+
+def test_validation_images_come_from_training_and_leave_it(source: Source) -> None:
+    whole = build_scenario("s", source, tasks=2)
+    one, two = (build_scenario("s", source, tasks=2, validation=0.25, seed=s) for s in (0, 1))
+    assert torch.equal(one.test.images, two.test.images)  # a fixed draw, whatever the seed
+    assert one.test_samples == [6, 6]
+    assert one.train_samples == [18, 18]
+    assert torch.bincount(one.test.labels).tolist() == [2] * 6
+    held = {image.numpy().tobytes() for image in one.test.images}
+    trained = {x.numpy().tobytes() for task in one.benchmark.train_stream for x, *_ in task.dataset}
+    everything = {image.numpy().tobytes() for image in source.train.images}
+    assert held | trained == everything
+    assert not held & trained
+    assert sum(whole.train_samples) == len(trained) + len(held)
+    with pytest.raises(UserError, match="has only one training image"):
+        build_scenario("s", few(source, 1), tasks=2, validation=0.5)
+
+
+def few(source: Source, shots: int) -> Source:
+    return dataclasses.replace(source, train=few_shots(source.train, shots, 0))
+
+
+def test_der_order_is_of_one_hundred_classes() -> None:
+    order = class_order("der-cifar100", 100)
+    assert sorted(order) == list(range(100))
+    assert order[:4] == [87, 0, 52, 58]
+    assert order[-3:] == [26, 35, 39]
+    with pytest.raises(UserError, match="100 classes, not of 10"):
+        class_order("der-cifar100", 10)
+
+
+def test_templates_take_the_place_of_the_data_sets(source: Source) -> None:
+    assert build_scenario("s", source, tasks=2).templates == ("a photo of a {}.",)
+    assert build_scenario("s", source, tasks=2, templates=["{}!"]).templates == ("{}!",)

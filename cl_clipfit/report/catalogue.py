@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from rich import box
@@ -73,9 +73,11 @@ def _show_entry(entry: Entry, console: Console) -> None:
     kind = {"strategies": "strategy", "scenarios": "scenario"}[entry.kind]
     console.print(f"[bold]{escape(entry.name)}[/bold] ({kind}): {escape(entry.summary)}")
     for key, value in entry.about.items():
-        if entry.kind == "strategies" or key != "RECIPE":
+        if key not in ("RECIPE", "RECIPES", "PUBLISHED"):
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             console.print(f"  {key.lower().replace('_', ' ')}: {shown}", markup=False)
+    if entry.kind == "strategies":
+        _show_recipes(entry.about, console)
     if options.model_fields:
         console.print(_fields_table(f"options, set with --set {entry.name}.KEY=VALUE", options))
     recipe = {**entry.about.get("RECIPE", {})}
@@ -84,6 +86,17 @@ def _show_entry(entry: Entry, console: Console) -> None:
             "recipe for strategies that train, set with --epochs, --lr, --set STRATEGY.KEY=VALUE"
         )
         console.print(_fields_table(title, Recipe, recipe))
+
+
+def _show_recipes(about: dict[str, Any], console: Console) -> None:
+    """Print what a strategy says of training, which wins over the scenario's recipe."""
+    recipes = {"recipe": about.get("RECIPE")}
+    recipes |= {f"recipe on {name}": own for name, own in about.get("RECIPES", {}).items()}
+    recipes["recipe with --recipe published"] = about.get("PUBLISHED")
+    for title, recipe in recipes.items():
+        if recipe:
+            shown = ", ".join(f"{key}={value}" for key, value in recipe.items())
+            console.print(f"  {title}: {shown}", markup=False)
 
 
 def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None = None) -> Table:
@@ -95,12 +108,23 @@ def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None 
     return table
 
 
+def _annotation_name(annotation: Any) -> str:
+    """Return a type in words: "float", "crop | none", "list of str"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _annotation_name(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (tuple, list):
+        return f"list of {_annotation_name(arguments[0])}"
+    if arguments:
+        return " | ".join(map(_annotation_name, arguments))
+    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+
+
 def _type_name(field: FieldInfo) -> str:
     """Return the type with its range, as "float >= 0"."""
-    annotation = field.annotation
-    name = getattr(annotation, "__name__", str(annotation))
-    if hasattr(annotation, "__args__"):
-        name = " | ".join(getattr(a, "__name__", str(a)) for a in annotation.__args__)  # type: ignore[union-attr]
+    name = _annotation_name(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [
         f"{sign} {getattr(rule, key)}"

@@ -1,0 +1,95 @@
+"""What a run found out: collected while it goes on, written to `result.json` at its end."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cl_clipfit import environment, metrics
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.metrics.tables import AccuracyTables
+from cl_clipfit.plan import RunPlan, StreamPlan
+from cl_clipfit.strategy import CLIPStrategy
+
+
+@dataclass
+class Progress:
+    """The numbers of a run so far.
+
+    Attributes:
+        tables: a row before training and after every task.
+        probes: accuracy on each probe, as the rows of `tables`.
+        zero_shot: accuracy over the classes seen, had the model stayed as it was.
+        changes: root mean square change of every layer from the pretrained values, a task each.
+        train_seconds: a task each.
+        eval_seconds: as the rows of `tables`.
+    """
+
+    tables: AccuracyTables
+    probes: dict[str, list[float]]
+    zero_shot: list[float | None] = field(default_factory=list)
+    changes: list[dict[str, float]] = field(default_factory=list)
+    train_seconds: list[float] = field(default_factory=list)
+    eval_seconds: list[float] = field(default_factory=list)
+
+
+def build_result(
+    stream: StreamPlan,
+    plan: RunPlan,
+    scenario: Scenario,
+    strategy: CLIPStrategy,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the content of `result.json` of a run that has ended."""
+    tables = progress.tables
+    identity = strategy.model.identity
+    parameters = list(strategy.model.parameters())
+    return {
+        "scenario": scenario.name,
+        "strategy": plan.strategy.name,
+        "label": plan.label,
+        "seed": plan.seed,
+        "recipe": plan.recipe.model_dump() if plan.recipe else None,
+        "options": plan.options.model_dump(mode="json"),
+        "model": {
+            **(asdict(identity) if identity else {}),
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable_parameters": sum(p.numel() for p in strategy.selection.values()),
+        },
+        "data": scenario.origin,
+        "scored_on": "test images" if stream.validation is None else "validation images",
+        "templates": list(scenario.templates),
+        "class_order": scenario.class_order,
+        "tasks": [
+            {
+                "classes": [scenario.class_names[label] for label in classes],
+                "train_samples": scenario.train_samples[task],
+                "test_samples": scenario.test_samples[task],
+            }
+            for task, classes in enumerate(scenario.task_classes)
+        ],
+        "accuracy_matrix": tables.seen,
+        "all_classes_matrix": tables.all_classes,
+        "task_aware_matrix": tables.task_aware,
+        "metrics": metrics.summarize(
+            tables.seen,
+            tables.all_classes,
+            tables.task_aware,
+            scenario.test_samples,
+            progress.probes,
+        ),
+        "curves": {
+            **metrics.curves(
+                tables.seen, tables.all_classes, scenario.test_samples, progress.probes
+            ),
+            "zero_shot": progress.zero_shot,
+        },
+        "change_by_layer": progress.changes,
+        "probes": progress.probes,
+        "timings": {
+            "train_seconds": progress.train_seconds,
+            "eval_seconds": progress.eval_seconds,
+        },
+        "peak_memory_bytes": environment.peak_memory_bytes(stream.device),
+        "warnings": strategy.warnings,
+        "environment": environment.describe_environment(stream.device),
+        "complete": True,
+    }
