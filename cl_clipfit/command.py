@@ -50,7 +50,10 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     plans = plan_runs(config, registry, stream.entry)
     check_model(stream.model)  # a wrong name should not cost the reading of a data set
     request = DataRequest(config.data_dir, config.unverified_data, display.note, display.transfer)
-    source = load_source(stream.entry, stream.options, request)
+    try:
+        source = load_source(stream.entry, stream.options, request)
+    finally:
+        display.stop()  # of a download
     # Few-shot streams differ by seed; others are one stream, built once.
     draws = {0 if stream.shots is None else plan.seed for plan in plans}
     scenarios = {draw: _scenario(stream, source, draw) for draw in draws}
@@ -59,8 +62,10 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     data = [source.sha256, *(probe.sha256 for probe in probes.values())]
     model = create_classifier(stream.model, stream.device)
     assert model.identity is not None
-    for plan in {plan.label: plan for plan in plans}.values() if len(plans) > 1 else ():
-        check_strategy(plan, stream, model)
+    if len(plans) > 1:  # a single run finds it out itself, without a second copy of the model
+        some = next(iter(scenarios.values()))
+        for plan in {plan.label: plan for plan in plans}.values():
+            check_strategy(plan, stream, model, some)
     results, folders = [], []
     for plan in plans:
         digest = run_digest(stream, plan, config.precision, model.identity, data)

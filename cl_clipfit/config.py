@@ -40,6 +40,13 @@ def read_names(value: Any) -> Any:
     return tuple(name for line in lines if (name := line.strip()))
 
 
+def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an empty name."""
+    if not all(name.strip() for name in names):
+        raise ValueError("a name is empty")
+    return names
+
+
 class Options(BaseModel):
     """Base of a strategy's or scenario's own options, set with `--set NAME.key=value`.
 
@@ -97,7 +104,7 @@ class RunConfig(BaseModel):
     lr: Positive | None = Field(None, description="peak learning rate")
     shots: Count | None = Field(None, description="training images a class")
     validation: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
-        None, description="score this share of the training images, held out, and no test image"
+        None, description="score this share of the training images, not the stream's test images"
     )
     tasks: Count | None = Field(None, description="number of tasks")
     class_order: str | None = Field(None, description="natural, pycil-1993, der-cifar100 or seed:N")

@@ -16,7 +16,9 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
+from cl_clipfit.estimate import estimate_seconds
 from cl_clipfit.metrics.tables import AccuracyTables, accuracy, seen_curve
+from cl_clipfit.optimization import steps_per_epoch
 from cl_clipfit.plan import RunPlan, StreamPlan
 from cl_clipfit.results import Progress, build_result
 from cl_clipfit.runs import RunFolder
@@ -24,7 +26,6 @@ from cl_clipfit.strategy import CLIPStrategy, StepCallback
 from cl_clipfit.tuning.deltas import change_by_layer
 
 LONG_RUN_SECONDS = 120
-_TIMED_IMAGES = 32
 
 
 class Display(Protocol):
@@ -56,6 +57,14 @@ def build_strategy(
 ) -> CLIPStrategy:
     """Build a plan's strategy on a copy of the model.
 
+    Args:
+        plan: the strategy, its recipe and options.
+        stream: names the device.
+        model: the pretrained classifier.
+        class_names: names in label order.
+        templates: prompt templates of the classes.
+        plugins: Avalanche plugins.
+
     Raises:
         UserError: the method's own code fails.
     """
@@ -69,23 +78,45 @@ def build_strategy(
             device=stream.device,
             plugins=list(plugins),
         )
+    except UserError:
+        raise
     except Exception as error:  # a method's own code may raise anything
         raise UserError(failure(plan, error)) from error
 
 
-def check_strategy(plan: RunPlan, stream: StreamPlan, model: CLIPClassifier) -> None:
+def check_strategy(
+    plan: RunPlan, stream: StreamPlan, model: CLIPClassifier, scenario: Scenario
+) -> None:
     """Find what is wrong with a selection before other runs of the command have cost their time.
+
+    Args:
+        plan: the run.
+        stream: what all runs of the command share.
+        model: the pretrained classifier; it is copied.
+        scenario: the stream; only the names of its first task are encoded.
 
     Raises:
         UserError: the strategy cannot be built, or selects nothing.
     """
+    first = scenario.task_classes[0]
+    names = scenario.class_names[: len(first)]
+    select_first(plan, build_strategy(plan, stream, model, names, scenario.templates), first)
+
+
+def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) -> None:
+    """Select what trains in the first task, whose `classes` these are.
+
+    Raises:
+        UserError: the selection fails.
+    """
     if plan.recipe is None:
         return
-    strategy = build_strategy(plan, stream, model, ["a class"], ["{}"])
+    strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
     try:
         strategy.select()
     except Exception as error:
         raise UserError(failure(plan, error)) from error
+    strategy.task_classes, strategy.seen_classes = [], []
 
 
 def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
@@ -150,6 +181,8 @@ class Run:
                 written. The environment variable CL_CLIPFIT_DEBUG=1 shows the traceback.
         """
         environment.reset_peak_memory(self.stream.device)
+        select_first(self.plan, self.strategy, self.scenario.task_classes[0])
+        self._show_warnings()
         self.folder.begin(config)
         try:
             self._run_stream()
@@ -183,17 +216,21 @@ class Run:
         self.folder.save_task(task, strategy.selection)
         anchors = strategy.model.pretrained_values
         self.progress.changes.append(change_by_layer(strategy.selection, anchors))
-        for text in strategy.warnings[self._warned :]:
+        self._show_warnings()
+
+    def _show_warnings(self) -> None:
+        """Show the strategy's new warnings; all of them go into the result."""
+        for text in self.strategy.warnings[self._warned :]:
             self.display.warn(text)
-        self._warned = len(strategy.warnings)
+        self._warned = len(self.strategy.warnings)
 
     def _start_display(self, task: int, tasks: int) -> None:
         if self.plan.recipe is None:
             self.display.start_task(task, tasks, 0, 0)
             return
         recipe = self.plan.recipe
-        batches = -(-self.scenario.train_samples[task - 1] // recipe.batch_size)
-        self.display.start_task(task, tasks, recipe.epochs, recipe.epochs * batches)
+        steps = steps_per_epoch(recipe, self.scenario.train_samples[task - 1])
+        self.display.start_task(task, tasks, recipe.epochs, recipe.epochs * steps)
 
     def _evaluate(self) -> None:
         """Fill one row of every table from one pass over the test images."""
@@ -216,24 +253,15 @@ class Run:
         return accuracy(scores, source.test.labels)
 
     def _announce(self) -> None:
-        """Say how long the run will take, where that is long."""
-        seconds = self.estimate_seconds()
+        """Say how long the run will take and how much it will write, where that is much."""
+        name, where = self.plan.strategy.name, self.stream.device
+        seconds = estimate_seconds(self.plan, self.scenario, self.strategy, self.probes)
         if seconds > LONG_RUN_SECONDS:
-            where = self.stream.device
             self.display.note(
-                f"{self.plan.strategy.name}: about {seconds / 60:.0f} minutes on {where},"
-                f" estimated from {_TIMED_IMAGES} images"
+                f"{name}: about {seconds / 60:.0f} minutes on {where}, estimated from a few images"
+                " and prompts"
             )
-
-    def estimate_seconds(self) -> float:
-        """Estimate the run's length from one timed batch; training costs 3 forward passes."""
-        images = self.scenario.test.images[:_TIMED_IMAGES].to(self.stream.device)
-        with torch.no_grad():
-            self.strategy.model.image_features(images[:8])  # the first call pays for set-up
-            started = time.perf_counter()
-            self.strategy.model.image_features(images).cpu()
-        per_image = (time.perf_counter() - started) / len(images)
-        passes = 1 if self.strategy.frozen else len(self.scenario.task_classes) + 1
-        tested = len(self.scenario.test) + sum(len(s.test) for s in self.probes.values())
-        epochs = self.plan.recipe.epochs if self.plan.recipe else 0
-        return per_image * (passes * tested + 3 * epochs * sum(self.scenario.train_samples))
+        values = sum(p.numel() for p in self.strategy.selection.values())
+        gigabytes = 4 * values * len(self.scenario.task_classes) / 1e9
+        if gigabytes > 1:
+            self.display.note(f"{name}: its bank will take about {gigabytes:.1f} GB")

@@ -9,7 +9,12 @@ from cl_clipfit.config import Recipe
 
 
 def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Build a fresh optimiser; a group's own "lr" wins over the recipe's."""
+    """Build a fresh optimiser.
+
+    Args:
+        recipe: which one, its learning rate, momentum and weight decay.
+        groups: parameter groups as torch takes them; a group's own "lr" wins over the recipe's.
+    """
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             groups, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -17,10 +22,24 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.
     return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay)
 
 
+def steps_per_epoch(recipe: Recipe, images: int) -> int:
+    """Return the optimiser steps of an epoch over `images` training images.
+
+    Example:
+        >>> recipe = Recipe(batch_size=32, drop_last=True)
+        >>> [steps_per_epoch(recipe, images) for images in (20, 32, 40, 64)]
+        [1, 1, 1, 2]
+    """
+    if recipe.drop_last and images >= recipe.batch_size:
+        return images // recipe.batch_size
+    return -(-images // recipe.batch_size)
+
+
 def lr_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
     """Return the learning rate of a step as a multiple of the peak.
 
-    Warm-up epochs hold `warmup_lr`. Then "cosine" falls to 0 over the remaining steps, and
+    Warm-up epochs hold `warmup_lr` (a group with a scaled rate, that multiple of it). Then
+    "cosine" falls to 0 over the remaining steps, and
     "epoch-cosine" changes once an epoch: in epoch e, counted from 0, of E with W of warm-up it is
     (1 + cos(pi (e - W) / E)) / 2, the schedule of CLIPFit's released code (Dassl).
 
@@ -43,7 +62,7 @@ def lr_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
         done = (epoch - recipe.warmup_epochs) / recipe.epochs
     else:
         warm = recipe.warmup_epochs * epoch_steps
-        done = (step - warm) / max(1, recipe.epochs * epoch_steps - warm)
+        done = min(1.0, (step - warm) / max(1, recipe.epochs * epoch_steps - warm))
     return (1 + math.cos(math.pi * done)) / 2
 
 

@@ -1,5 +1,6 @@
 """From a command to the runs it asks for, with every default filled in and every name checked."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,8 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
             raise UserError(f"--data-dir: {entry.name} needs no data, leave the option out")
         if not is_file(config.data_dir, or_folder=True):
             raise UserError(f"--data-dir {config.data_dir}: there is no such file or folder")
+    if config.unverified_data and facts.DOWNLOAD == "none":
+        raise UserError(f"--unverified-data: {entry.name} needs no data, leave the option out")
     model = config.model or facts.MODEL
     probes = config.probe
     if probes is None:
@@ -158,16 +161,19 @@ def split_label(label: str) -> tuple[str, dict[str, Any]]:
     Example:
         >>> split_label("full:ce_scope=task,lr=1e-4")
         ('full', {'ce_scope': 'task', 'lr': '1e-4'})
+        >>> split_label("clipfit:vocabulary=[cat, dog],kd=cosine")
+        ('clipfit', {'vocabulary': ['cat', 'dog'], 'kd': 'cosine'})
     """
-    name, colon, text = label.partition(":")
-    if not colon:
-        return name, {}
-    try:
-        return name, parse_settings([f"{name}.{part}" for part in text.split(",")])[name]
-    except UserError as error:
-        raise UserError(
-            f"--strategy {label}: expected NAME:key=value,key=value, as in clipfit:kd_weight=2"
-        ) from error
+    name, colon, text = label.strip().partition(":")
+    settings: dict[str, Any] = {}
+    for part in re.split(r",(?![^\[]*\])", text) if colon else ():  # not at commas in brackets
+        key, equals, value = part.strip().partition("=")
+        if not (name and equals and key.isidentifier()):
+            raise UserError(
+                f"--strategy {label}: expected NAME:key=value,key=value, as in clipfit:kd_weight=2"
+            )
+        settings |= parse_settings([f"{name}.{key}={value}"]).get(name, {})
+    return name, settings
 
 
 def plan_runs(config: RunConfig, registry: Registry, scenario: Entry) -> list[RunPlan]:
@@ -182,12 +188,12 @@ def plan_runs(config: RunConfig, registry: Registry, scenario: Entry) -> list[Ru
         name, inline = split_label(label)
         entry = registry.get("strategies", name)
         cls = registry.strategy_class(name)
-        own = settings.get(name, {}) | inline
+        own = settings.get(name, {})
         recipe: Recipe | None = None
         if cls.trains and not cls.frozen:
-            recipe, options = make_settings(config, scenario, entry, own)
+            recipe, options = make_settings(config, scenario, entry, own, inline)
         else:
-            options = make_options(entry.options_class(), own, name)
+            options = make_options(entry.options_class(), own | inline, name)
         seeds = dict.fromkeys(config.seed)
         plans += [RunPlan(label, entry, cls, options, recipe, seed) for seed in seeds]
     return plans

@@ -3,6 +3,7 @@
 With `data/streams.py` this is the only code that touches Avalanche's internals.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.config import Options, Recipe
 from cl_clipfit.optimization import make_optimizer, make_schedule
+from cl_clipfit.registry import defined_class
+
+_AUGMENTATION_SEED = 1_000_003  # keeps crops from following the same draws as the data order
 
 
 def _keep_columns(logits: Tensor, classes: Sequence[int]) -> Tensor:
@@ -97,7 +101,7 @@ class CLIPStrategy(SupervisedTemplate):
             those the model knows; default: those.
         templates: prompt templates of new classes.
         recipe: how a task is trained.
-        options: the method's own settings.
+        options: the method's own settings; default: those of the `Options` class in its file.
         device: where to train.
         plugins: Avalanche plugins.
         evaluator: Avalanche evaluation plugin; default: a silent one.
@@ -129,6 +133,8 @@ class CLIPStrategy(SupervisedTemplate):
         **kwargs: Any,
     ) -> None:
         self.recipe = recipe or Recipe()
+        if options is None:  # as the registry does: a file's one class of options
+            options = (defined_class(sys.modules[type(self).__module__], Options) or Options)()
         self.options: Any = options
         self.templates = tuple(templates)
         model.to(device)
@@ -156,7 +162,9 @@ class CLIPStrategy(SupervisedTemplate):
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.warnings: list[str] = []
         # A generator of its own: what is drawn for a crop does not change the order of the data.
-        self.augmentation_draws = torch.Generator().manual_seed(torch.initial_seed())
+        self.augmentation_draws = torch.Generator().manual_seed(
+            (torch.initial_seed() + _AUGMENTATION_SEED) % 2**63
+        )
 
     # ---- hooks ----------------------------------------------------------------------------------
 
@@ -259,7 +267,11 @@ class CLIPStrategy(SupervisedTemplate):
             return
         self.select()
         self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
-        self.scheduler = make_schedule(self.recipe, self.optimizer, len(self.dataloader))
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)
+        if self.trains and not self.frozen:  # after plugins: replay changes the loader's length
+            self.scheduler = make_schedule(self.recipe, self.optimizer, len(self.dataloader))
 
     def select(self) -> None:
         """Make exactly the parameters of `trainable()` train.

@@ -47,10 +47,12 @@ def load(options: Options, request: DataRequest) -> Source:
 
 def _download(request: DataRequest) -> Path:
     try:
-        return download(CIFAR100.url, cache_folder() / CIFAR100.archive, request.progress)
+        target = cache_folder() / CIFAR100.archive
+        return download(CIFAR100.url, target, CIFAR100.sha256, request)
     except UserError as error:
         raise UserError(
-            f"{error}; or run: python run.py --scenario {NAME} --data-dir FILE_OR_FOLDER"
+            f"{error}, or anywhere. Then, without a network: python run.py --scenario {NAME}"
+            f" --data-dir PATH_TO_IT --model {MODEL}:PATH_TO_WEIGHTS"
         ) from error
 
 

@@ -72,7 +72,9 @@ class Server:
                 start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
                 start = start if ranges else 0
                 if start >= len(content):
-                    self.send_error(416)
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(content)}")
+                    self.end_headers()
                     return
                 self.send_response(206 if start else 200)
                 self.send_header("Content-Length", str(len(content) - start))

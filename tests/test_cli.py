@@ -185,6 +185,14 @@ def test_a_strategy_takes_settings_in_its_name(tmp_path: Path) -> None:
     assert again == [results[1]]  # the same run, found under another name
 
 
+def test_what_is_said_of_one_strategy_wins_over_the_command() -> None:
+    arguments = ["--strategy", "full:lr=1e-5", "full", "--lr", "0.5", "--set", "full.lr=2"]
+    config = RunConfig.model_validate(parse(*TINY, *arguments))
+    registry = Registry(config.plugin)
+    plans = plan_runs(config, registry, registry.get("scenarios", "tiny-stream"))
+    assert [plan.recipe and plan.recipe.lr for plan in plans] == [1e-5, 0.5]
+
+
 def test_names_are_read_from_lists_and_files(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("red panda\n\n  lynx \n")
     assert read_names(str(tmp_path / "names.txt")) == ("red panda", "lynx")

@@ -138,7 +138,13 @@ def test_five_steps_over_two_tasks_are_the_published_ones(
     parameters = dict(reference.clip.named_parameters())
     for parameter in parameters.values():
         parameter.requires_grad_(False)
-    names = [name.removeprefix("clip.") for name in strategy.selection]
+    names = [
+        name
+        for name in parameters
+        if (name.endswith("mlp.c_proj.bias") and "visual" not in name)
+        or (name.startswith("visual.") and ".ln_" in f".{name}")
+    ]
+    assert len(names) == 2 + 2 * 6
     for name in names:
         parameters[name].requires_grad_(True)
     for task, seen in (([0, 1], [0, 1]), SECOND):
@@ -190,6 +196,42 @@ def test_mse_is_the_mean_over_layers_of_the_squared_change(tiny: Build, source: 
         if "visual" not in n
     ]
     assert added.item() == pytest.approx(sum(moved) / 2, rel=1e-4)
+
+
+def test_mse_over_all_biases_is_still_a_mean_over_layers(tiny: Build, source: Source) -> None:
+    strategy = make(tiny, source, kd="mse", kd_weight=1.0, text_biases="all")
+    disturb(strategy.model)
+    start = strategy.model.pretrained_values
+    layers: dict[str, float] = {}
+    for name, value in strategy.selection.items():
+        if "visual" not in name:
+            parts = name.split(".")
+            layer = parts[parts.index("resblocks") + 1] if "resblocks" in parts else "ln_final"
+            squares = (value.detach() - start[name]).square().sum().item()
+            layers[layer] = layers.get(layer, 0) + squares
+    assert set(layers) == {"0", "1", "ln_final"}
+    expected = sum(layers.values()) / 3
+    assert strategy._bias_change().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_options_are_optional_in_plain_avalanche_code(tiny: Build, source: Source) -> None:
+    strategy = ClipFit(model=tiny(), class_names=source.class_names)
+    assert strategy.options == ClipFitOptions()
+    strategy.train(build_scenario("s", source, tasks=2).benchmark.train_stream[0])
+
+
+def test_many_prompts_give_the_same_gradients_in_parts(
+    tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = []
+    for chunk in (256, 2):
+        monkeypatch.setattr("cl_clipfit.clip.classifier.TEXT_CHUNK", chunk)
+        strategy = make(tiny, source)
+        disturb(strategy.model)
+        loss = strategy.training_loss(*batch(source))
+        gradients.append(torch.autograd.grad(loss, list(strategy.selection.values())))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_vocabulary_is_distilled_without_images(tiny: Build, source: Source) -> None:
@@ -273,7 +315,11 @@ def test_the_published_recipe_is_the_papers() -> None:
     for step in range(0, 700):
         lr = recipe.lr * lr_factor(recipe, step, epoch_steps=7)
         assert lr == pytest.approx(published_lr(step // 7))
-    assert set(PUBLISHED) <= {*Recipe.model_fields, "text_lr_scale"}
+    left_to_defaults = {"text_layers", "image_layers", "vocabulary"}
+    fields = {*Recipe.model_fields, *ClipFitOptions.model_fields}
+    assert set(PUBLISHED) == fields - left_to_defaults
+    defaults = ClipFitOptions().model_dump()
+    assert all(defaults[key] == PUBLISHED[key] for key in PUBLISHED if key in defaults)
 
 
 def test_the_optimiser_follows_the_schedule_in_every_group(tiny: Build, source: Source) -> None:

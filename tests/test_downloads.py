@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,39 @@ class Runs:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("CL_CLIPFIT_DATA", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
 
-def told() -> tuple[list[tuple[str, int, int | None]], Any]:
-    heard: list[tuple[str, int, int | None]] = []
-    return heard, lambda *details: heard.append(details)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Listener:
+    """Keeps what a download tells."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[tuple[str, int, int | None]] = []
+        self.request = DataRequest(
+            note=self.notes.append, progress=lambda *details: self.steps.append(details)
+        )
+
+
+def fetch(url: str, target: Path) -> Path:
+    return download.download(url, target, SHA256, DataRequest())
 
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_broken_off_download_goes_on(tmp_path: Path, ranges: bool) -> None:
-    heard, progress = told()
+    listener = Listener()
     with serve(CONTENT, cut=(1_500_000, 2_500_000), ranges=ranges) as server:
-        file = download.download(server.url, tmp_path / "new" / "data.bin", progress)
+        target = tmp_path / "new" / "data.bin"
+        file = download.download(server.url, target, SHA256, listener.request)
     assert file.read_bytes() == CONTENT
     assert server.ranges == ["", "bytes=1500000-", "bytes=2500000-"]
-    assert heard[-1] == ("data.bin", len(CONTENT), len(CONTENT))
+    assert listener.steps[-1] == ("data.bin", len(CONTENT), len(CONTENT))
+    assert listener.notes == ["data.bin: the connection broke off, trying again"] * 2
     assert {path.name for path in file.parent.iterdir()} <= {"data.bin", "data.bin.lock"}
 
 
@@ -58,39 +74,76 @@ def test_an_earlier_part_is_continued_and_a_wrong_one_dropped(tmp_path: Path) ->
     part = tmp_path / "data.bin.part"
     part.write_bytes(CONTENT[:1000])
     with serve(CONTENT) as server:
-        file = download.download(server.url, tmp_path / "data.bin", told()[1])
+        file = fetch(server.url, tmp_path / "data.bin")
         assert server.ranges == ["bytes=1000-"]
         assert file.read_bytes() == CONTENT
         file.unlink()
-        part.write_bytes(CONTENT + b"more")
-        assert download.download(server.url, file, told()[1]).read_bytes() == CONTENT
-        download.download(server.url, file, told()[1])
-    assert len(server.ranges) == 3  # what is there is not fetched again
+        part.write_bytes(CONTENT + b"more")  # longer than the file
+        assert fetch(server.url, file).read_bytes() == CONTENT
+        file.unlink()
+        part.write_bytes(b"another file" + CONTENT[12:1000])  # found out by its checksum
+        assert fetch(server.url, file).read_bytes() == CONTENT
+        assert server.ranges[-2:] == ["bytes=1000-", ""]
+        file.unlink()
+        part.write_bytes(CONTENT)  # whole, but never renamed
+        assert fetch(server.url, file).read_bytes() == CONTENT
+        requests = len(server.ranges)
+        fetch(server.url, file)
+    assert len(server.ranges) == requests  # what is there is not fetched again
+
+
+def refusal(content: bytes, target: Path, **options: Any) -> tuple[str, int]:
+    """Return the message of a download that fails, and the number of requests."""
+    with serve(content, **options) as server, pytest.raises(UserError) as caught:
+        fetch(server.url, target)
+    assert not target.exists()
+    message = str(caught.value)
+    assert server.url in message
+    assert str(target) in message
+    return message, len(server.ranges)
 
 
 def test_a_busy_server_is_asked_again_and_a_refusal_is_told(tmp_path: Path) -> None:
-    with serve(CONTENT, status=(503, 500)) as server:
-        assert download.download(server.url, tmp_path / "a", told()[1]).read_bytes() == CONTENT
+    with serve(CONTENT, status=(503, 429)) as server:
+        assert fetch(server.url, tmp_path / "a").read_bytes() == CONTENT
         assert len(server.ranges) == 3
-    with (
-        serve(CONTENT, status=(404,) * 9) as server,
-        pytest.raises(UserError, match="404") as caught,
-    ):
-        download.download(server.url, tmp_path / "b", told()[1])
-    assert server.url in str(caught.value)
-    assert str(tmp_path / "b") in str(caught.value)
-    assert len(server.ranges) == 1
-    with (
-        serve(CONTENT, cut=(5,) * 9) as server,
-        pytest.raises(UserError, match="cannot download c"),
-    ):
-        download.download(server.url, tmp_path / "c", told()[1])
+    message, requests = refusal(CONTENT, tmp_path / "b", status=(404,) * 9)
+    assert "404" in message
+    assert requests == 1
+    assert "416" in refusal(CONTENT, tmp_path / "c", status=(503, 503, 416))[0]
+    assert "broke off" in refusal(CONTENT, tmp_path / "d", cut=(0,) * 9)[0]
+    with serve(CONTENT) as server:
+        server.stop()
+        with pytest.raises(UserError, match="refused"):
+            fetch(server.url, tmp_path / "e")
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_another_file_is_never_kept(tmp_path: Path) -> None:
+    message, requests = refusal(b"<html>Log in to this network</html>", tmp_path / "data.bin")
+    assert "checksum is wrong" in message
+    assert requests == 2
+    assert {path.name for path in tmp_path.iterdir()} <= {"data.bin.lock"}
+
+
+def test_a_disk_that_cannot_be_written_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    with serve(CONTENT) as server, pytest.raises(UserError, match="cannot write"):
-        download.download(server.url, tmp_path / "file" / "data", told()[1])
+    with serve(CONTENT) as server:
+        with pytest.raises(UserError, match="cannot write"):
+            fetch(server.url, tmp_path / "file" / "data")
+        (tmp_path / "full.part").symlink_to("/dev/full")
+        with pytest.raises(UserError, match=r"cannot write .*full: No space left"):
+            fetch(server.url, tmp_path / "full")
+        assert len(server.ranges) == 1
+
+
+def test_two_processes_fetch_a_file_once(tmp_path: Path) -> None:
+    with serve(CONTENT) as server, ThreadPoolExecutor(4) as pool:
+        target = tmp_path / "data.bin"
+        files = list(pool.map(lambda _: fetch(server.url, target), range(4)))
+    assert {file.read_bytes() for file in files} == {CONTENT}
+    assert server.ranges == [""]
 
 
 def official(path: Path, files: dict[str, bytes]) -> Any:
@@ -151,6 +204,31 @@ def refused(tmp_path: Path, message: str, **changes: bytes) -> None:
         read_archive(archive, CIFAR100, unverified=True)
 
 
+class Built:
+    """Pickles as a call of any function, with any state put on what it returns."""
+
+    def __init__(self, *recipe: Any) -> None:
+        self.recipe = recipe
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.recipe
+
+
+def test_forged_arrays_are_refused(tmp_path: Path) -> None:
+    """NumPy's own constructors would make arrays over addresses that the file names."""
+    batch = cifar_batch(1, 0)
+    pointers = Built(np.ndarray, ((100,), np.dtype("O"), b"A" * 800))
+    refused(tmp_path, "no CIFAR batch", train=pickle.dumps(batch | {"fine_labels": pointers}))
+    huge = Built(np.ndarray, ((2**40,),))
+    refused(tmp_path, "no CIFAR batch", train=pickle.dumps(batch | {"data": huge}))
+    objects = np.array([None] * 100, dtype=object)
+    refused(tmp_path, "an array of", train=pickle.dumps(batch | {"fine_labels": objects}))
+    state = b"cnumpy\ndtype\n(dS'a'\nS'b'\nsb."  # BUILD on the function itself
+    refused(tmp_path, "asks to change a function", train=state)
+    short = pickle.dumps(batch | {"data": batch["data"][:50]}).replace(b"M\x00\x0c", b"M\x01\x0c")
+    refused(tmp_path, "no CIFAR batch", train=short)
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "asks to run", train=pickle.dumps(Runs()))
     refused(tmp_path, "asks to run", meta=pickle.dumps({"a": [Runs()]}, protocol=2))
@@ -167,11 +245,17 @@ def test_damaged_files_are_explained(tmp_path: Path) -> None:
     refused(tmp_path, "no CIFAR batch", train=b"nonsense")
     refused(tmp_path, "no CIFAR batch", train=pickle.dumps(3))
     refused(tmp_path, "'fine_labels' is missing", train=dump(fine_labels=None))
-    refused(tmp_path, "must be uint8", train=dump(data=good["data"].astype(np.float32)))
+    refused(tmp_path, "expected uint8", train=dump(data=good["data"].astype(np.float32)))
+    refused(tmp_path, "must be uint8", train=dump(data=[1, 2]))
+    for labels in (5, {}, "text", [True] * 100):
+        refused(tmp_path, "whole numbers", train=dump(fine_labels=labels))
     refused(tmp_path, "must be uint8", train=dump(data=good["data"][:, :100]))
     refused(tmp_path, "100 whole numbers from 0 to 99", train=dump(fine_labels=[100] * 100))
     refused(tmp_path, "whole numbers", train=dump(fine_labels=[0]))
     refused(tmp_path, "100 class names", meta=pickle.dumps({"fine_label_names": ["a"]}))
+    for name in ("", None, ["a"]):
+        names = pickle.dumps({"fine_label_names": [name] * 100})
+        refused(tmp_path, "holds a name that is no text", meta=names)
     refused(tmp_path, "holds no cifar-100-python/test", test=b"")
     whole = write_archive(tmp_path / "b.tar.gz", cifar_files(train=1)).read_bytes()
     for size in (0, 10, len(whole) // 2):
@@ -187,9 +271,15 @@ def test_other_files_than_the_official_ones_must_be_accepted(tmp_path: Path) -> 
         read_archive(archive, CIFAR100)
     assert not read_archive(archive, CIFAR100, unverified=True).verified
     folder = unpack(tmp_path / "unpacked", files)
-    with pytest.raises(UserError, match=r"not the official file.*--unverified-data"):
-        read_unpacked(folder, CIFAR100)
-    assert not read_unpacked(folder, CIFAR100, unverified=True).verified
+    form = official(tmp_path / "b.tar.gz", files)
+    assert read_unpacked(folder, form).verified
+    for name in files:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole + b" ")
+        with pytest.raises(UserError, match=rf"{name} is not the official file.*--unverified-data"):
+            read_unpacked(folder, form)
+        assert not read_unpacked(folder, form, unverified=True).verified
+        (folder / name).write_bytes(whole)
 
 
 def image_folders(root: Path, classes: tuple[str, ...]) -> Path:
@@ -262,6 +352,7 @@ def test_without_network_the_way_out_is_told(
     assert CIFAR100.url in line
     assert str(tmp_path / "cache" / "cifar-100-python.tar.gz") in line
     assert "python run.py --scenario split-cifar100 --data-dir" in line
+    assert "--model ViT-B-16-quickgelu:openai:" in line
 
 
 def test_a_folder_without_the_data_is_told(

@@ -1,7 +1,10 @@
 """The strategy surface: a bare PyTorch loop, plain Avalanche code, and what must not move."""
 
 import copy
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from avalanche.benchmarks import benchmark_from_datasets, class_incremental_benchmark
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -268,3 +271,32 @@ def test_a_small_last_batch_is_left_out_but_never_the_only_one(tiny: Build, sour
         stream = build_scenario("s", source, tasks=2).benchmark.train_stream
         strategy.train(stream[0], eval_streams=[])
         assert steps == expected
+
+
+def test_the_schedule_follows_the_loader_that_plugins_leave(tiny: Build, source: Source) -> None:
+    rates: list[float] = []
+
+    class Watched(TwoGroups):
+        def after_step(self) -> None:
+            rates.append(self.optimizer.param_groups[1]["lr"])
+
+    scenario = build_scenario("s", source, tasks=3)
+    strategy = Watched(
+        model=tiny(),
+        class_names=source.class_names,
+        recipe=Recipe(epochs=2, batch_size=4, lr=1.0),
+        plugins=[ReplayPlugin(mem_size=32)],
+    )
+    strategy.label_space = lambda: strategy.seen_classes  # type: ignore[method-assign]
+    strategy.train(scenario.benchmark.train_stream, eval_streams=[])
+    falls = [later < earlier for earlier, later in itertools.pairwise(rates)]
+    assert falls.count(False) == 2  # where the second and the third task begin
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_origins_must_be_writable_and_cannot_hide_the_hash(source: Source) -> None:
+    with pytest.raises(ValueError, match="origin"):
+        dataclasses.replace(source, origin={"file": Path("x")})
+    named = dataclasses.replace(source, origin={"sha256": "mine", "kind": "archive"})
+    scenario = build_scenario("s", named, tasks=2)
+    assert scenario.origin == {"sha256": source.sha256, "kind": "archive"}

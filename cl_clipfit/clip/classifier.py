@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cl_clipfit.clip.preprocess import Preprocess
 from cl_clipfit.errors import UserError
@@ -121,7 +122,8 @@ class CLIPClassifier(nn.Module):
             templates: prompts with one "{}" for the name; several make an ensemble.
 
         Raises:
-            UserError: an empty name, no template, or a template without "{}".
+            UserError: an empty name, no template, a template without "{}", or a prompt that is too
+                long for the text tower.
         """
         if not templates:
             raise UserError("no prompt template given: pass at least one, as 'a photo of a {}.'")
@@ -131,6 +133,7 @@ class CLIPClassifier(nn.Module):
         for name in names:
             if not name.strip():
                 raise UserError(f"class {len(self.class_names)} has an empty name")
+            self._check_length(name, templates)
             self._tokens += self.tokenize([name], templates)
             self.class_names.append(name)
         first_new = len(self.zero_shot_text_features)
@@ -202,13 +205,32 @@ class CLIPClassifier(nn.Module):
         al. 2021, section 3.1.4).
         """
         prompts = torch.cat(list(tokens)).to(self.clip.logit_scale.device)
-        parts = [self.clip.encode_text(part, normalize=True) for part in prompts.split(TEXT_CHUNK)]
-        features = torch.cat(parts)
+        parts = prompts.split(TEXT_CHUNK)
+        # Many prompts with gradients: keep the activations of one part at a time.
+        again = torch.is_grad_enabled() and len(parts) > 1
+        features = torch.cat([self._encode_part(part, again) for part in parts])
         counts = [len(t) for t in tokens]
         if max(counts) == 1:
             return features
         means = torch.stack([group.mean(0) for group in features.split(counts)])
         return F.normalize(means, dim=-1)
+
+    def _encode_part(self, tokens: Tensor, compute_again: bool) -> Tensor:
+        if compute_again:
+            return checkpoint(self.clip.encode_text, tokens, normalize=True, use_reentrant=False)
+        return self.clip.encode_text(tokens, normalize=True)
+
+    def _check_length(self, name: str, templates: Sequence[str]) -> None:
+        """Refuse a prompt that the tokenizer would cut: classes could become one and the same."""
+        encode: Any = getattr(self.tokenizer, "encode", None)
+        length: Any = getattr(self.tokenizer, "context_length", None)
+        for template in templates if encode and length else ():
+            tokens = len(encode(template.replace("{}", name))) + 2  # with start and end
+            if tokens > length:
+                raise UserError(
+                    f"the prompt {template!r} with the class '{name}' has {tokens} tokens, this"
+                    f" model reads {length}: shorten the template or the name"
+                )
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosine similarities (B, K), plus the bias of SigLIP models."""

@@ -1,23 +1,22 @@
 """CIFAR in its official Python format: the archive, or the folder it unpacks to.
 
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". The batches are pickles;
-they are read by an unpickler that knows arrays and plain containers and runs nothing else.
+they are read by an unpickler that knows arrays of bytes and plain containers, and runs nothing.
 """
 
 import io
-import pickle
 import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 
 from cl_clipfit.data.download import file_hash
+from cl_clipfit.data.plain_pickle import PickledBytes, PlainUnpickler
 from cl_clipfit.data.source import ImageSet
-from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.errors import UserError
 
 SIDE = 32
 LARGEST_MEMBER = 1 << 30  # bytes; the official training batch of CIFAR-100 has 155 million
@@ -98,58 +97,35 @@ class CifarData:
     verified: bool
 
 
-def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """Stand in for NumPy's `_reconstruct`, without memory of a size that the file dictates."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError("an array of an unknown kind")
-    return np.ndarray(0, np.int8)
-
-
-def _latin1(text: Any, encoding: Any) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_ADMITTED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-    ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes for Python 2
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits NumPy arrays and plain containers; a pickle that would run code is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks to run {module}.{name}, which is refused")
-        return _ADMITTED[module, name]
-
-
 def _unpickle(file: IO[bytes], where: str) -> dict[str, Any]:
     """Read a mapping; keys become text."""
     try:
-        content = _PlainUnpickler(file, encoding="latin1").load()
-        return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in content.items()}
+        content = PlainUnpickler(file, encoding="latin1").load()
+        return {_text(key): value for key, value in content.items()}
     except Exception as error:  # a damaged pickle may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where} is no CIFAR batch: {reason}") from error
+        raise UserError(f"{where} is no CIFAR batch: {reason[:200]}") from error
+
+
+def _text(value: Any) -> str:
+    """Return text that may have been written as bytes."""
+    value = value.decode("utf-8") if isinstance(value, bytes) else value
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a name that is no text")
+    return value
 
 
 def _batch(content: dict[str, Any], form: CifarFormat, where: str) -> ImageSet:
     missing = [key for key in ("data", form.labels_key) if key not in content]
     if missing:
         raise UserError(f"{where} is no CIFAR batch: '{missing[0]}' is missing")
-    pixels, labels = content["data"], content[form.labels_key]
-    values = 3 * SIDE * SIDE
-    right = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2
-    if not right or pixels.shape[1] != values:
+    data, labels = content["data"], content[form.labels_key]
+    values, known = 3 * SIDE * SIDE, range(len(form.names))
+    pixels = data.pixels if isinstance(data, PickledBytes) else None
+    if pixels is None or pixels.ndim != 2 or pixels.shape[1] != values:
         raise UserError(f"{where}: 'data' must be uint8 (N, {values})")
-    known = range(len(form.names))
-    if len(labels) != len(pixels) or any(type(n) is not int or n not in known for n in labels):
+    whole = isinstance(labels, list) and all(type(n) is int and n in known for n in labels)
+    if not whole or len(labels) != len(pixels):
         raise UserError(
             f"{where}: '{form.labels_key}' must be {len(pixels)} whole numbers from 0 to"
             f" {len(form.names) - 1}"
@@ -168,9 +144,12 @@ def _assemble(files: dict[str, dict[str, Any]], form: CifarFormat, verified: boo
     names = files[meta].get(form.names_key)
     if not isinstance(names, list) or len(names) != len(form.names):
         raise UserError(f"{meta}: '{form.names_key}' must be {len(form.names)} class names")
-    names = [n.decode() if isinstance(n, bytes) else str(n) for n in names]
+    try:
+        texts = [_text(name) for name in names]
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{meta}: '{form.names_key}' holds {error}") from error
     return CifarData(
-        tuple(n.replace("_", " ") for n in names), join(form.train), join(form.test), verified
+        tuple(text.replace("_", " ") for text in texts), join(form.train), join(form.test), verified
     )
 
 
@@ -218,8 +197,8 @@ def read_unpacked(folder: Path, form: CifarFormat, unverified: bool = False) -> 
     files, verified = {}, True
     for name, md5 in {**form.train, **form.test, **form.meta}.items():
         file = folder / name
-        if not is_file(file):
-            raise UserError(f"{folder} holds no file {name}")
+        if file.stat().st_size > LARGEST_MEMBER:
+            raise UserError(f"{file} is too large")
         verified = verified and file_hash(file, "md5") == md5
         if not (verified or unverified):
             raise UserError(

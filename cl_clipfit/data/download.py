@@ -7,21 +7,26 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 
+from cl_clipfit.data.source import DataRequest
 from cl_clipfit.errors import UserError, is_file
 
 CHUNK = 1 << 20
-TIMEOUT_SECONDS = 30
-PAUSES = (1.0, 4.0, 10.0)  # before each further attempt
-Progress = Callable[[str, int, int | None], None]
+TIMEOUT_SECONDS = 20
+PAUSES = (1.0, 4.0)  # before each further attempt, where the last one brought nothing
+BUSY = 429
 
 
 class _UnreachableError(Exception):
-    """The host cannot be reached, or broke off; another attempt may help."""
+    """The host cannot be reached, refuses, or sends something else."""
+
+
+class _DiskError(Exception):
+    """What has arrived cannot be written."""
 
 
 def cache_folder() -> Path:
@@ -46,20 +51,21 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def download(url: str, target: Path, progress: Progress) -> Path:
+def download(url: str, target: Path, sha256: str, request: DataRequest) -> Path:
     """Fetch a file unless it is there; an interrupted download goes on where it stopped.
 
-    The file appears under its name when all of it has arrived. Two processes may ask for the same
-    file: one fetches, the other waits.
+    The file appears under its name when all of it has arrived and its checksum is right. Two
+    processes may ask for the same file: one fetches, the other waits.
 
     Args:
         url: where it is.
         target: where it goes.
-        progress: told a label, the bytes so far and the bytes in all, where known.
+        sha256: its checksum.
+        request: told about progress and retries.
 
     Raises:
-        UserError: the host cannot be reached, refuses, or the disk cannot be written. The message
-            names the URL and the place for a copy fetched elsewhere.
+        UserError: the host cannot be reached, refuses or sends another file, or the disk cannot be
+            written. The message names the URL and the place for a copy fetched elsewhere.
     """
     if is_file(target):
         return target
@@ -68,55 +74,85 @@ def download(url: str, target: Path, progress: Progress) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not is_file(target):
-                _fetch(url, part, progress)
+                _fetch_whole(url, part, sha256, request)
                 part.replace(target)
     except _UnreachableError as error:
         raise UserError(
             f"cannot download {target.name}: {error}. Fetch {url} on another machine and put it at"
             f" {target}"
         ) from error
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    except (_DiskError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {target}: {reason}") from error
     return target
 
 
-def _fetch(url: str, part: Path, progress: Progress) -> None:
-    """Download to `part`, with several attempts."""
-    for pause in (*PAUSES, None):
+def _fetch_whole(url: str, part: Path, sha256: str, request: DataRequest) -> None:
+    """Download to `part` until the checksum is right; a wrong file is fetched once more."""
+    for again in (True, False):
+        _fetch(url, part, request)
+        if file_hash(part) == sha256:
+            return
+        part.unlink()  # pieces of two files, or the page of a portal
+        if again:
+            request.note(f"{part.stem}: the checksum is wrong, fetching it again")
+    raise _UnreachableError("what arrives is not the official file, its checksum is wrong")
+
+
+def _fetch(url: str, part: Path, request: DataRequest) -> None:
+    """Download to `part`; give up when several attempts in a row bring nothing new."""
+    failures = 0
+    while True:
+        before = _size(part)
         try:
-            return _attempt(url, part, progress)
+            return _attempt(url, part, request)
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is no beginning of this file
-                part.unlink(missing_ok=True)
-            elif error.code < 500 or pause is None:
-                raise _UnreachableError(
-                    f"the server answers {error.code} {error.reason}"
-                ) from error
+            if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{before}":
+                return None  # all of it was there
+            if error.code == 416:
+                part.unlink(missing_ok=True)  # no beginning of this file
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (416, BUSY):
+                raise _UnreachableError(reason) from error
         except (http.client.HTTPException, OSError) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(error, OSError) and error.filename is not None:
-                raise  # of the disk, not of the network
-            if isinstance(reason, socket.gaierror):
-                raise _UnreachableError("its host is unknown here, is there a network?") from error
-            if pause is None:
-                raise _UnreachableError(str(reason) or type(error).__name__) from error
-        time.sleep(pause or 0)
-    return None
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, socket.gaierror):
+                raise _UnreachableError("its host is unknown here (no network?)") from error
+            broken = isinstance(error, http.client.IncompleteRead)
+            reason = "the connection broke off" if broken else str(cause) or type(error).__name__
+        failures = 0 if _size(part) > before else failures + 1
+        if failures > len(PAUSES):
+            raise _UnreachableError(f"{reason} (the same command goes on where this one stopped)")
+        request.note(f"{part.stem}: {reason}, trying again")
+        time.sleep(PAUSES[failures - 1] if failures else 0)
 
 
-def _attempt(url: str, part: Path, progress: Progress) -> None:
-    have = part.stat().st_size if part.exists() else 0
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _attempt(url: str, part: Path, request: DataRequest) -> None:
+    have = _size(part)
     headers = {"User-Agent": "cl_clipfit"} | ({"Range": f"bytes={have}-"} if have else {})
-    request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+    asked = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(asked, timeout=TIMEOUT_SECONDS) as answer:
         if answer.status != 206:
             have = 0  # the server sends the whole file
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
         with part.open("ab" if have else "wb") as file:
             while chunk := answer.read(CHUNK):
-                file.write(chunk)
+                _write(file, chunk)
                 have += len(chunk)
-                progress(part.stem, have, total)
+                request.progress(part.stem, have, total)
     if total is not None and have < total:
         raise http.client.IncompleteRead(b"", total - have)
+
+
+def _write(file: IO[bytes], chunk: bytes) -> None:
+    """Write and flush, so that a full disk is not taken for a broken connection."""
+    try:
+        file.write(chunk)
+        file.flush()
+    except OSError as error:
+        raise _DiskError(error.strerror or error) from error

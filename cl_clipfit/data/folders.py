@@ -56,6 +56,8 @@ def read_image(file: Path) -> torch.Tensor:
     """
     try:
         with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("more than 8 bits a channel")
             return pil_to_tensor(image.convert("RGB"))
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} cannot be read as an image: {error}") from error

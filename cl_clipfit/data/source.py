@@ -1,7 +1,7 @@
 """Labelled images in memory, and what a scenario file returns."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +82,9 @@ class Source:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for key, value in self.origin.items():
+            if not isinstance(value, str | int | float | bool | None):
+                raise ValueError(f"origin['{key}'] must be text, a number or true/false")
         classes = len(self.class_names)
         for kind, data in (("training", self.train), ("test", self.test)):
             labels = data.labels
@@ -103,8 +106,20 @@ class Source:
         return digest.hexdigest()
 
 
+def _shuffled_classes(data: ImageSet, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield every class with the indices of its samples, shuffled by a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    for label in data.labels.unique().tolist():
+        members = (data.labels == label).nonzero().flatten()
+        yield label, members[torch.randperm(len(members), generator=generator)]
+
+
 def hold_out(data: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     """Split off a share of every class, at least one image, by a fixed draw.
+
+    Args:
+        data: images and labels.
+        fraction: the share, between 0 and 1.
 
     Returns:
         the rest, and what was held out.
@@ -112,14 +127,12 @@ def hold_out(data: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     Raises:
         UserError: a class with a single image.
     """
-    generator = torch.Generator().manual_seed(0)
     held = torch.zeros(len(data), dtype=torch.bool)
-    for label in data.labels.unique().tolist():
-        members = (data.labels == label).nonzero().flatten()
+    for label, members in _shuffled_classes(data, seed=0):
         if len(members) < 2:
             raise UserError(f"--validation {fraction}: class {label} has only one training image")
         count = min(len(members) - 1, max(1, round(fraction * len(members))))
-        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+        held[members[:count]] = True
     return data.subset(~held), data.subset(held)
 
 
@@ -129,13 +142,11 @@ def few_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
     Raises:
         UserError: a class with fewer samples.
     """
-    generator = torch.Generator().manual_seed(seed)
     chosen = []
-    for label in data.labels.unique().tolist():
-        members = (data.labels == label).nonzero().flatten()
+    for label, members in _shuffled_classes(data, seed):
         if len(members) < shots:
             raise UserError(
                 f"--shots {shots}: class {label} has only {len(members)} training images"
             )
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:shots]])
+        chosen.append(members[:shots])
     return data.subset(torch.cat(chosen).sort().values)

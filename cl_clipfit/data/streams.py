@@ -104,7 +104,7 @@ def build_scenario(
         test=test,
         train_samples=[len(task) for task in train_tasks],
         test_samples=[len(task) for task in test_tasks],
-        origin={"sha256": source.sha256, **source.origin},
+        origin={**source.origin, "sha256": source.sha256},
     )
 
 

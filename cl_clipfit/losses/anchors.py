@@ -1,8 +1,5 @@
-"""Terms that hold tuned features or parameters near an anchor; each is 0 at the anchor."""
+"""Terms that hold tuned features near an anchor; each is 0 at the anchor."""
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor
 
 
@@ -18,22 +15,9 @@ def cosine_distance(features: Tensor, anchors: Tensor) -> Tensor:
         anchors: (N, d), unit length.
 
     Example:
+        >>> import torch
         >>> rows = torch.eye(2)
         >>> float(cosine_distance(rows, rows)), float(cosine_distance(rows, rows.flip(0)))
         (0.0, 1.0)
     """
     return 1 - (features * anchors).sum(-1).mean()
-
-
-def mean_squared_change(values: Iterable[Tensor], anchors: Iterable[Tensor]) -> Tensor:
-    """Return the mean over tensors of the summed squared change; a scalar.
-
-    CLIPFit's alternative to distillation, over the text biases: one tensor a layer.
-
-    Example:
-        >>> float(mean_squared_change([torch.ones(3), torch.zeros(2)], [torch.zeros(3)] * 1 +
-        ...     [torch.zeros(2)]))
-        1.5
-    """
-    squares = [(v - a).square().sum() for v, a in zip(values, anchors, strict=True)]
-    return torch.stack(squares).mean()

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cl_clipfit.config import Options, Recipe
 from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.recipes import named_recipes
 from cl_clipfit.registry import KINDS, Entry, Kind, Registry
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
@@ -76,27 +77,18 @@ def _show_entry(entry: Entry, console: Console) -> None:
         if key not in ("RECIPE", "RECIPES", "PUBLISHED"):
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             console.print(f"  {key.lower().replace('_', ' ')}: {shown}", markup=False)
-    if entry.kind == "strategies":
-        _show_recipes(entry.about, console)
+    recipes = named_recipes(entry)
+    for title, recipe in recipes.items() if entry.kind == "strategies" else ():
+        if recipe:
+            shown = ", ".join(f"{key}={value}" for key, value in recipe.items())
+            console.print(f"  {title}: {shown}", markup=False)
     if options.model_fields:
         console.print(_fields_table(f"options, set with --set {entry.name}.KEY=VALUE", options))
-    recipe = {**entry.about.get("RECIPE", {})}
     if entry.kind == "scenarios":
         title = (
             "recipe for strategies that train, set with --epochs, --lr, --set STRATEGY.KEY=VALUE"
         )
-        console.print(_fields_table(title, Recipe, recipe))
-
-
-def _show_recipes(about: dict[str, Any], console: Console) -> None:
-    """Print what a strategy says of training, which wins over the scenario's recipe."""
-    recipes = {"recipe": about.get("RECIPE")}
-    recipes |= {f"recipe on {name}": own for name, own in about.get("RECIPES", {}).items()}
-    recipes["recipe with --recipe published"] = about.get("PUBLISHED")
-    for title, recipe in recipes.items():
-        if recipe:
-            shown = ", ".join(f"{key}={value}" for key, value in recipe.items())
-            console.print(f"  {title}: {shown}", markup=False)
+        console.print(_fields_table(title, Recipe, recipes["recipe"]))
 
 
 def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None = None) -> Table:

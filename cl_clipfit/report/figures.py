@@ -59,8 +59,9 @@ def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> Non
         steps = np.arange(curves.shape[1])[keep]
         curves = curves[:, keep]
         colour = PALETTE[index % len(PALETTE)]
+        marker = MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
         axes.plot(
-            steps, curves.mean(0), color=colour, marker=MARKERS[index % len(MARKERS)],
+            steps, curves.mean(0), color=colour, marker=marker,
             markersize=4, linewidth=1.8, label=_plain(name),
         )  # fmt: skip
         if len(curves) > 1:
@@ -117,9 +118,10 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
     """Draw a run's curves and its all-classes matrix."""
     with plt.rc_context(_STYLE):
         panels = _curve_names([result])
-        figure, axes = plt.subplots(
-            1, len(panels) + 1, figsize=(3.6 * (len(panels) + 1), 3.4), layout="constrained"
-        )
+        figure, grid = plt.subplots(2, 2, figsize=(7.2, 6), layout="constrained")
+        axes = grid.flatten()
+        for ax in axes[len(panels) : -1]:
+            ax.remove()
         for ax, key in zip(axes, panels, strict=False):
             if key == "accuracy" and result["strategy"] != ZERO_SHOT:
                 _zero_shot_line(ax, [result])
@@ -135,15 +137,16 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the curves of several runs: mean over seeds, the band from lowest to highest."""
     groups = by_strategy(results)
     seeds = max(len(group) for group in groups.values())
+    trained = {name: group for name, group in groups.items() if name != ZERO_SHOT}
     with plt.rc_context(_STYLE):
         panels = _curve_names(results)
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained", squeeze=False
+            1, len(panels), figsize=(3.1 * len(panels), 3.2), layout="constrained", squeeze=False
         )
         for ax, key in zip(axes[0], panels, strict=True):
-            if key == "accuracy":
+            if key == "accuracy" and trained:
                 _zero_shot_line(ax, results)
-            _lines(ax, key, {n: group for n, group in groups.items() if n != ZERO_SHOT} or groups)
+            _lines(ax, key, trained or groups)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
         note = f"; mean and range of {seeds} seeds" if seeds > 1 else ""

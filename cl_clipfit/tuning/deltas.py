@@ -26,25 +26,39 @@ def layer_of(name: str) -> str:
     return module if last in _TENSOR else name
 
 
+def squared_change_by_layer(
+    values: Mapping[str, Tensor], anchors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the summed squared change of every layer, with gradients, in the model's order.
+
+    Args:
+        values: tuned parameters by name, of any shape.
+        anchors: where they started, with at least the same names.
+
+    Returns:
+        a scalar for each layer.
+    """
+    squares: dict[str, Tensor] = {}
+    for name, value in values.items():
+        change = (value - anchors[name].to(value)).float().square().sum()
+        layer = layer_of(name)
+        squares[layer] = squares[layer] + change if layer in squares else change
+    return squares
+
+
+@torch.no_grad()
 def change_by_layer(
     values: Mapping[str, Tensor], anchors: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Return the root mean square change of every layer's tuned values, in the model's order.
-
-    Args:
-        values: tuned parameters by name.
-        anchors: where they started, with at least the same names.
 
     Example:
         >>> start = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(2)}
         >>> change_by_layer({"a.weight": torch.full((2,), 2.0), "a.bias": torch.zeros(2)}, start)
         {'a': 1.4142135381698608}
     """
-    squares: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     for name, value in values.items():
-        layer = layer_of(name)
-        change = (value.detach() - anchors[name].to(value)).float().square().sum()
-        squares[layer] = squares.get(layer, torch.zeros_like(change)) + change
-        counts[layer] = counts.get(layer, 0) + value.numel()
+        counts[layer_of(name)] = counts.get(layer_of(name), 0) + value.numel()
+    squares = squared_change_by_layer(values, anchors)
     return {layer: float((total / counts[layer]).sqrt()) for layer, total in squares.items()}

@@ -4,6 +4,7 @@ Substrings fail: timm towers call their LayerNorms "norm", the image tower and t
 ResNets have a `c_proj.bias` too, and attention keeps its bias as `in_proj_bias`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,18 @@ def parse_layers(text: str) -> Layers:
     if layers[0] > layers[1]:
         raise ValueError(f"layers {text}: the first must not come after the last")
     return layers
+
+
+def check_layers(text: str) -> str:
+    """Return a range as it is, once it can be read.
+
+    Raises:
+        ValueError: it is no range of blocks.
+    """
+    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?", text):
+        raise ValueError("expected a range of blocks, as 0-5, or one block, as 3")
+    parse_layers(text)
+    return text
 
 
 def text_blocks(clip: Any) -> list[nn.Module]:

@@ -1,0 +1,54 @@
+"""How long a run will take, from a few timed images and prompts."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from cl_clipfit.data.source import Source
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.optimization import steps_per_epoch
+from cl_clipfit.plan import RunPlan
+from cl_clipfit.strategy import CLIPStrategy
+
+_TIMED_IMAGES = 32
+_TIMED_PROMPTS = 8
+
+
+@torch.no_grad()
+def estimate_seconds(
+    plan: RunPlan, scenario: Scenario, strategy: CLIPStrategy, probes: Mapping[str, Source]
+) -> float:
+    """Estimate the run's length; a training step costs 3 forward passes.
+
+    Where all classes seen are encoded their prompts grow from task to task, so that half of them
+    count for a step on average.
+
+    Args:
+        plan: the run.
+        scenario: the stream.
+        strategy: the method, on its device.
+        probes: what is scored besides, after every task.
+    """
+    model, recipe = strategy.model, plan.recipe
+    images = scenario.test.images[:_TIMED_IMAGES].to(strategy.device)
+    classes = list(range(min(_TIMED_PROMPTS, len(scenario.class_names))))
+    per_image = _seconds(lambda: model.image_features(images)) / len(images)
+    per_class = _seconds(lambda: model.text_features(classes)) / len(classes)
+    passes = 1 if strategy.frozen else len(scenario.task_classes) + 1
+    tested = len(scenario.test) + sum(len(source.test) for source in probes.values())
+    total = passes * (per_image * tested + per_class * len(scenario.class_names))
+    if recipe is None:
+        return total
+    steps = recipe.epochs * sum(steps_per_epoch(recipe, n) for n in scenario.train_samples)
+    trained = recipe.epochs * sum(scenario.train_samples)
+    prompts = len(scenario.class_names) / 2
+    return total + 3 * (per_image * trained + per_class * steps * prompts)
+
+
+def _seconds(function: Callable[[], torch.Tensor]) -> float:
+    """Time a call after one that pays for set-up; the copy waits for the device."""
+    function()
+    started = time.perf_counter()
+    function().cpu()
+    return time.perf_counter() - started
