@@ -214,7 +214,7 @@ def test_config_yaml_repeats_the_run(tmp_path: Path) -> None:
 
 def test_options_win_over_the_config_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("scenario: tiny-stream\ntasks: 5\nshots: 4\nseed: [3]\n")
+    file.write_text("scenario: tiny-stream\nstrategy: [zero-shot]\ntasks: 5\nshots: 4\nseed: [3]\n")
     (result,) = run("--config", str(file), "--tasks", "2", *PLUGIN, output=tmp_path / "runs")
     assert (len(result["tasks"]), result["seed"]) == (2, 3)
 

@@ -14,7 +14,6 @@ COLUMNS = {
     "last_accuracy": "last\naccuracy",
     "learning_accuracy": "learning\naccuracy",
     "forgetting_all_classes": "forgetting\n(all classes)",
-    "backward_transfer": "backward\ntransfer",
     "retention": "retention",
 }
 
