@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg
 
 from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
 from cl_clipfit.config import RunConfig
@@ -17,6 +19,7 @@ from cl_clipfit.plan import plan_runs
 from cl_clipfit.registry import Registry
 from strategies.clipfit import PUBLISHED, ClipFit, ClipFitOptions
 from strategies.full import Full, FullOptions
+from tests.conftest import TINY_CLIP
 
 Build = Callable[..., CLIPClassifier]
 SECOND = [[2, 3], [0, 1, 2, 3]]  # classes of the second of three tasks, and those seen by then
@@ -283,18 +286,18 @@ def test_full_trains_all_but_the_scale_over_the_classes_seen(tiny: Build, source
         assert set(strategy.selection) == everything - {"clip.logit_scale"}
 
 
-def test_a_tower_without_layer_norms_is_a_recorded_warning(tiny: Build, source: Source) -> None:
-    strategy = make(tiny, source)
-    assert strategy.warnings == []
-    for module in list(strategy.model.clip.visual.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, torch.nn.LayerNorm):
-                setattr(module, name, torch.nn.Identity())
-    chosen = list(strategy.trainable())
-    assert len(chosen) == 2
-    strategy.trainable()
-    assert len(strategy.warnings) == 1
-    assert "only text biases train" in strategy.warnings[0]
+def test_a_resnet_trains_text_biases_alone_and_says_so(source: Source) -> None:
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
+    clip = open_clip.CLIP(**{**TINY_CLIP, "vision_cfg": vision})
+    open_clip.set_model_preprocess_cfg(clip, {**PreprocessCfg().__dict__, "size": 32})
+    model = CLIPClassifier(clip, open_clip.SimpleTokenizer(context_length=12))
+    strategy = ClipFit(model=model, class_names=source.class_names, recipe=Recipe(epochs=1))
+    strategy.train(build_scenario("s", source, tasks=3).benchmark.train_stream, eval_streams=[])
+    assert list(strategy.selection) == [
+        f"clip.transformer.resblocks.{block}.mlp.c_proj.bias" for block in (0, 1)
+    ]
+    (warning,) = strategy.warnings  # once, though three tasks were learned
+    assert "only text biases train" in warning
 
 
 def published_lr(epoch: int) -> float:
