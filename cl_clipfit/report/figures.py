@@ -169,16 +169,18 @@ def plot_changes(result: dict[str, Any], path: Path) -> None:
         return
     towers = _towers(list(changes[-1]))
     widths = [3 + len(layers) for layers in towers.values()]
+    upright = max(widths) > 9
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
-            1, len(towers), figsize=(3 + 0.3 * sum(widths), 3.6), layout="constrained",
+            1, len(towers), figsize=(3 + 0.3 * sum(widths), 4.2 if upright else 3.6),
+            layout="constrained",
             squeeze=False, width_ratios=widths,
         )  # fmt: skip
         for ax, (tower, layers) in zip(axes[0], towers.items(), strict=True):
             values = np.array([[task.get(layer, np.nan) for layer in layers] for task in changes])
             image = ax.imshow(values, vmin=0, cmap="viridis", aspect="auto")
-            labels = [layer.rpartition(".")[2] for layer in layers]
-            ax.set_xticks(range(len(layers)), labels, rotation=90 if len(layers) > 6 else 0)
+            labels = [layer.rpartition(".")[2].removesuffix("_embedding") for layer in layers]
+            ax.set_xticks(range(len(layers)), labels, rotation=90 if upright else 0)
             ax.set_yticks(range(len(changes)), [str(t + 1) for t in range(len(changes))])
             ax.set_xlabel("layer (blocks by number)")
             ax.set_ylabel("after task")
