@@ -117,7 +117,7 @@ def test_validation_images_come_from_training_and_leave_it(source: Source) -> No
 
 
 def few(source: Source, shots: int) -> Source:
-    return dataclasses.replace(source, train=few_shots(source.train, shots, 0))
+    return dataclasses.replace(source, train=few_shots(source.train, shots, 0, source.class_names))
 
 
 def test_der_order_is_of_one_hundred_classes() -> None:

@@ -1,7 +1,7 @@
 """Labelled images in memory, and what a scenario file returns."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -114,12 +114,13 @@ def _shuffled_classes(data: ImageSet, seed: int) -> Iterator[tuple[int, Tensor]]
         yield label, members[torch.randperm(len(members), generator=generator)]
 
 
-def hold_out(data: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
+def hold_out(data: ImageSet, fraction: float, names: Sequence[str]) -> tuple[ImageSet, ImageSet]:
     """Split off a share of every class, at least one image, by a fixed draw.
 
     Args:
         data: images and labels.
         fraction: the share, between 0 and 1.
+        names: class names by label, for the message.
 
     Returns:
         the rest, and what was held out.
@@ -130,14 +131,22 @@ def hold_out(data: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     held = torch.zeros(len(data), dtype=torch.bool)
     for label, members in _shuffled_classes(data, seed=0):
         if len(members) < 2:
-            raise UserError(f"--validation {fraction}: class {label} has only one training image")
+            raise UserError(
+                f"--validation {fraction}: '{names[label]}' has only one training image"
+            )
         count = min(len(members) - 1, max(1, round(fraction * len(members))))
         held[members[:count]] = True
     return data.subset(~held), data.subset(held)
 
 
-def few_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
+def few_shots(data: ImageSet, shots: int, seed: int, names: Sequence[str]) -> ImageSet:
     """Draw `shots` samples of each class with a generator of its own; order within is kept.
+
+    Args:
+        data: images and labels.
+        shots: samples a class.
+        seed: of the draw.
+        names: class names by label, for the message.
 
     Raises:
         UserError: a class with fewer samples.
@@ -146,7 +155,7 @@ def few_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
     for label, members in _shuffled_classes(data, seed):
         if len(members) < shots:
             raise UserError(
-                f"--shots {shots}: class {label} has only {len(members)} training images"
+                f"--shots {shots}: '{names[label]}' has only {len(members)} training images"
             )
         chosen.append(members[:shots])
     return data.subset(torch.cat(chosen).sort().values)

@@ -82,9 +82,9 @@ def build_scenario(
     task_classes = split_tasks(len(original), tasks)
     train, test = source.train, source.test
     if validation is not None:
-        train, test = hold_out(train, validation)
+        train, test = hold_out(train, validation, source.class_names)
     if shots is not None:
-        train = few_shots(train, shots, seed)
+        train = few_shots(train, shots, seed, source.class_names)
     arrival = torch.empty(len(original), dtype=torch.long)
     arrival[torch.tensor(original)] = torch.arange(len(original))
     train = ImageSet(train.images, arrival[train.labels])
