@@ -128,8 +128,9 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     model = config.model or facts.MODEL
     probes = config.probe
     if probes is None:
-        is_mini = parse_model(model)[0] == MINI
-        probes = [p for p in facts.PROBES if p != entry.name] if is_mini else []
+        # What is chosen on validation images should not be chosen on the probes' test images.
+        wanted = parse_model(model)[0] == MINI and config.validation is None
+        probes = [p for p in facts.PROBES if p != entry.name] if wanted else []
     for template in config.template or ():
         if template.count("{}") != 1:
             raise UserError(f"--template {template!r}: exactly one '{{}}' for the class name")

@@ -284,8 +284,8 @@ def test_bundled_probes_are_on_by_default_with_mini(tmp_path: Path) -> None:
     config = RunConfig(scenario="glyph-letters")
     registry = Registry()
     assert [e.name for e in plan_stream(config, registry).probes] == ["pretraining-shapes"]
-    other = RunConfig(model="ViT-B-32:random")
-    assert plan_stream(other, registry).probes == ()
+    for other in (RunConfig(model="ViT-B-32:random"), RunConfig(validation=0.2)):
+        assert plan_stream(other, registry).probes == ()
 
 
 def test_recipes_are_layered(tmp_path: Path) -> None:
