@@ -82,7 +82,7 @@ class ClipFitOptions(Options):
 
 
 class ClipFit(CLIPStrategy):
-    """Li et al. 2024, equation 5, on a stream: cross-entropy + kd_weight * (1 - mean cos).
+    """Cross-entropy + kd_weight * (1 - mean cos): Li et al. 2024, on a stream.
 
     The mean runs over the prompts in `kd_scope`; their anchors are the text features of the
     pretrained model.

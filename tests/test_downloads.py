@@ -197,7 +197,7 @@ def test_archive_folder_and_torchvision_agree(
             assert images.labels.tolist() == reference.targets
 
 
-def refused(tmp_path: Path, message: str, **changes: bytes) -> None:
+def assert_refused(tmp_path: Path, message: str, **changes: bytes) -> None:
     files = cifar_files(train=1) | changes
     archive = write_archive(tmp_path / "a.tar.gz", {n: d for n, d in files.items() if d})
     with pytest.raises(UserError, match=message):
@@ -217,22 +217,26 @@ class Built:
 def test_forged_arrays_are_refused(tmp_path: Path) -> None:
     """NumPy's own constructors would make arrays over addresses that the file names."""
     batch = cifar_batch(1, 0)
+    view = Built(np.ndarray, ((100,), np.dtype("u1"), b"A" * 100))
+    assert_refused(tmp_path, "over memory", train=pickle.dumps(batch | {"fine_labels": view}))
     pointers = Built(np.ndarray, ((100,), np.dtype("O"), b"A" * 800))
-    refused(tmp_path, "no CIFAR batch", train=pickle.dumps(batch | {"fine_labels": pointers}))
+    assert_refused(
+        tmp_path, "an array of O8", train=pickle.dumps(batch | {"fine_labels": pointers})
+    )
     huge = Built(np.ndarray, ((2**40,),))
-    refused(tmp_path, "no CIFAR batch", train=pickle.dumps(batch | {"data": huge}))
+    assert_refused(tmp_path, "over memory", train=pickle.dumps(batch | {"data": huge}))
     objects = np.array([None] * 100, dtype=object)
-    refused(tmp_path, "an array of", train=pickle.dumps(batch | {"fine_labels": objects}))
+    assert_refused(tmp_path, "an array of", train=pickle.dumps(batch | {"fine_labels": objects}))
     state = b"cnumpy\ndtype\n(dS'a'\nS'b'\nsb."  # BUILD on the function itself
-    refused(tmp_path, "asks to change a function", train=state)
+    assert_refused(tmp_path, "asks to change a function", train=state)
     short = pickle.dumps(batch | {"data": batch["data"][:50]}).replace(b"M\x00\x0c", b"M\x01\x0c")
-    refused(tmp_path, "no CIFAR batch", train=short)
+    assert_refused(tmp_path, "cannot reshape", train=short)
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, "asks to run", train=pickle.dumps(Runs()))
-    refused(tmp_path, "asks to run", meta=pickle.dumps({"a": [Runs()]}, protocol=2))
-    refused(tmp_path, "asks to run builtins.eval", test=b"cbuiltins\neval\n(S'1'\ntR.")
+    assert_refused(tmp_path, "asks to run", train=pickle.dumps(Runs()))
+    assert_refused(tmp_path, "asks to run", meta=pickle.dumps({"a": [Runs()]}, protocol=2))
+    assert_refused(tmp_path, "asks to run builtins.eval", test=b"cbuiltins\neval\n(S'1'\ntR.")
     assert not Path("executed").exists()
 
 
@@ -242,21 +246,21 @@ def test_damaged_files_are_explained(tmp_path: Path) -> None:
     def dump(**changes: Any) -> bytes:
         return pickle.dumps({k: v for k, v in (good | changes).items() if v is not None})
 
-    refused(tmp_path, "no CIFAR batch", train=b"nonsense")
-    refused(tmp_path, "no CIFAR batch", train=pickle.dumps(3))
-    refused(tmp_path, "'fine_labels' is missing", train=dump(fine_labels=None))
-    refused(tmp_path, "expected uint8", train=dump(data=good["data"].astype(np.float32)))
-    refused(tmp_path, "must be uint8", train=dump(data=[1, 2]))
+    assert_refused(tmp_path, "no CIFAR batch", train=b"nonsense")
+    assert_refused(tmp_path, "no CIFAR batch", train=pickle.dumps(3))
+    assert_refused(tmp_path, "'fine_labels' is missing", train=dump(fine_labels=None))
+    assert_refused(tmp_path, "expected uint8", train=dump(data=good["data"].astype(np.float32)))
+    assert_refused(tmp_path, "must be uint8", train=dump(data=[1, 2]))
     for labels in (5, {}, "text", [True] * 100):
-        refused(tmp_path, "whole numbers", train=dump(fine_labels=labels))
-    refused(tmp_path, "must be uint8", train=dump(data=good["data"][:, :100]))
-    refused(tmp_path, "100 whole numbers from 0 to 99", train=dump(fine_labels=[100] * 100))
-    refused(tmp_path, "whole numbers", train=dump(fine_labels=[0]))
-    refused(tmp_path, "100 class names", meta=pickle.dumps({"fine_label_names": ["a"]}))
+        assert_refused(tmp_path, "whole numbers", train=dump(fine_labels=labels))
+    assert_refused(tmp_path, "must be uint8", train=dump(data=good["data"][:, :100]))
+    assert_refused(tmp_path, "100 whole numbers from 0 to 99", train=dump(fine_labels=[100] * 100))
+    assert_refused(tmp_path, "whole numbers", train=dump(fine_labels=[0]))
+    assert_refused(tmp_path, "100 class names", meta=pickle.dumps({"fine_label_names": ["a"]}))
     for name in ("", None, ["a"]):
         names = pickle.dumps({"fine_label_names": [name] * 100})
-        refused(tmp_path, "holds a name that is no text", meta=names)
-    refused(tmp_path, "holds no cifar-100-python/test", test=b"")
+        assert_refused(tmp_path, "holds a name that is no text", meta=names)
+    assert_refused(tmp_path, "holds no cifar-100-python/test", test=b"")
     whole = write_archive(tmp_path / "b.tar.gz", cifar_files(train=1)).read_bytes()
     for size in (0, 10, len(whole) // 2):
         (tmp_path / "b.tar.gz").write_bytes(whole[:size])

@@ -16,8 +16,9 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Draw a box (top, left, height, width) of `smallest` to 1 of the area, as torchvision does.
 
-    The fraction of the area is uniform, the ratio of the sides uniform in its logarithm; after ten
-    boxes that do not fit, the largest central one of an allowed ratio.
+    Torchvision's own function draws from the global generator, which orders the data. The fraction
+    of the area is uniform, the ratio of the sides uniform in its logarithm; after ten boxes that do
+    not fit, the largest central one of an allowed ratio.
     """
     low, high = (math.log(r) for r in RATIO)
     for _ in range(TRIES):

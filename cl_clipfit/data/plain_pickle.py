@@ -59,10 +59,14 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _refuse_array(*_: Any) -> None:
+    raise pickle.UnpicklingError("it asks to build an array over memory, which is refused")
+
+
 _ARRAY = _Call(lambda *_: PickledBytes())
 # Stand-ins for what NumPy's pickles name: NumPy's own would build arrays over any address.
 _ADMITTED = {
-    ("numpy", "ndarray"): None,
+    ("numpy", "ndarray"): _Call(_refuse_array),  # named in every array's pickle, never called
     ("numpy", "dtype"): _Call(_dtype),
     ("numpy.core.multiarray", "_reconstruct"): _ARRAY,
     ("numpy._core.multiarray", "_reconstruct"): _ARRAY,

@@ -173,15 +173,15 @@ def plot_changes(result: dict[str, Any], path: Path) -> None:
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             1, len(towers), figsize=(3 + 0.3 * sum(widths), 4.2 if upright else 3.6),
-            layout="constrained",
-            squeeze=False, width_ratios=widths,
+            layout="constrained", squeeze=False, width_ratios=widths,
         )  # fmt: skip
         for ax, (tower, layers) in zip(axes[0], towers.items(), strict=True):
             values = np.array([[task.get(layer, np.nan) for layer in layers] for task in changes])
             image = ax.imshow(values, vmin=0, cmap="viridis", aspect="auto")
             labels = [layer.rpartition(".")[2].removesuffix("_embedding") for layer in layers]
             ax.set_xticks(range(len(layers)), labels, rotation=90 if upright else 0)
-            ax.set_yticks(range(len(changes)), [str(t + 1) for t in range(len(changes))])
+            rows = range(0, len(changes), 1 + len(changes) // 15)
+            ax.set_yticks(rows, [str(t + 1) for t in rows])
             ax.set_xlabel("layer (blocks by number)")
             ax.set_ylabel("after task")
             ax.set_title(tower, fontsize=10, loc="left")

@@ -167,8 +167,9 @@ def select_clipfit(
 ) -> TowerSelection:
     """Return what CLIPFit trains: 46,080 parameters on ViT-B/16 and ViT-B/32.
 
-    Li et al. 2024 (arXiv 2409.16718), section 3: the bias of the second linear of every text
-    feed-forward network and the LayerNorms of the image tower. The arguments are its ablations.
+    Li et al. 2024 (arXiv 2409.16718) and its released code: the bias of the second linear of every
+    text feed-forward network and the LayerNorms of the image tower. The arguments are its
+    ablations.
 
     Raises:
         ValueError: nothing is selected, or a range outside of a tower.
