@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
+from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario, estimate
 from cl_clipfit.data.streams import as_avalanche
 
 Build = Callable[..., CLIPClassifier]
@@ -300,3 +301,19 @@ def test_origins_must_be_writable_and_cannot_hide_the_hash(source: Source) -> No
     named = dataclasses.replace(source, origin={"sha256": "mine", "kind": "archive"})
     scenario = build_scenario("s", named, tasks=2)
     assert scenario.origin == {"sha256": source.sha256, "kind": "archive"}
+
+
+def test_the_estimate_counts_images_and_prompts(
+    tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worked out by hand: 32 timed images and 6 timed prompts take a second each."""
+    monkeypatch.setattr(estimate, "_seconds", lambda function: 1.0)
+    scenario = build_scenario("s", source, tasks=3)  # 48 test images, 3 tasks of 16 training images
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names)
+    plan: Any = SimpleNamespace(recipe=Recipe(epochs=2, batch_size=8))
+    scoring = 48 / 32 + 6 / 6
+    training = 3 * (2 * 48 / 32 + 12 * 3 / 6)  # 12 steps, with half of the prompts on average
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    strategy.frozen = True  # type: ignore[misc]
+    plan.recipe = None
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == scoring
