@@ -1,0 +1,51 @@
+"""Merge trained values, measure how far they moved, and walk between them: pure functions."""
+
+from cl_clipfit.merging.combine import (
+    METHODS,
+    Values,
+    dare,
+    fisher,
+    interpolate,
+    magmax,
+    mean,
+    task_arithmetic,
+    ties,
+)
+from cl_clipfit.merging.distance import (
+    direction_cosine,
+    distance,
+    fisher_distance,
+    group_distances,
+    length_ratio,
+)
+from cl_clipfit.merging.path import (
+    Plane,
+    barrier,
+    check_path_rule,
+    path_positions,
+    plane,
+    segment,
+)
+
+__all__ = [
+    "METHODS",
+    "Plane",
+    "Values",
+    "barrier",
+    "check_path_rule",
+    "dare",
+    "direction_cosine",
+    "distance",
+    "fisher",
+    "fisher_distance",
+    "group_distances",
+    "interpolate",
+    "length_ratio",
+    "magmax",
+    "mean",
+    "path_positions",
+    "plane",
+    "segment",
+    "task_arithmetic",
+    "ties",
+]

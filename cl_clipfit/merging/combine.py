@@ -1,0 +1,221 @@
+"""Ways to make one set of values of several; a delta is values - base.
+
+Values are trained parameters by name. Every function takes sets with the same names and shapes,
+leaves them as they are, and returns new fp32 tensors by name, in the order and on the devices of
+its first argument. Only `interpolate` passes gradients on.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Values = Mapping[str, Tensor]
+
+
+def aligned(*sets: Values) -> list[dict[str, Tensor]]:
+    """Return sets of values as fp32, with the names, order and devices of the first.
+
+    A tensor that is fp32 on the right device already is returned itself, not copied.
+
+    Raises:
+        ValueError: no set; or a tensor that another set lacks, that has another shape there, or
+            that is not of a floating type.
+    """
+    if not sets:
+        raise ValueError("no values given: merging needs at least one set")
+    first = sets[0]
+    for number, other in enumerate(sets, 1):
+        for name in [*first, *other]:
+            if name not in first or name not in other:
+                lacking = number if name in first else 1
+                raise ValueError(f"tensor {name} is missing in set {lacking} of {len(sets)}")
+            if first[name].shape != other[name].shape:
+                shapes = f"{[*first[name].shape]} in set 1, {[*other[name].shape]} in set {number}"
+                raise ValueError(f"tensor {name} has shape {shapes}: only equal shapes merge")
+            if not other[name].is_floating_point():
+                kind = other[name].dtype
+                raise ValueError(f"tensor {name} is {kind} in set {number}: only floats merge")
+    return [{n: s[n].to(t.device, torch.float32) for n, t in first.items()} for s in sets]
+
+
+def interpolate(start: Values, end: Values, alpha: float) -> dict[str, Tensor]:
+    """Return start + alpha (end - start), with gradients.
+
+    From zero-shot to fine-tuned values this is WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903).
+
+    Args:
+        start: returned bit for bit at alpha = 0, where no gradient reaches `end`.
+        end: returned bit for bit at alpha = 1, where no gradient reaches `start`.
+        alpha: any number; outside of [0, 1] it extrapolates.
+
+    Example:
+        >>> interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
+        {'w': tensor([0.2500, 0.2500])}
+    """
+    start, end = aligned(start, end)
+    if alpha in (0, 1):
+        return {name: value.clone() for name, value in (end if alpha else start).items()}
+    return {name: torch.lerp(value, end[name], alpha) for name, value in start.items()}
+
+
+@torch.no_grad()
+def mean(values: Sequence[Values]) -> dict[str, Tensor]:
+    """Return the plain average: a uniform model soup (Wortsman et al. 2022, arXiv 2203.05482)."""
+    first, *others = aligned(*values)
+    return {n: torch.stack([v, *(o[n] for o in others)]).mean(0) for n, v in first.items()}
+
+
+@torch.no_grad()
+def fisher(
+    values: Sequence[Values], fishers: Sequence[Values], floor: float = 1e-12
+) -> dict[str, Tensor]:
+    """Return sum_t F_t w_t / sum_t F_t by entry: Matena and Raffel 2022, arXiv 2111.09832.
+
+    Args:
+        values: w_t, one set for each task.
+        fishers: F_t, the diagonal Fisher information at w_t, in the same order.
+        floor: smaller entries count as this, so that where all are below it the result is the
+            plain mean. In the unit of the Fishers, whose scale is arbitrary: keep it below any
+            that means something.
+
+    Raises:
+        ValueError: another number of Fishers than of values, one with an entry below 0 or
+            not finite, or a floor that is not above 0.
+    """
+    if len(values) != len(fishers):
+        raise ValueError(f"{len(values)} sets of values with {len(fishers)} Fishers: give one each")
+    if not floor > 0:
+        raise ValueError(f"floor {floor} must be above 0")
+    sets = aligned(*values, *fishers)
+    merged = {}
+    for name in sets[0]:
+        weights = torch.stack([s[name] for s in sets[len(values) :]])
+        if not ((weights >= 0) & weights.isfinite()).all():
+            raise ValueError(f"the Fisher of tensor {name} has entries below 0 or not finite")
+        weights = weights.clamp(min=floor)
+        tuned = torch.stack([s[name] for s in sets[: len(values)]])
+        merged[name] = (weights * tuned).sum(0) / weights.sum(0)
+    return merged
+
+
+def _add(
+    base: Values, values: Sequence[Values], scale: float, rule: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return base + scale * rule(deltas), where deltas are (tasks, *shape) of one tensor."""
+    if not values:
+        raise ValueError("no values given: merging needs at least one set besides the base")
+    start, *tuned = aligned(base, *values)
+    merged = {}
+    for name, value in start.items():
+        step = scale * rule(torch.stack([t[name] - value for t in tuned]))
+        # Adding 0 would turn a -0.0 of the base into 0.0.
+        merged[name] = torch.where(step == 0, value, value + step)
+    return merged
+
+
+@torch.no_grad()
+def task_arithmetic(
+    base: Values, values: Sequence[Values], scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Return base + scale * sum of deltas: Ilharco et al. 2023, arXiv 2212.04089."""
+    return _add(base, values, scale, lambda deltas: deltas.sum(0))
+
+
+@torch.no_grad()
+def ties(
+    base: Values, values: Sequence[Values], scale: float = 1.0, density: float = 0.2
+) -> dict[str, Tensor]:
+    """Return base + scale * the TIES merge of deltas: Yadav et al. 2023, arXiv 2306.01708.
+
+    Trim every task's delta to its largest entries over all tensors together; elect the sign of
+    the sum of the trimmed deltas, by entry; average those of that sign alone. Where the sum is
+    exactly 0 no sign is elected and the base stays (the released code takes the sign of most
+    other entries).
+
+    Args:
+        base: where all tasks started.
+        values: one set for each task.
+        scale: factor on the merged delta.
+        density: share of entries that survive trimming, above 0, at most 1; rounded to whole
+            entries, at least one; those as large as the last survivor survive too.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density {density} must be above 0 and at most 1")
+    thresholds = [_threshold(base, task, density) for task in values]
+
+    def rule(deltas: Tensor) -> Tensor:
+        limits = deltas.new_tensor(thresholds).view(-1, *[1] * (deltas.dim() - 1))
+        trimmed = torch.where(deltas.abs() >= limits, deltas, 0.0)
+        agree = trimmed.sign() == trimmed.sum(0).sign()  # of a sum of 0: only what adds nothing
+        return (trimmed * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+    return _add(base, values, scale, rule)
+
+
+def _threshold(base: Values, task: Values, density: float) -> float:
+    """Return the magnitude of the last entry of a delta that survives trimming."""
+    start, end = aligned(base, task)
+    sizes = [(end[name] - value).abs().flatten().cpu() for name, value in start.items()]
+    flat = torch.cat(sizes) if sizes else torch.empty(0)
+    if not len(flat):
+        return 0.0
+    kept = max(1, round(density * len(flat)))
+    return float(flat.kthvalue(len(flat) - kept + 1).values)
+
+
+@torch.no_grad()
+def dare(
+    base: Values,
+    values: Sequence[Values],
+    scale: float = 1.0,
+    drop: float = 0.9,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Return base + scale * mean of deltas thinned by DARE: Yu et al. 2024, arXiv 2311.03099.
+
+    DARE itself only prepares deltas: it drops entries at random, of every task on its own, and
+    rescales the others, which keeps the expectation. What then merges them is a choice. Here it is
+    their average, as by default in the released code; Task Arithmetic of them, the other choice
+    there, is `scale` times the number of tasks.
+
+    Args:
+        base: where all tasks started.
+        values: one set for each task.
+        scale: factor on the merged delta.
+        drop: probability that an entry is dropped, from 0 to below 1; others grow by 1/(1-drop).
+        seed: of the masks, which also depend on the order of tasks and of names in `base`.
+    """
+    if not 0 <= drop < 1:
+        raise ValueError(f"drop {drop} must be at least 0 and below 1")
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks on every device
+
+    def rule(deltas: Tensor) -> Tensor:
+        kept = torch.rand(deltas.shape, generator=generator).to(deltas.device) >= drop
+        return (deltas * kept / (1 - drop)).mean(0)
+
+    return _add(base, values, scale, rule)
+
+
+@torch.no_grad()
+def magmax(base: Values, values: Sequence[Values], scale: float = 1.0) -> dict[str, Tensor]:
+    """Return base + scale * the delta of largest magnitude by entry (of equal ones, the last).
+
+    MagMax (Marczak et al. 2024, arXiv 2407.06322); there every task starts from the values of
+    the one before, and all deltas are to the pretrained base.
+    """
+
+    def larger(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(other.abs() >= one.abs(), other, one)
+
+    return _add(base, values, scale, lambda deltas: functools.reduce(larger, deltas))
+
+
+# By name: what merges several tasks' values onto a base, as method(base, values, scale, ...).
+METHODS: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "task-arithmetic": task_arithmetic,
+    "ties": ties,
+    "dare": dare,
+    "magmax": magmax,
+}
