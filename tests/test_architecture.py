@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-LEAVES = ("clip", "metrics", "data", "tuning", "losses")
-COMMON = {"errors", "config"}
+LEAVES = ("clip", "metrics", "data", "tuning", "losses", "merging")
+COMMON = {"errors", "config", "files"}
 FILES = sorted(Path("cl_clipfit").rglob("*.py"))
 
 

@@ -62,3 +62,23 @@ def change_by_layer(
         counts[layer_of(name)] = counts.get(layer_of(name), 0) + value.numel()
     squares = squared_change_by_layer(values, anchors)
     return {layer: float((total / counts[layer]).sqrt()) for layer, total in squares.items()}
+
+
+def tensor_groups(values: Mapping[str, Tensor]) -> dict[str, str]:
+    """Sort tensors by tower, last part of their name and number of dimensions.
+
+    Tensors of one group are of one kind and scale. CLIPFit's are the text biases, the weights and
+    the biases of the image LayerNorms.
+
+    Returns:
+        the group of every name.
+
+    Example:
+        >>> tensor_groups({"clip.visual.ln_pre.weight": torch.ones(4), "context": torch.ones(2, 4)})
+        {'clip.visual.ln_pre.weight': 'image weight 1d', 'context': 'context 2d'}
+    """
+    groups = {}
+    for name, value in values.items():
+        tower = "" if not name.startswith("clip.") else "image " if ".visual." in name else "text "
+        groups[name] = f"{tower}{name.rpartition('.')[2]} {value.dim()}d"
+    return groups

@@ -1,0 +1,128 @@
+"""Time a step of MERGETUNE's second stage against a step of its host, CLIPFit.
+
+    python -m benchmarks.merge_step --model ViT-B-16 --classes 100 --batch-size 16 --json
+
+Untrained weights: they do not change what a step costs. The two steps take turns within one
+process; peak memory is that of two further processes, one for each kind of step.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cl_clipfit import Recipe, create_classifier
+from cl_clipfit.continued import Stage
+from cl_clipfit.optimization import make_optimizer, make_schedule
+from strategies.clipfit import ClipFit, ClipFitOptions
+from strategies.mergetune import MergeTune, MergeTuneOptions
+
+
+def build(arguments: argparse.Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return functions that take a step of the host, and one of the second stage in a task > 1."""
+    torch.manual_seed(0)
+    name = arguments.model
+    model = create_classifier(name if ":" in name or name == "mini" else f"{name}:random")
+    strategy: Any = MergeTune.over(ClipFit)(
+        model=model, class_names=[f"thing {i}" for i in range(arguments.classes)],
+        recipe=Recipe(optimizer="sgd", lr=1e-3), host_options=ClipFitOptions(),
+        options=MergeTuneOptions(alpha=arguments.alpha, landscape="off"),
+    )  # fmt: skip
+    classes = list(range(arguments.classes))
+    strategy.task_classes, strategy.seen_classes, strategy.tasks_seen = classes, classes, 2
+    strategy.is_training = True
+    strategy.select()
+    strategy.optimizer = make_optimizer(strategy.recipe, strategy.parameter_groups())
+    strategy.scheduler = make_schedule(strategy.recipe, strategy.optimizer, 100)
+    size = model.preprocess.size
+    images = torch.randn(arguments.batch_size, 3, *size)
+    labels = torch.arange(arguments.batch_size) % arguments.classes
+    strategy.mbatch = [images, labels, torch.zeros_like(labels)]
+    near = [
+        {n: p.detach() + 0.01 * torch.randn_like(p) for n, p in strategy.selection.items()}
+        for _ in range(2)
+    ]
+    stage = Stage(strategy.zero_shot_point(), *near)
+
+    def step(second: bool) -> None:
+        strategy.second_stage = stage if second else None
+        strategy.optimizer.zero_grad()
+        strategy.mb_output = strategy.forward()
+        strategy.loss = strategy.criterion()
+        strategy.backward()
+        strategy.optimizer_step()
+
+    return lambda: step(False), lambda: step(True)
+
+
+def peak_bytes(arguments: argparse.Namespace, kind: str) -> int:
+    """Return the peak resident memory of a process that takes steps of one kind."""
+    command = [sys.executable, "-m", "benchmarks.merge_step", "--memory-of", kind]
+    for option in ("model", "classes", "batch_size", "threads", "alpha"):
+        command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time both steps in turns."""
+    steps = dict(zip(("host", "second_stage"), build(arguments), strict=True))
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(arguments.repeats + 1):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if turn:  # the first turn warms up
+                found[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    memory = {name: peak_bytes(arguments, name) for name in steps}
+    return {
+        "model": arguments.model, "classes": arguments.classes,
+        "batch_size": arguments.batch_size, "alpha": arguments.alpha,
+        "threads": torch.get_num_threads(), "repeats": arguments.repeats,
+        "seconds": medians, "peak_bytes": memory,
+        "time_ratio": medians["second_stage"] / medians["host"],
+        "memory_ratio": memory["second_stage"] / memory["host"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Read the options, measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="ViT-B-16")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="0: as PyTorch chooses")
+    parser.add_argument("--alpha", default="uniform", help="points of the line")
+    parser.add_argument("--memory-of", choices=["host", "second_stage"], help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        step = build(arguments)[arguments.memory_of == "second_stage"]
+        step()
+        step()
+        # ru_maxrss counts kilobytes on Linux
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    result = measure(arguments)
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return
+    print(
+        f"a second-stage step takes {result['time_ratio']:.2f} times a step of the host and"
+        f" {result['memory_ratio']:.2f} times its peak memory"
+    )
+
+
+if __name__ == "__main__":
+    main()

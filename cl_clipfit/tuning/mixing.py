@@ -1,0 +1,163 @@
+"""One batch, many tasks: one pass of the image tower with the LayerNorms of each image's task.
+
+What CLIPFit trains in the image tower are gains and biases of LayerNorms. They act on each sample
+by itself, so samples of different tasks can share every matrix product of a pass.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_NAMES = ("LayerNorm", "LayerNormFp32")  # of torch, open_clip and timm; others permute channels
+
+
+class Encoder(Protocol):
+    """What mixing asks of a model; `CLIPClassifier` is one."""
+
+    clip: Any
+
+    def named_parameters(self) -> Any:
+        """Yield names and parameters."""
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Encode images."""
+
+
+def _towers_norms(model: Encoder) -> dict[str, tuple[nn.LayerNorm, str]]:
+    """Map names of the image tower's LayerNorm parameters to their module and "weight" or "bias".
+
+    Only norms whose input has a sample in each row: not those of a tower that puts tokens first,
+    nor the one CoCa's pooling applies to its queries, which know no batch.
+    """
+    visual = model.clip.visual
+    if not all(getattr(module, "batch_first", True) for module in visual.modules()):
+        return {}
+    queries = {
+        id(module.ln_q)
+        for module in visual.modules()
+        if hasattr(module, "ln_q") and isinstance(getattr(module, "query", None), nn.Parameter)
+    }
+    owners = {
+        id(parameter): (module, name)
+        for module in visual.modules()
+        if isinstance(module, nn.LayerNorm) and type(module).__name__ in _NAMES
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(module) not in queries
+    }
+    return {n: owners[id(p)] for n, p in model.named_parameters() if id(p) in owners}
+
+
+def _unmixable(model: Encoder, names: Iterable[str]) -> list[str]:
+    """Return names that no sample can have its own value of; text parameters do no harm."""
+    parameters, norms = dict(model.named_parameters()), _towers_norms(model)
+    visual = {id(p) for p in model.clip.visual.parameters()}
+    return [
+        name
+        for name in names
+        if name not in parameters or (id(parameters[name]) in visual and name not in norms)
+    ]
+
+
+def mixable(model: Encoder, names: Iterable[str]) -> bool:
+    """Tell whether samples of tasks that differ in these parameters can share a pass.
+
+    Args:
+        model: a `CLIPClassifier`.
+        names: parameters by their full name; those outside of the image tower do not matter.
+
+    Returns:
+        True where all of them in the image tower are gains and biases of LayerNorms.
+    """
+    return not _unmixable(model, names)
+
+
+@torch.no_grad()
+def mixed_image_features(
+    model: Encoder, images: Tensor, choices: Tensor, deltas: Sequence[Mapping[str, Tensor]]
+) -> Tensor:
+    """Encode each image with the weights of its own task, in one pass.
+
+    Not for two threads at once with the same model: its LayerNorms are replaced meanwhile.
+
+    Args:
+        model: a `CLIPClassifier`.
+        images: (B, ...), as `image_features` takes them.
+        choices: (B,) of integers: image b is encoded with `deltas[choices[b]]`.
+        deltas: trained values (not differences) by full parameter name, as `DeltaBank.load` gives
+            them; the same names in all. Other parameters are used as they are.
+
+    Returns:
+        (B, d), unit length.
+
+    Raises:
+        ValueError: not mixable, choices that fit neither images nor deltas, or a tower that does
+            not keep the samples of its batch in the first dimension.
+    """
+    if choices.shape != images.shape[:1]:
+        raise ValueError(f"{len(images)} images need choices of shape [{len(images)}]")
+    if not deltas or any(set(delta) != set(deltas[0]) for delta in deltas):
+        raise ValueError("pass at least one delta, and the same parameters in all of them")
+    if len(choices) and not (choices.min() >= 0 and choices.max() < len(deltas)):
+        raise ValueError(f"choices must lie from 0 to {len(deltas) - 1}, the last delta")
+    if wrong := _unmixable(model, deltas[0]):
+        raise ValueError(f"{wrong[0]} cannot differ between images of a batch: encode task by task")
+    parameters = dict(model.named_parameters())
+    own: dict[nn.LayerNorm, dict[str, Tensor]] = {}
+    for name, (module, kind) in _towers_norms(model).items():
+        if name in deltas[0]:
+            # First to the type of the parameter: loading the values would round them as well.
+            stacked = torch.stack([delta[name] for delta in deltas]).to(parameters[name])
+            found, wanted = [*stacked.shape[1:]], [*parameters[name].shape]
+            if found != wanted:
+                raise ValueError(f"{name} has shape {found} in the deltas, {wanted} in the model")
+            own.setdefault(module, {})[kind] = stacked[choices.to(stacked.device)]
+    with _replaced({module: _per_sample(module, **values) for module, values in own.items()}):
+        return model.image_features(images)
+
+
+def _per_sample(
+    module: nn.LayerNorm, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return a forward with gains and biases (B, *normalized_shape); None keeps the module's."""
+
+    def spread(own: Tensor | None, shared: Tensor | None, x: Tensor) -> Tensor | None:
+        if own is None:
+            return None if shared is None else shared.to(x)
+        between = x.ndim - own.ndim
+        return own.reshape(len(own), *[1] * between, *own.shape[1:]).to(x)
+
+    def forward(x: Tensor) -> Tensor:
+        values = weight if weight is not None else bias
+        if values is not None and (len(x) != len(values) or x.ndim < values.ndim):
+            raise ValueError(
+                f"the image tower gives a LayerNorm {[*x.shape]} for {len(values)} images:"
+                " encode task by task"
+            )
+        # Its own class knows which type comes out, of half precision and under autocast.
+        dtype = type(module).forward(module, x[:0]).dtype
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = F.layer_norm(wide, module.normalized_shape, None, None, module.eps)
+        gain, shift = spread(weight, module.weight, y), spread(bias, module.bias, y)
+        y = y if gain is None else y.mul_(gain)
+        return (y if shift is None else y.add_(shift)).to(dtype)
+
+    return forward
+
+
+@contextlib.contextmanager
+def _replaced(forwards: Mapping[nn.LayerNorm, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Give modules another forward for a `with` block."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module, earlier in before.items():
+            vars(module).pop("forward", None)
+            if earlier is not None:
+                vars(module)["forward"] = earlier

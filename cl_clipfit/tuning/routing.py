@@ -1,0 +1,125 @@
+"""Which task an image belongs to, told by its zero-shot feature: no task label is needed then."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Rule = Literal["nearest-mean", "gaussian"]
+
+
+@torch.no_grad()
+def class_statistics(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Summarise a task's training images: all that `route` needs of them.
+
+    Args:
+        features: (N, d), of the pretrained image tower, as `route` will get them (unit length).
+        labels: (N,) of integers.
+
+    Returns:
+        "labels" (C,) in rising order and "counts" (C,), int64; "means" (C, d) of each class and
+        "scatter" (d, d), the sum of the outer products of all deviations from the mean of their
+        class, float32 but added up in float64. All on the CPU.
+
+    Raises:
+        ValueError: no features, or not one label for each.
+    """
+    if features.ndim != 2 or not len(features) or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"expected features (N, d) and labels (N,) with N > 0, got {[*features.shape]} and"
+            f" {[*labels.shape]}"
+        )
+    features, labels = features.cpu(), labels.cpu().long()
+    classes, counts = labels.unique(return_counts=True)
+    means = torch.empty(len(classes), features.shape[1], dtype=torch.float64)
+    scatter = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+    for row, label in enumerate(classes):
+        group = features[labels == label].double()
+        means[row] = group.mean(0)
+        centred = group - means[row]
+        scatter += centred.T @ centred
+    return {
+        "labels": classes,
+        "counts": counts,
+        "means": means.float(),
+        "scatter": scatter.float(),
+    }
+
+
+@torch.no_grad()
+def route(
+    features: Tensor,
+    statistics: Sequence[Mapping[str, Tensor]],
+    rule: Rule = "nearest-mean",
+    shrinkage: float = 0.1,
+) -> Tensor:
+    """Choose the task of every image, by the class whose training images lie nearest.
+
+    "nearest-mean" takes the class mean of largest cosine similarity. On features of unit length it
+    agrees with scikit-learn's `NearestCentroid` where all means are equally long; in general it is
+    `NearestCentroid` with the means brought to unit length. "gaussian" takes the class mean of
+    smallest Mahalanobis distance, under one covariance S shared by all classes of all tasks (Lee
+    et al. 2018, arXiv 1807.03888): pooled scatter / (N - C), shrunk to (1-s) S + s tr(S)/d I.
+
+    Args:
+        features: (N, d), as `class_statistics` got them.
+        statistics: what `class_statistics` returned, one for each task.
+        rule: how to compare.
+        shrinkage: s in [0, 1], of "gaussian" only.
+
+    Returns:
+        (N,), int64: positions in `statistics`, from 0, on the device of the features.
+
+    Raises:
+        ValueError: no statistics, another width, an unknown rule, or a covariance that cannot be
+            inverted.
+    """
+    if not statistics:
+        raise ValueError("no task to route to: pass the statistics of at least one")
+    widths = {s["means"].shape[1] for s in statistics}
+    if features.ndim != 2 or widths != {features.shape[1]}:
+        raise ValueError(
+            f"features {[*features.shape]} do not fit statistics of width {sorted(widths)}"
+        )
+    if rule not in ("nearest-mean", "gaussian"):
+        raise ValueError(f"unknown rule '{rule}': choose nearest-mean or gaussian")
+    owners = torch.cat([torch.full((len(s["means"]),), t) for t, s in enumerate(statistics)])
+    means = torch.cat([s["means"].cpu().double() for s in statistics])
+    points = features.cpu().double()
+    if rule == "nearest-mean":
+        nearest = (F.normalize(points, dim=-1) @ F.normalize(means, dim=-1).T).argmax(1)
+    else:
+        factor = _cholesky(_shared_covariance(statistics, shrinkage))
+        # |L^-1 (x - m)| is the Mahalanobis distance for S = L L^T
+        columns = torch.cat([points, means]).T
+        whitened = torch.linalg.solve_triangular(factor, columns, upper=False).T
+        nearest = torch.cdist(whitened[: len(points)], whitened[len(points) :]).argmin(1)
+    return owners[nearest].to(features.device)
+
+
+def _shared_covariance(statistics: Sequence[Mapping[str, Tensor]], shrinkage: float) -> Tensor:
+    """Return the shrunk pooled covariance (d, d), float64, positive definite."""
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage {shrinkage} is outside of 0 to 1")
+    scatter = torch.stack([s["scatter"].cpu().double() for s in statistics]).sum(0)
+    images = sum(int(s["counts"].sum()) for s in statistics)
+    freedom, width = images - sum(len(s["counts"]) for s in statistics), len(scatter)
+    spread = scatter.diagonal().sum() / width
+    if freedom < 1 or not spread > 0:
+        raise ValueError(
+            "the gaussian rule needs a class with two different images: use nearest-mean"
+        )
+    if shrinkage == 0 and freedom < width:
+        raise ValueError(
+            f"{images} images give no covariance of {width} dimensions: set shrinkage above 0"
+        )
+    return ((1 - shrinkage) * scatter + shrinkage * spread * torch.eye(width).double()) / freedom
+
+
+def _cholesky(covariance: Tensor) -> Tensor:
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        raise ValueError("the covariance of the classes is singular: set a larger shrinkage")
+    return factor
