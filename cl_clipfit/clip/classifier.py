@@ -1,7 +1,7 @@
 """A zero-shot classifier over any open_clip model, which grows with new classes."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cl_clipfit.clip.context import context_in_place, insert_context
 from cl_clipfit.clip.preprocess import Preprocess
 from cl_clipfit.errors import UserError
 
@@ -49,9 +50,11 @@ class CLIPClassifier(nn.Module):
         class_names: names in label order; names may repeat, the label is the identity.
         zero_shot_text_features: (K, d), unit length, of the *pretrained* text tower: the anchor.
         pretrained_values: what every parameter that was ever selected held at first, by name.
+        context: (n, width), what every prompt begins with; None unless `learn_context` was called.
     """
 
     zero_shot_text_features: Tensor
+    context: nn.Parameter | None
 
     def __init__(
         self, clip: nn.Module, tokenizer: Tokenizer, identity: ModelIdentity | None = None
@@ -66,6 +69,8 @@ class CLIPClassifier(nn.Module):
         self.pretrained_values: dict[str, Tensor] = {}
         self._text_cache: list[Tensor] | None = None
         self.register_buffer("zero_shot_text_features", torch.empty(0), persistent=False)
+        self.register_parameter("context", None)
+        self._context_words: list[int] = []  # token ids of the words it took the place of
 
     def train(self, mode: bool = True) -> "CLIPClassifier":
         """Set the mode of everything but the backbone, which stays in evaluation mode."""
@@ -97,20 +102,36 @@ class CLIPClassifier(nn.Module):
             self.pretrained_values.setdefault(name, parameter.detach().clone())
         return selection
 
-    @contextlib.contextmanager
-    def pretrained_weights(self) -> Iterator[None]:
-        """Put the pretrained values back for the length of a `with` block."""
+    @torch.no_grad()
+    def load_values(self, values: Mapping[str, Tensor]) -> None:
+        """Copy values into parameters by name, bit for bit.
+
+        Raises:
+            ValueError: a name this model lacks, or another shape; nothing is changed then.
+        """
         parameters = dict(self.named_parameters())
-        tuned = {name: parameters[name].detach().clone() for name in self.pretrained_values}
-        with torch.no_grad():
-            for name, value in self.pretrained_values.items():
-                parameters[name].copy_(value)
+        for name, value in values.items():
+            if name not in parameters or parameters[name].shape != value.shape:
+                raise ValueError(f"this model has no parameter {name} of shape {[*value.shape]}")
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+    @contextlib.contextmanager
+    def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put other values in place for a `with` block; nothing may need a backward across it."""
+        parameters = dict(self.named_parameters())
+        before = {n: parameters[n].detach().clone() for n in values if n in parameters}
+        self.load_values(values)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, value in tuned.items():
-                    parameters[name].copy_(value)
+            self.load_values(before)
+
+    @contextlib.contextmanager
+    def pretrained_weights(self) -> Iterator[None]:
+        """Put the pretrained values back for the length of a `with` block."""
+        with self.weights(self.pretrained_values):
+            yield
 
     def add_classes(
         self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
@@ -130,19 +151,20 @@ class CLIPClassifier(nn.Module):
         for template in templates:
             if template.count("{}") != 1:
                 raise UserError(f"prompt template {template!r} needs exactly one '{{}}'")
-        for name in names:
+        for label, name in enumerate(names, len(self.class_names)):
             if not name.strip():
-                raise UserError(f"class {len(self.class_names)} has an empty name")
+                raise UserError(f"class {label} has an empty name")
             self._check_length(name, templates)
-            self._tokens += self.tokenize([name], templates)
-            self.class_names.append(name)
-        first_new = len(self.zero_shot_text_features)
-        new = list(range(first_new, len(self.class_names)))
-        if new:
-            with torch.no_grad(), self.pretrained_weights():
-                anchors = self.text_features(new)
-            old = self.zero_shot_text_features.to(anchors).view(-1, anchors.shape[1])
-            self.zero_shot_text_features = torch.cat([old, anchors])
+        if not names:
+            return
+        prompts = self._tokenize(names, templates)
+        tokens = self._with_context(prompts, names)
+        with torch.no_grad(), self.pretrained_weights():
+            anchors = self.encode_prompts(prompts)
+        old = self.zero_shot_text_features.to(anchors).view(-1, anchors.shape[1])
+        self.zero_shot_text_features = torch.cat([old, anchors])
+        self._tokens += tokens
+        self.class_names += names
 
     def image_features(self, images: Tensor) -> Tensor:
         """Encode images to unit length.
@@ -158,11 +180,12 @@ class CLIPClassifier(nn.Module):
             images = self.preprocess(images)
         return self.clip.encode_image(images, normalize=True)
 
-    def text_features(self, classes: Sequence[int] | None = None) -> Tensor:
-        """Encode the prompts of classes with the current weights, to unit length.
+    def text_features(self, classes: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
+        """Encode the prompts of classes with the current weights.
 
         Args:
             classes: labels; default all.
+            normalize: to unit length; else as the text tower puts them out.
 
         Returns:
             (K, d), in the order of `classes`.
@@ -172,9 +195,11 @@ class CLIPClassifier(nn.Module):
             raise ValueError("no classes to encode: call add_classes first")
         if self._text_cache is not None:
             if not self._text_cache:
-                self._text_cache.append(self.encode_prompts(self._tokens))
-            return self._text_cache[0][labels]
-        return self.encode_prompts([self._tokens[label] for label in labels])
+                self._text_cache.append(self.encode_prompts(self._tokens, normalize=False))
+            features = self._text_cache[0][labels]
+        else:
+            features = self.encode_prompts([self._tokens[c] for c in labels], normalize=False)
+        return F.normalize(features, dim=-1) if normalize else features
 
     def encode_names(
         self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
@@ -195,11 +220,19 @@ class CLIPClassifier(nn.Module):
         self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
     ) -> list[Tensor]:
         """Return the token ids (templates, L) of the prompts of every name."""
+        return self._with_context(self._tokenize(names, templates), names)
+
+    def _tokenize(self, names: Sequence[str], templates: Sequence[str]) -> list[Tensor]:
         # replace, not format: a class name may contain braces
         return [self.tokenizer([t.replace("{}", name) for t in templates]) for name in names]
 
-    def encode_prompts(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Encode one (templates, L) of token ids for each name: (K, d), unit length.
+    def _with_context(self, prompts: list[Tensor], names: Sequence[str]) -> list[Tensor]:
+        if self.context is None:
+            return prompts
+        return insert_context(prompts, self._context_words, len(self.context), names)
+
+    def encode_prompts(self, tokens: Sequence[Tensor], normalize: bool = True) -> Tensor:
+        """Encode one (templates, L) of token ids for each name: (K, d), by default of unit length.
 
         A template ensemble is the mean of its normalised features, normalised again (Radford et
         al. 2021, section 3.1.4).
@@ -210,15 +243,19 @@ class CLIPClassifier(nn.Module):
         again = torch.is_grad_enabled() and len(parts) > 1
         features = torch.cat([self._encode_part(part, again) for part in parts])
         counts = [len(t) for t in tokens]
-        if max(counts) == 1:
-            return features
-        means = torch.stack([group.mean(0) for group in features.split(counts)])
-        return F.normalize(means, dim=-1)
+        if max(counts) > 1:
+            groups = F.normalize(features, dim=-1).split(counts)
+            features = torch.stack([group.mean(0) for group in groups])
+        return F.normalize(features, dim=-1) if normalize else features
 
     def _encode_part(self, tokens: Tensor, compute_again: bool) -> Tensor:
         if compute_again:
-            return checkpoint(self.clip.encode_text, tokens, normalize=True, use_reentrant=False)
-        return self.clip.encode_text(tokens, normalize=True)
+            return checkpoint(self._encode_tokens, tokens, use_reentrant=False)
+        return self._encode_tokens(tokens)
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        with context_in_place(self.clip, self.context):
+            return self.clip.encode_text(tokens, normalize=False)
 
     def _check_length(self, name: str, templates: Sequence[str]) -> None:
         """Refuse a prompt that the tokenizer would cut: classes could become one and the same."""
