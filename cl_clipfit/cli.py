@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from cl_clipfit import __version__
+from cl_clipfit.cli_bank import bank
+from cl_clipfit.commands.mode_settings import ModeSettings
 from cl_clipfit.config import RunConfig, explain, read_config
 from cl_clipfit.errors import UserError
 
@@ -24,6 +26,9 @@ app = App(
     help="Train CLIP on a stream of tasks and see what it learns, forgets and remembers.",
     default_parameter=Parameter(consume_multiple=True, negative=()),
 )
+
+
+app.command(bank)
 
 
 def _console(stderr: bool = False) -> Console:
@@ -40,7 +45,7 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     settings = given.model_dump(exclude_unset=True)
     if given.config is not None:
         settings = {**read_config(given.config), **settings}
-    from cl_clipfit.command import run_command
+    from cl_clipfit.commands.train import run_command
 
     run_command(RunConfig.model_validate(settings), _console(), _console(stderr=True))
 
@@ -86,6 +91,73 @@ def info(name: str, /, *, plugin: list[Path] | None = None) -> None:
     from cl_clipfit.report.catalogue import show_info
 
     show_info(name, plugin or [], _console())
+
+
+@app.command
+def merge(
+    run: Path,
+    /,
+    *,
+    method: str,
+    set: list[str] | None = None,
+    settings: Annotated[ModeSettings | None, Parameter(name="*")] = None,
+    device: str | None = None,
+    fresh: bool = False,
+) -> None:
+    """Merge a finished run after every task; the result is a run of its own.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    method
+        mergetune, or latest, mean, sum, wise, ties, dare, magmax, fisher.
+    set
+        mergetune.key=value: settings of the method mergetune.
+    settings
+        Settings of the other methods.
+    device
+        Where to compute; default where the run was trained.
+    fresh
+        Repeat a merge that is complete.
+    """
+    from cl_clipfit.commands.merge import merge_run
+
+    merge_run(
+        run, method, settings or ModeSettings(), set or [], _console(), _console(stderr=True),
+        device=device, fresh=fresh,
+    )  # fmt: skip
+
+
+@app.command
+def landscape(
+    run: Path,
+    /,
+    *,
+    task: int | None = None,
+    images: int = 512,
+    plane: Annotated[bool, Parameter(negative="--no-plane")] = True,
+    device: str | None = None,
+) -> None:
+    """Measure loss and accuracy between zero-shot CLIP and the solutions of a finished run.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    task
+        After which task; default the last.
+    images
+        At most so many training images of the task, and test images of the classes seen.
+    plane
+        Measure the plane through three solutions too.
+    device
+        Where to compute; default where the run was trained.
+    """
+    from cl_clipfit.commands.landscape import Request, landscape_command
+
+    request = Request(run, task, images, plane, device)
+    landscape_command(request, _console(), _console(stderr=True))
 
 
 def _quiet_libraries() -> None:

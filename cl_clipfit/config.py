@@ -1,6 +1,7 @@
 """Typed, validated settings: one command (`RunConfig`), one training (`Recipe`), a method's own."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,7 +89,7 @@ class RunConfig(BaseModel):
 
     scenario: str = Field("split-digits", description="stream of tasks: run.py list scenarios")
     strategy: list[str] = Field(
-        ["zero-shot", "full", "clipfit"],
+        ["zero-shot", "clipfit", "mergetune"],
         min_length=1,
         description="methods to run, with settings as clipfit:kd_weight=2,lr=1e-3",
     )
@@ -209,8 +210,12 @@ def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:
         raise UserError(f"--set {explain(error, prefix=f'{name}.')}") from error
 
 
-def read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file of `RunConfig` settings.
+
+    Args:
+        file: the file.
+        besides: further keys, which are left out.
 
     Raises:
         UserError: a missing or unreadable file, no mapping, an unknown or wrong setting.
@@ -229,7 +234,7 @@ def read_config(file: Path) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"--config {file}: expected settings as 'name: value' lines")
-    values = {str(key): value for key, value in values.items()}
+    values = {str(key): value for key, value in values.items() if key not in besides}
     known = [name for name in RunConfig.model_fields if name != "config"]
     unknown = [key for key in values if key not in known]
     if unknown:

@@ -8,7 +8,7 @@ import torch
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.optimization import steps_per_epoch
-from cl_clipfit.plan import RunPlan
+from cl_clipfit.runplan import RunPlan
 from cl_clipfit.strategy import CLIPStrategy
 
 _TIMED_IMAGES = 32
@@ -35,13 +35,15 @@ def estimate_seconds(
     classes = list(range(min(_TIMED_PROMPTS, len(scenario.class_names))))
     per_image = _seconds(lambda: model.image_features(images)) / len(images)
     per_class = _seconds(lambda: model.text_features(classes)) / len(classes)
-    passes = 1 if strategy.frozen else len(scenario.task_classes) + 1
+    tasks, work = len(scenario.task_classes), strategy.workload()
+    passes = 1 if strategy.frozen else 1 + tasks * work.test_passes
     tested = len(scenario.test) + sum(len(source.test) for source in probes.values())
     total = passes * (per_image * tested + per_class * len(scenario.class_names))
+    total += tasks * per_image * work.sampled_images
     if recipe is None:
         return total
-    steps = recipe.epochs * sum(steps_per_epoch(recipe, n) for n in scenario.train_samples)
-    trained = recipe.epochs * sum(scenario.train_samples)
+    steps = work.passes * sum(steps_per_epoch(recipe, n) for n in scenario.train_samples)
+    trained = work.passes * sum(scenario.train_samples)
     prompts = len(scenario.class_names) / 2
     return total + 3 * (per_image * trained + per_class * steps * prompts)
 

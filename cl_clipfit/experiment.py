@@ -5,6 +5,7 @@ import random
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,15 +18,20 @@ from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.estimate import estimate_seconds
-from cl_clipfit.metrics.tables import AccuracyTables, accuracy, seen_curve
+from cl_clipfit.metrics.tables import seen_curve
 from cl_clipfit.optimization import steps_per_epoch
-from cl_clipfit.plan import RunPlan, StreamPlan
+from cl_clipfit.plan import StreamPlan
 from cl_clipfit.results import Progress, build_result
+from cl_clipfit.runplan import RunPlan
 from cl_clipfit.runs import RunFolder
+from cl_clipfit.scoring import Scoreboard, Scores, score
 from cl_clipfit.strategy import CLIPStrategy, StepCallback
+from cl_clipfit.tuning.bank import DeltaBank
 from cl_clipfit.tuning.deltas import change_by_layer
+from cl_clipfit.tuning.routing import class_statistics
 
 LONG_RUN_SECONDS = 120
+STATISTICS_IMAGES = 2000  # a task: enough for its means, little beside its training
 
 
 class Display(Protocol):
@@ -77,6 +83,7 @@ def build_strategy(
             options=plan.options,
             device=stream.device,
             plugins=list(plugins),
+            **({"host_options": plan.host_options} if plan.host else {}),
         )
     except UserError:
         raise
@@ -114,6 +121,8 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
     strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
     try:
         strategy.select()
+        if plan.host:
+            strategy.zero_shot_point()
     except Exception as error:
         raise UserError(failure(plan, error)) from error
     strategy.task_classes, strategy.seen_classes = [], []
@@ -121,10 +130,11 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
 
 def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
     """Say what failed in a line, and where in the method's own file; task 0 is before any."""
-    name, file = plan.strategy.name, plan.strategy.file
+    name = plan.strategy.name
+    files = [entry.file.resolve() for entry in (plan.strategy, plan.host) if entry]
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if Path(f.filename).resolve() == file.resolve()]
-    where = f" ({file.name}, line {lines[-1]})" if lines else ""
+    own = [f for f in frames if Path(f.filename).resolve() in files]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     when = f"in task {task}" if task else "before the first task"
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return f"strategy {name} failed {when}{where}: {kind}{error}"
@@ -169,9 +179,8 @@ class Run:
             plan, stream, model, scenario.class_names, scenario.templates,
             plugins=[StepCallback(display.step)],
         )  # fmt: skip
-        self.progress = Progress(
-            AccuracyTables(scenario.test_samples), {name: [] for name in probes}
-        )
+        self.progress = Progress(Scoreboard(scenario))
+        self._before: Scores | None = None  # of the model as it was before training
 
     def execute(self, config: dict[str, Any]) -> dict[str, Any]:
         """Run all tasks and return the content of `result.json`, which the caller saves.
@@ -184,6 +193,7 @@ class Run:
         select_first(self.plan, self.strategy, self.scenario.task_classes[0])
         self._show_warnings()
         self.folder.begin(config)
+        self._open_bank()
         try:
             self._run_stream()
         except UserError:
@@ -200,23 +210,61 @@ class Run:
             self.task = task
             started = time.perf_counter()
             self._start_display(task, tasks)
-            self.strategy.train(experience, eval_streams=[])
+            self._learn(experience)
             seconds = time.perf_counter() - started
             self.progress.train_seconds.append(seconds)
-            self._keep_task(task)
+            self._keep_task(experience)
             self._evaluate()
             seen = metrics.functional.seen_accuracy(
-                self.progress.tables.seen, self.scenario.test_samples, task
+                self.progress.board.tables.seen, self.scenario.test_samples, task
             )
             self.display.end_task(task, tasks, seen, seconds)
 
-    def _keep_task(self, task: int) -> None:
+    def _learn(self, experience: Any) -> None:
+        self.strategy.train(experience, eval_streams=[])
+
+    def _open_bank(self) -> None:
+        """Start the bank; what an earlier run of the same settings left goes away."""
+        self.bank: DeltaBank | None = None
+        identity = self.strategy.model.identity
+        if self.plan.recipe is not None and identity is not None:
+            self.bank = DeltaBank.create(
+                self.folder.path / "bank", asdict(identity), self.plan.label,
+                self.scenario.templates,
+            )  # fmt: skip
+
+    def _keep_task(self, experience: Any) -> None:
         """Put what the task trained into the bank, and note how far it moved."""
-        strategy = self.strategy
-        self.folder.save_task(task, strategy.selection)
+        strategy, task = self.strategy, self.task
+        if self.bank is not None:
+            host = self._host_values()
+            self.bank.append(
+                strategy.selection,
+                [self.scenario.class_names[c] for c in self.scenario.task_classes[task - 1]],
+                self._parents() + ([f"task-{task:03d}-host"] if host else []),
+                host,
+                self._statistics(experience),
+            )
         anchors = strategy.model.pretrained_values
         self.progress.changes.append(change_by_layer(strategy.selection, anchors))
         self._show_warnings()
+
+    def _host_values(self) -> Mapping[str, torch.Tensor] | None:
+        """Return the weights that were merged into the task's own, where there are such."""
+        return self.strategy.compared().get("host")
+
+    def _parents(self) -> list[str]:
+        """Return what the task's weights were made of."""
+        return [f"task-{self.task - 1:03d}" if self.task > 1 else "zero-shot"]
+
+    def _statistics(self, experience: Any) -> dict[str, torch.Tensor]:
+        """Summarise the task's training images as zero-shot CLIP sees them, to route by."""
+        model = self.strategy.model
+        images, labels = self.strategy.task_sample(STATISTICS_IMAGES, experience)
+        batches = images.split(self.strategy.eval_mb_size)
+        with torch.no_grad(), model.pretrained_weights():
+            features = torch.cat([model.image_features(batch).cpu() for batch in batches])
+        return class_statistics(features, labels)
 
     def _show_warnings(self) -> None:
         """Show the strategy's new warnings; all of them go into the result."""
@@ -228,29 +276,30 @@ class Run:
         if self.plan.recipe is None:
             self.display.start_task(task, tasks, 0, 0)
             return
-        recipe = self.plan.recipe
-        steps = steps_per_epoch(recipe, self.scenario.train_samples[task - 1])
-        self.display.start_task(task, tasks, recipe.epochs, recipe.epochs * steps)
+        steps = steps_per_epoch(self.plan.recipe, self.scenario.train_samples[task - 1])
+        epochs = self.strategy.workload().epochs
+        self.display.start_task(task, tasks, epochs, epochs * steps)
 
     def _evaluate(self) -> None:
         """Fill one row of every table from one pass over the test images."""
         started = time.perf_counter()
-        tables, probes = self.progress.tables, self.progress.probes
-        test = self.scenario.test
-        if not (self.strategy.frozen and tables.seen):
-            self._scores = self.strategy.score_all(test.images)
-            self._probe_row = {name: self._probe(source) for name, source in self.probes.items()}
-        task_classes = self.scenario.task_classes
-        if not tables.seen:
-            self.progress.zero_shot = seen_curve(self._scores, test.labels, task_classes)
-        tables.append(self._scores, test.labels, task_classes)
-        for name, value in self._probe_row.items():
-            probes[name].append(value)
+        strategy, scenario, board = self.strategy, self.scenario, self.progress.board
+        if strategy.frozen and self._before:
+            scores = self._before
+        else:
+            scores = score(strategy, scenario, self.probes)
+        if self._before is None:
+            self._before = scores
+            self.progress.zero_shot = seen_curve(
+                scores.test, scenario.test.labels, scenario.task_classes
+            )
+        board.add(scores)
+        for name, values in strategy.compared().items():
+            other = self.progress.compared.setdefault(name, Scoreboard(scenario))
+            if not other.tables.seen:
+                other.add(self._before)
+            other.add(score(strategy, scenario, self.probes, values))
         self.progress.eval_seconds.append(time.perf_counter() - started)
-
-    def _probe(self, source: Source) -> float:
-        scores = self.strategy.score_probe(source.test.images, source.class_names, source.templates)
-        return accuracy(scores, source.test.labels)
 
     def _announce(self) -> None:
         """Say how long the run will take and how much it will write, where that is much."""

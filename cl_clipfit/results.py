@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cl_clipfit import environment, metrics
+from cl_clipfit import environment
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.metrics.tables import AccuracyTables
-from cl_clipfit.plan import RunPlan, StreamPlan
+from cl_clipfit.plan import StreamPlan
+from cl_clipfit.runplan import RunPlan
+from cl_clipfit.scoring import Scoreboard
 from cl_clipfit.strategy import CLIPStrategy
 
 
@@ -15,16 +16,16 @@ class Progress:
     """The numbers of a run so far.
 
     Attributes:
-        tables: a row before training and after every task.
-        probes: accuracy on each probe, as the rows of `tables`.
+        board: a row before training and after every task.
+        compared: the same for other weights that the method is compared with.
         zero_shot: accuracy over the classes seen, had the model stayed as it was.
         changes: root mean square change of every layer from the pretrained values, a task each.
         train_seconds: a task each.
-        eval_seconds: as the rows of `tables`.
+        eval_seconds: as the rows of `board`.
     """
 
-    tables: AccuracyTables
-    probes: dict[str, list[float]]
+    board: Scoreboard
+    compared: dict[str, Scoreboard] = field(default_factory=dict)
     zero_shot: list[float | None] = field(default_factory=list)
     changes: list[dict[str, float]] = field(default_factory=list)
     train_seconds: list[float] = field(default_factory=list)
@@ -39,7 +40,7 @@ def build_result(
     progress: Progress,
 ) -> dict[str, Any]:
     """Return the content of `result.json` of a run that has ended."""
-    tables = progress.tables
+    summary = progress.board.summary()
     identity = strategy.model.identity
     parameters = list(strategy.model.parameters())
     return {
@@ -49,6 +50,7 @@ def build_result(
         "seed": plan.seed,
         "recipe": plan.recipe.model_dump() if plan.recipe else None,
         "options": plan.options.model_dump(mode="json"),
+        "host": describe_host(plan),
         "model": {
             **(asdict(identity) if identity else {}),
             "parameters": sum(p.numel() for p in parameters),
@@ -66,24 +68,10 @@ def build_result(
             }
             for task, classes in enumerate(scenario.task_classes)
         ],
-        "accuracy_matrix": tables.seen,
-        "all_classes_matrix": tables.all_classes,
-        "task_aware_matrix": tables.task_aware,
-        "metrics": metrics.summarize(
-            tables.seen,
-            tables.all_classes,
-            tables.task_aware,
-            scenario.test_samples,
-            progress.probes,
-        ),
-        "curves": {
-            **metrics.curves(
-                tables.seen, tables.all_classes, scenario.test_samples, progress.probes
-            ),
-            "zero_shot": progress.zero_shot,
-        },
+        **summary,
+        "curves": {**summary["curves"], "zero_shot": progress.zero_shot},
         "change_by_layer": progress.changes,
-        "probes": progress.probes,
+        "merge": describe_merge(strategy, progress),
         "timings": {
             "train_seconds": progress.train_seconds,
             "eval_seconds": progress.eval_seconds,
@@ -93,3 +81,18 @@ def build_result(
         "environment": environment.describe_environment(stream.device),
         "complete": True,
     }
+
+
+def describe_host(plan: RunPlan) -> dict[str, Any] | None:
+    """Return name and options of the strategy that was continued; None where none was."""
+    if plan.host is None or plan.host_options is None:
+        return None
+    return {"name": plan.host.name, "options": plan.host_options.model_dump(mode="json")}
+
+
+def describe_merge(strategy: CLIPStrategy, progress: Progress) -> dict[str, Any] | None:
+    """Return a method's own record of each task, and how the weights it names beside do."""
+    if not strategy.records:
+        return None
+    compared = {name: board.summary() for name, board in progress.compared.items()}
+    return {"tasks": strategy.records, "compared": compared}

@@ -13,6 +13,11 @@ from cl_clipfit.files import write_atomic
 
 SCHEMA = 1
 RESULT = "result.json"
+# What a run and the commands on it leave, and a repeated run takes away; its bank goes too.
+LEFT_BEHIND = (
+    RESULT, "accuracy_matrix.csv", "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*",
+    "plane-*.*", "bank/index.json", "bank/task-*.safetensors",
+)  # fmt: skip
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
@@ -84,9 +89,9 @@ class RunFolder:
         """Create the folder, clear what an earlier run of the same settings left, write config."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            figures = [f"{n}.{kind}" for n in ("curves", "what_moved") for kind in ("png", "svg")]
-            for name in (RESULT, "accuracy_matrix.csv", *figures):
-                (self.path / name).unlink(missing_ok=True)
+            for pattern in LEFT_BEHIND:
+                for stale in self.path.glob(pattern):
+                    stale.unlink()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         write_yaml(self.path / "config.yaml", config)

@@ -5,7 +5,7 @@ With `data/streams.py` this is the only code that touches Avalanche's internals.
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,11 +61,30 @@ class StepFeatures:
         image: (B, d), unit length.
         text: (C, d), unit length, one row for each of `classes`.
         classes: labels of the rows of `text`.
+        raw_text: `text` before it was brought to unit length; None where nothing like it exists.
     """
 
     image: Tensor
     text: Tensor
     classes: list[int]
+    raw_text: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a task costs, for the progress bar and the estimate.
+
+    Attributes:
+        epochs: epochs of optimiser steps.
+        passes: forward and backward passes over the task's images.
+        test_passes: passes over the test images after the task.
+        sampled_images: images encoded besides, without gradients.
+    """
+
+    epochs: int
+    passes: float
+    test_passes: int = 1
+    sampled_images: int = 0
 
 
 class CLIPStrategy(SupervisedTemplate):
@@ -80,13 +99,19 @@ class CLIPStrategy(SupervisedTemplate):
     - `training_logits(images)`: the forward pass of a step; default: cosine similarities;
     - `compute_loss(logits, labels)`: the loss of a step; default: cross-entropy. `self.features`
       holds what the step encoded, so that a distillation term needs no second pass;
+    - `before_task()`: before the optimiser of a task is built;
+    - `add_gradients()`: after the backward pass of a step, for terms that need passes of their own;
     - `after_step()`: after every optimiser step;
-    - `after_task()`: after the last step of a task;
+    - `after_task()`: after the last step of a task; `train_stage(recipe)` there trains on the
+      task's data again;
     - `scores(images)` and `probe_features(names, templates)`: how the finished method classifies;
-      default: zero-shot with the tuned weights.
+      default: zero-shot with the tuned weights;
+    - `zero_shot_point()`: the values of the selection that stand for zero-shot CLIP;
+    - `compared()`: other weights that are scored beside the method's own;
+    - `workload()`: what a task costs, where it is more than the recipe says.
 
     `training_loss(images, labels)` is the loss of a step as a function, for methods that need it
-    again, at other weights.
+    again, at other weights; `task_sample(count)` returns images of the task.
 
     In plain Avalanche code: `strategy.train(experience)`, `strategy.eval(stream)`, with Avalanche's
     plugins, `EvaluationPlugin` and loggers, on a benchmark whose experiences know their classes.
@@ -116,6 +141,10 @@ class CLIPStrategy(SupervisedTemplate):
 
     trains: ClassVar[bool] = True
     """False for a method without gradient steps; it may still change in `after_task`."""
+
+    needs_host: ClassVar[bool] = False
+    """True for a method that continues another one: its classmethod `over(host)` returns a class
+    that does both, and its options have a field `host`."""
 
     model: CLIPClassifier
 
@@ -161,6 +190,7 @@ class CLIPStrategy(SupervisedTemplate):
         self.tasks_seen = 0
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.warnings: list[str] = []
+        self.records: list[dict[str, Any]] = []  # what a method notes, a task each
         # A generator of its own: what is drawn for a crop does not change the order of the data.
         self.augmentation_draws = torch.Generator().manual_seed(
             (torch.initial_seed() + _AUGMENTATION_SEED) % 2**63
@@ -191,8 +221,10 @@ class CLIPStrategy(SupervisedTemplate):
             logits (B, K) for all K classes; -inf outside of `label_space()`.
         """
         classes = list(self.text_space())
-        image, text = self.model.image_features(images), self.model.text_features(classes)
-        self.features = StepFeatures(image, text, classes)
+        image = self.model.image_features(images)
+        raw_text = self.model.text_features(classes, normalize=False)
+        text = F.normalize(raw_text, dim=-1)
+        self.features = StepFeatures(image, text, classes, raw_text)
         logits = self._spread(self.model.logits(image, text), classes)
         return _keep_columns(logits, self.label_space())
 
@@ -210,6 +242,12 @@ class CLIPStrategy(SupervisedTemplate):
         if text not in self.warnings:
             self.warnings.append(text)
 
+    def before_task(self) -> None:
+        """Do something before the optimiser of a task is built; default nothing."""
+
+    def add_gradients(self) -> None:
+        """Add to the gradients of a step, after the backward pass of its loss; default nothing."""
+
     def after_step(self) -> None:
         """Do something after every optimiser step; default nothing."""
 
@@ -223,6 +261,31 @@ class CLIPStrategy(SupervisedTemplate):
     def probe_features(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Encode class names of a probe, which are no classes of the stream: (K, d)."""
         return self.model.encode_names(names, templates)
+
+    def zero_shot_point(self) -> dict[str, Tensor]:
+        """Return the values of the selection at which the method is zero-shot CLIP.
+
+        Default: the pretrained ones.
+
+        Raises:
+            ValueError: the method trains parameters of its own, whose values at the start need not
+                stand for zero-shot CLIP; a method for which they do overrides this.
+        """
+        added = [name for name in self.selection if not name.startswith("clip.")]
+        if added:
+            raise ValueError(
+                f"{type(self).__name__} has no zero-shot point: {added[0]} is no parameter of CLIP;"
+                " override zero_shot_point() if its values at the start stand for zero-shot CLIP"
+            )
+        return {name: self.model.pretrained_values[name] for name in self.selection}
+
+    def workload(self) -> Workload:
+        """Return what a task costs; default: the epochs of the recipe."""
+        return Workload(self.recipe.epochs, self.recipe.epochs)
+
+    def compared(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return other values of the selection, by name, to be scored beside the method's own."""
+        return {}
 
     # ---- scoring ------------------------------------------------------------------------------
 
@@ -266,6 +329,7 @@ class CLIPStrategy(SupervisedTemplate):
         if self.frozen or not self.trains:
             return
         self.select()
+        self.before_task()
         self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
 
     def _before_training_exp(self, **kwargs: Any) -> None:
@@ -312,6 +376,41 @@ class CLIPStrategy(SupervisedTemplate):
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         if self.trains and not self.frozen:
             super()._train_exp(experience, eval_streams, **kwargs)
+
+    def train_stage(self, recipe: Recipe) -> None:
+        """Train on the task's data again, from the current weights, with a fresh optimiser.
+
+        Args:
+            recipe: how; batch size and `drop_last` stay those of the strategy.
+        """
+        own, self.recipe = self.recipe, recipe
+        try:
+            self.optimizer = make_optimizer(recipe, self.parameter_groups())
+            self.scheduler = make_schedule(recipe, self.optimizer, len(self.dataloader))
+            for _ in range(recipe.epochs):
+                self._before_training_epoch()
+                self.training_epoch()
+                self._after_training_epoch()
+        finally:
+            self.recipe = own
+
+    def task_sample(self, count: int, experience: Any = None) -> tuple[Tensor, Tensor]:
+        """Return at most `count` training images, a fixed draw, and their labels.
+
+        Args:
+            count: images.
+            experience: the task; default the one that is being learned.
+        """
+        data = (experience or self.experience).dataset
+        draws = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(len(data), generator=draws)[:count].sort().values.tolist()
+        images, labels = zip(*(data[i][:2] for i in chosen), strict=True)
+        return torch.stack(images).to(self.device), torch.tensor(labels, device=self.device)
+
+    def backward(self) -> None:
+        """Run the backward pass of a step, then `add_gradients`."""
+        super().backward()
+        self.add_gradients()
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.tasks_seen += 1

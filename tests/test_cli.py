@@ -12,8 +12,9 @@ from cl_clipfit.cli import app, main
 from cl_clipfit.clip import create_classifier
 from cl_clipfit.config import RunConfig, read_names
 from cl_clipfit.data.source import DataRequest
-from cl_clipfit.plan import load_source, plan_runs, plan_stream, run_digest
+from cl_clipfit.plan import load_source, plan_stream
 from cl_clipfit.registry import Registry
+from cl_clipfit.runplan import plan_runs, run_digest
 from tests.conftest import FROZEN, MINE, PLUGIN, STREAM, TINY, TRAINED
 
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
@@ -31,31 +32,48 @@ def run(*arguments: str, output: Path) -> list[dict]:
 def test_a_run_leaves_its_folder_and_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, full, _ = run("--epochs", "1", output=tmp_path)
+    first, tuned, merged = run("--epochs", "1", output=tmp_path)
     printed = capsys.readouterr()
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
-        f"split-digits-{name}-s0" for name in ("clipfit", "full", "zero-shot")
+        f"split-digits-{name}-s0" for name in ("clipfit", "mergetune", "zero-shot")
     ]
     *trained, folder = folders
-    moved = {"what_moved.png", "what_moved.svg"}
+    moved = {"what_moved.png", "what_moved.svg", "bank"}
     files = {path.name for path in folder.iterdir()}
     assert all({path.name for path in other.iterdir()} == files | moved for other in trained)
     assert files == {
-        "config.yaml", "result.json", "accuracy_matrix.csv", "curves.png", "curves.svg", "bank",
+        "config.yaml", "result.json", "accuracy_matrix.csv", "curves.png", "curves.svg",
     }  # fmt: skip
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         f"split-digits-comparison.{kind}" for kind in ("png", "svg", "csv")
     }
-    for result in (first, full):
+    for result in (first, tuned, merged):
         check_result(result)
+    assert (first["host"], first["merge"], tuned["merge"]) == (None, None, None)
+    check_merge(merged)
     assert first["metrics"]["forgetting_all_classes"] == 0
     assert first["metrics"]["retention"] == 0
-    assert first["curves"]["accuracy"] == full["curves"]["zero_shot"]
+    assert first["curves"]["accuracy"] == tuned["curves"]["zero_shot"]
     assert first["change_by_layer"] == [{}] * 5
-    assert all(change > 0 for change in full["change_by_layer"][-1].values())
+    assert all(change > 0 for change in tuned["change_by_layer"][-1].values())
     assert "zero-shot seed 0 task 5/5" in printed.err
     assert f"{first['metrics']['last_accuracy']:.1f}" in printed.out
+
+
+def check_merge(result: dict) -> None:
+    """Check what a run of mergetune records of every task."""
+    assert result["host"]["name"] == "clipfit"
+    assert len(result["merge"]["tasks"]) == 5
+    for task in result["merge"]["tasks"]:
+        assert len(task["barriers"]) == 4
+        assert all(height >= 0 for height in task["barriers"].values())
+        assert 0 < task["ratio_to_zero_shot"] < 1.5
+    compared = result["merge"]["compared"]
+    assert set(compared) == {"host", "wise-ft at the same distance"}
+    for other in compared.values():
+        assert len(other["all_classes_matrix"]) == 6
+        assert other["all_classes_matrix"][0] == result["all_classes_matrix"][0]
 
 
 def check_result(result: dict) -> None:
@@ -64,7 +82,7 @@ def check_result(result: dict) -> None:
         "schema", "scenario", "strategy", "seed", "recipe", "options", "model", "class_order",
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
         "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
-        "warnings",
+        "warnings", "host", "merge",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [6, 6, 6]
     assert result["accuracy_matrix"][0] == [None] * 5
@@ -223,7 +241,7 @@ def test_every_task_leaves_its_trained_values(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     (result,) = run(*TRAINED, output=tmp_path)
-    files = sorted(tmp_path.glob("*/bank/*"))
+    files = sorted(tmp_path.glob("*/bank/task-00?.safetensors"))
     assert [file.name for file in files] == ["task-001.safetensors", "task-002.safetensors"]
     first, second = (load_file(file) for file in files)
     assert sum(v.numel() for v in first.values()) == result["model"]["trainable_parameters"]

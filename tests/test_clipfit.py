@@ -15,8 +15,8 @@ from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
 from cl_clipfit.config import RunConfig
 from cl_clipfit.losses.anchors import cosine_distance
 from cl_clipfit.optimization import lr_factor
-from cl_clipfit.plan import plan_runs
 from cl_clipfit.registry import Registry
+from cl_clipfit.runplan import plan_runs
 from strategies.clipfit import PUBLISHED, ClipFit, ClipFitOptions
 from strategies.full import Full, FullOptions
 from tests.conftest import TINY_CLIP

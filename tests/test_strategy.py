@@ -309,8 +309,9 @@ def test_the_estimate_counts_images_and_prompts(
     """Worked out by hand: 32 timed images and 6 timed prompts take a second each."""
     monkeypatch.setattr(estimate, "_seconds", lambda function: 1.0)
     scenario = build_scenario("s", source, tasks=3)  # 48 test images, 3 tasks of 16 training images
-    strategy = TwoGroups(model=tiny(), class_names=source.class_names)
-    plan: Any = SimpleNamespace(recipe=Recipe(epochs=2, batch_size=8))
+    recipe = Recipe(epochs=2, batch_size=8)
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names, recipe=recipe)
+    plan: Any = SimpleNamespace(recipe=recipe)
     scoring = 48 / 32 + 6 / 6
     training = 3 * (2 * 48 / 32 + 12 * 3 / 6)  # 12 steps, with half of the prompts on average
     assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training

@@ -1,7 +1,8 @@
 """Curves over tasks and the accuracy matrix, as PNG and SVG without dates or random ids."""
 
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,23 @@ def _towers(layers: Sequence[str]) -> dict[str, list[str]]:
     return {name: found for name, found in towers.items() if found}
 
 
-def plot_changes(result: dict[str, Any], path: Path) -> None:
-    """Draw how far every layer's tuned values moved from the pretrained ones, task by task."""
-    changes = result["change_by_layer"]
+def plot_changes(
+    result: dict[str, Any],
+    path: Path,
+    changes: Sequence[Mapping[str, float]] | None = None,
+    title: str = "what moved",
+    rows_are: str = "after task",
+) -> None:
+    """Draw how far every layer's tuned values moved, task by task.
+
+    Args:
+        result: of the run.
+        path: where, without ending.
+        changes: root mean square change by layer, a task each; default from the pretrained values.
+        title: what is drawn.
+        rows_are: what the numbers of the rows count.
+    """
+    changes = result["change_by_layer"] if changes is None else changes
     if not any(changes):
         return
     towers = _towers(list(changes[-1]))
@@ -183,12 +198,12 @@ def plot_changes(result: dict[str, Any], path: Path) -> None:
             rows = range(0, len(changes), 1 + len(changes) // 15)
             ax.set_yticks(rows, [str(t + 1) for t in rows])
             ax.set_xlabel("layer (blocks by number)")
-            ax.set_ylabel("after task")
+            ax.set_ylabel(rows_are)
             ax.set_title(tower, fontsize=10, loc="left")
             ax.grid(False)
             bar = figure.colorbar(image, ax=ax, fraction=0.08, pad=0.02)
             bar.set_label("root mean square change", fontsize=8)
-        figure.suptitle(
-            f"what moved: {_plain(result['label'])}, seed {result['seed']}: {_title(result)}"
-        )
+        heading = f"{title}: {_plain(result['label'])}, seed {result['seed']}: {_title(result)}"
+        letters = int(10 * figure.get_figwidth())  # that fit into a line
+        figure.suptitle(textwrap.fill(heading, letters, break_on_hyphens=False))
         save_figure(figure, path)

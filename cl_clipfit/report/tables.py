@@ -80,3 +80,40 @@ def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) ->
         for r, folder in zip(results, folders, strict=True)
     ]
     return csv_text(["scenario", "strategy", "seed", *names, "folder"], rows)
+
+
+def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Table:
+    """Return one row for every mode of a bank, in percent.
+
+    Args:
+        result: of the run that the bank belongs to.
+        modes: what `commands.evaluate.ModeResult.summary` returns.
+    """
+    table = Table(title=f"{escape(result['scenario'])}, bank of {escape(result['label'])}, percent")
+    table.add_column("mode", overflow="fold", min_width=8)
+    for title in [*COLUMNS.values(), "last, labels of\nthe chosen task", "sent to their\nown task"]:
+        table.add_column(title, justify="right")
+    for mode in modes:
+        settings = ", ".join(f"{key}={value}" for key, value in mode["settings"].items())
+        chosen = mode.get("chosen_labels")
+        table.add_row(
+            mode["mode"] + (f" ({settings})" if settings else ""),
+            *(_cell([mode["metrics"][key]]) for key in COLUMNS),
+            _cell([chosen["metrics"]["last_accuracy"]] if chosen else [None]),
+            _cell([mode["routed"][-1]] if "routed" in mode else [None]),
+        )
+    return table
+
+
+def modes_csv(modes: Sequence[dict[str, Any]]) -> str:
+    """Return one line a mode with all its metrics."""
+    names = list(modes[0]["metrics"])
+    rows = [
+        [
+            mode["mode"],
+            *(mode["metrics"][name] for name in names),
+            mode["chosen_labels"]["metrics"]["last_accuracy"] if "chosen_labels" in mode else None,
+        ]
+        for mode in modes
+    ]
+    return csv_text(["mode", *names, "last_accuracy_labels_of_chosen_task"], rows)

@@ -1,0 +1,239 @@
+"""A finished run's bank, merged or routed in other ways, scored on the same stream."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_clipfit import merging
+from cl_clipfit.commands.mode_settings import ModeSettings
+from cl_clipfit.commands.modes import merged_values, used_settings
+from cl_clipfit.data.source import Source
+from cl_clipfit.errors import UserError
+from cl_clipfit.fisher import diagonal_fisher
+from cl_clipfit.metrics.tables import accuracy
+from cl_clipfit.preparation import FinishedRun
+from cl_clipfit.scoring import Scoreboard, Scores, score
+from cl_clipfit.strategy import CLIPStrategy
+from cl_clipfit.tuning.mixing import mixable, mixed_image_features
+from cl_clipfit.tuning.routing import route
+
+Values = dict[str, Tensor]
+
+
+@dataclass
+class ModeResult:
+    """What a mode reached.
+
+    Attributes:
+        mode: its name.
+        settings: those it reads.
+        board: its tables, labels being all classes.
+        chosen: the same with the labels of the chosen task alone; None where none is chosen.
+        routed: share of test images of tasks seen sent to their own task, in percent, by row.
+        batches: "mixed" or "one task at a time", where tasks are chosen.
+    """
+
+    mode: str
+    settings: dict[str, Any]
+    board: Scoreboard
+    chosen: Scoreboard | None = None
+    routed: list[float] | None = None
+    batches: str | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        chosen = self.chosen.summary() if self.chosen else None
+        found = {"mode": self.mode, "settings": self.settings, **self.board.summary()}
+        more = {"chosen_labels": chosen, "routed": self.routed, "batches": self.batches}
+        return found | {key: value for key, value in more.items() if value is not None}
+
+
+class BankEvaluation:
+    """Score a run's bank in several modes; what they share is computed once.
+
+    Args:
+        run: the finished run.
+        settings: of the modes.
+    """
+
+    def __init__(self, run: FinishedRun, settings: ModeSettings) -> None:
+        self.run, self.settings = run, settings
+        self.strategy: CLIPStrategy = run.strategy
+        self.tasks = len(run.scenario.task_classes)
+        if len(run.bank) != self.tasks:
+            raise UserError(
+                f"{run.bank.folder}: the bank holds {len(run.bank)} tasks, the stream {self.tasks}:"
+                " repeat the run with --fresh"
+            )
+        self.values = [self._on_device(run.bank.load(t + 1)) for t in range(self.tasks)]
+        self.base = self.strategy.zero_shot_point()
+        self._zero_shot: Scores | None = None
+        self._fishers: list[Values] = []
+
+    def evaluate(self, mode: str) -> ModeResult:
+        """Score a mode: a row before training and one after every task."""
+        result = ModeResult(mode, used_settings(mode, self.settings), Scoreboard(self.run.scenario))
+        if self._zero_shot is None:
+            self._zero_shot = self._score(self.base)
+        result.board.add(self._zero_shot)
+        if mode in ("oracle", "routed"):
+            self._evaluate_chosen(result)
+        else:
+            for task in range(1, self.tasks + 1):
+                result.board.add(self._score(self.values_after(mode, task)))
+        return result
+
+    def values_after(self, mode: str, task: int) -> Values:
+        """Return the merged weights after a task, counted from 1."""
+        if mode == "fisher":
+            self._estimate_fishers(task)
+            return merging.fisher(self.values[:task], self._fishers[:task])
+        return merged_values(mode, self.values[:task], self.base, self.settings)
+
+    def _on_device(self, values: Values) -> Values:
+        return {name: value.to(self.strategy.device) for name, value in values.items()}
+
+    def _score(self, values: Values) -> Scores:
+        return score(self.strategy, self.run.scenario, self.run.prepared.probes, values)
+
+    def _estimate_fishers(self, tasks: int) -> None:
+        """Estimate the Fisher of every task at its own weights, from its own images."""
+        stream = self.run.scenario.benchmark.train_stream
+        for task in range(len(self._fishers) + 1, tasks + 1):
+            self.run.at_task(task)
+            images, _ = self.strategy.task_sample(self.settings.images, stream[task - 1])
+            draws = torch.Generator().manual_seed(self.settings.seed + task)
+            with self.strategy.model.weights(self.values[task - 1]):
+                self._fishers.append(diagonal_fisher(self.strategy, images, draws))
+
+    # ---- weights chosen for each image -----------------------------------------------------------
+
+    def _evaluate_chosen(self, result: ModeResult) -> None:
+        scenario, test = self.run.scenario, self.run.scenario.test
+        true_tasks = self._true_tasks(test.labels)
+        result.chosen, result.routed = Scoreboard(scenario), []
+        assert self._zero_shot is not None
+        result.chosen.add(self._zero_shot)
+        features = self._zero_shot_features(test.images) if result.mode == "routed" else None
+        statistics = [self.run.bank.load(t + 1, "statistics") for t in range(self.tasks)]
+        candidates = [*self.values, self.base]  # the last: of tasks not learned yet
+        mix = _can_mix(self.strategy, self.base)
+        result.batches = "mixed" if mix else "one task at a time"
+        scorer = _mixed if mix else _one_at_a_time
+        for task in range(1, self.tasks + 1):
+            if features is None:
+                choices = torch.where(true_tasks < task, true_tasks, self.tasks)
+            else:
+                choices = self._route(features, statistics[:task])
+            scores = scorer(
+                self.strategy, candidates, choices, test.images,
+                self.strategy.model.text_features, self.strategy.score_all,
+            )  # fmt: skip
+            probes = {
+                name: self._probe(source, statistics[:task], scorer, candidates, result.mode)
+                for name, source in self.run.prepared.probes.items()
+            }
+            result.board.add(Scores(scores, probes))
+            result.chosen.add(Scores(self._within(scores, choices), probes))
+            known = true_tasks < task
+            right = int((choices[known] == true_tasks[known]).sum())
+            result.routed.append(100.0 * right / int(known.sum()))
+
+    def _route(self, features: Tensor, statistics: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        own = self.settings
+        try:
+            return route(features, statistics, own.rule, own.shrinkage)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"--mode routed: {error}") from error
+
+    def _true_tasks(self, labels: Tensor) -> Tensor:
+        task_of = torch.empty(len(self.run.scenario.class_names), dtype=torch.long)
+        for task, classes in enumerate(self.run.scenario.task_classes):
+            task_of[classes] = task
+        return task_of[labels]
+
+    def _zero_shot_features(self, images: Tensor) -> Tensor:
+        model = self.strategy.model
+        batches = images.split(self.strategy.eval_mb_size)
+        with torch.no_grad(), model.pretrained_weights():
+            return torch.cat(
+                [model.image_features(batch.to(self.strategy.device)).cpu() for batch in batches]
+            )
+
+    def _within(self, scores: Tensor, choices: Tensor) -> Tensor:
+        """Keep the classes of each image's chosen task; of one not learned yet, all of them."""
+        keep = torch.zeros(self.tasks + 1, scores.shape[1], dtype=torch.bool)
+        for task, classes in enumerate(self.run.scenario.task_classes):
+            keep[task, classes] = True
+        keep[self.tasks] = True
+        return scores.masked_fill(~keep[choices], -torch.inf)
+
+    def _probe(
+        self, source: Source, statistics: Sequence[Mapping[str, Tensor]],
+        scorer: Callable[..., Tensor], candidates: Sequence[Values], mode: str,
+    ) -> float:  # fmt: skip
+        """Score a probe; its images belong to no task, so that an oracle leaves them to CLIP."""
+        images = source.test.images
+        if mode == "oracle":
+            choices = torch.full((len(images),), self.tasks)
+        else:
+            choices = self._route(self._zero_shot_features(images), statistics)
+        names, templates = source.class_names, source.templates
+        scores = scorer(
+            self.strategy, candidates, choices, images,
+            lambda: self.strategy.probe_features(names, templates),
+            lambda some: self.strategy.score_probe(some, names, templates),
+        )  # fmt: skip
+        return accuracy(scores, source.test.labels)
+
+
+def _can_mix(strategy: CLIPStrategy, names: Values) -> bool:
+    plain = type(strategy).scores is CLIPStrategy.scores
+    return plain and mixable(strategy.model, names)
+
+
+@torch.no_grad()
+def _mixed(
+    strategy: CLIPStrategy, candidates: Sequence[Values], choices: Tensor, images: Tensor,
+    text: Callable[[], Tensor], whole: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """Score every image with its task's weights, all tasks in one pass of the image tower."""
+    model, device = strategy.model, strategy.device
+    features = {}
+    for task in choices.unique().tolist():
+        with model.weights(candidates[task]):
+            features[task] = text()
+    rows = torch.stack(list(features.values()))
+    order = torch.empty(len(candidates), dtype=torch.long)
+    order[list(features)] = torch.arange(len(features))
+    found = []
+    for batch, own in zip(
+        images.split(strategy.eval_mb_size), choices.split(strategy.eval_mb_size), strict=True
+    ):
+        image = mixed_image_features(model, batch.to(device), own.to(device), candidates)
+        index = order[own].to(device)
+        scores = torch.empty(len(batch), rows.shape[1])
+        for row in index.unique().tolist():
+            mask = index == row
+            scores[mask.cpu()] = model.logits(image[mask], rows[row]).cpu()
+        found.append(scores)
+    return torch.cat(found)
+
+
+def _one_at_a_time(
+    strategy: CLIPStrategy, candidates: Sequence[Values], choices: Tensor, images: Tensor,
+    text: Callable[[], Tensor], whole: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """Score every image with its task's weights, a pass for each task."""
+    scores: Tensor | None = None
+    for task in choices.unique().tolist():
+        mask = choices == task
+        with strategy.model.weights(candidates[task]):
+            own = whole(images[mask])
+        scores = own.new_empty(len(images), own.shape[1]) if scores is None else scores
+        scores[mask] = own
+    assert scores is not None
+    return scores

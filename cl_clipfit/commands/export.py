@@ -1,0 +1,176 @@
+"""`run.py bank export`: the merged model of a run as a checkpoint that open_clip reads."""
+
+import copy
+import io
+import shlex
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from rich.console import Console
+from safetensors.torch import save
+from torch import nn
+
+from cl_clipfit.clip import create_classifier
+from cl_clipfit.clip.factory import hash_weights
+from cl_clipfit.clip.weights import SCHEMAS, parse_model
+from cl_clipfit.commands.bank import file_size, open_bank, say
+from cl_clipfit.commands.mode_settings import CLOSED_FORM, MODES, ModeSettings
+from cl_clipfit.commands.modes import merged_values, used_settings
+from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.files import write_atomic
+from cl_clipfit.preparation import FinishedRun, open_run
+from cl_clipfit.report.display import ConsoleDisplay
+
+ENDINGS = (".safetensors", ".pt")
+TOLERANCE = 1e-5  # between features of unit length
+_SAMPLE = 8  # images and prompts that the file is tried on
+
+
+def export_bank(
+    path: Path, file: Path, out: Console, err: Console, *, mode: str = "latest",
+    settings: ModeSettings | None = None, task: int | None = None, force: bool = False,
+) -> None:  # fmt: skip
+    """Write a run's merged model as a checkpoint of open_clip, and check it by loading it again.
+
+    Args:
+        path: a run folder.
+        file: ends in .safetensors or .pt.
+        out: where to print.
+        err: where progress goes.
+        mode: one of `CLOSED_FORM`.
+        settings: of the mode.
+        task: merge tasks 1 to this one; default all.
+        force: replace the file where it exists.
+
+    Raises:
+        UserError: a wrong name or setting, a bank that trained other parameters than the model's,
+            or a file that does not give the same model again; it is removed then.
+    """
+    settings = settings or ModeSettings()
+    _check_request(file, mode, settings, force)
+    bank = open_bank(path)
+    if others := [name for name in bank.index["selection"] if not name.startswith("clip.")]:
+        raise UserError(
+            f"{path}: this run trained '{others[0]}', which is no parameter of the open_clip model:"
+            " a checkpoint of that model cannot hold what was learned"
+        )
+    last = len(bank) if task is None else task
+    if not 1 <= last <= len(bank):
+        raise UserError(f"--task {last}: the bank {bank.folder} holds {len(bank)} tasks")
+    run = open_run(path, ConsoleDisplay(err), device="cpu")
+    model, first = run.strategy.model, last if mode in ("latest", "wise") else 1
+    values = [bank.load(t) for t in range(first, last + 1)]
+    model.load_values(merged_values(mode, values, run.strategy.zero_shot_point(), settings))
+    _write(model.clip, file)
+    used = ", ".join(f"{k}={v}" for k, v in used_settings(mode, settings).items())
+    tasks = f"task {last}" if first == last else f"tasks {first} to {last}"
+    shown = f"{mode} ({used})" if used else mode
+    say(out, f"written: {file} ({file_size(file.stat().st_size)}), mode {shown}, {tasks}")
+    try:
+        say(out, _check_file(file, run))
+    except UserError:
+        file.unlink()
+        raise
+    say(out, f"use it: {_usage(file, run)}")
+
+
+def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -> None:
+    if file.suffix not in ENDINGS:
+        raise UserError(f"{file}: the name must end in {' or '.join(ENDINGS)}")
+    if mode not in CLOSED_FORM:
+        if mode == "fisher":
+            raise UserError(
+                "--mode fisher: first run.py merge RUN --method fisher, then export that run"
+            )
+        why = "it chooses weights for each image" if mode in MODES else nearest(mode, CLOSED_FORM)
+        raise UserError(f"--mode {mode}: cannot be exported. {why}")
+    if idle := sorted(settings.model_fields_set - set(used_settings(mode, settings))):
+        raise UserError(f"--{idle[0]} has no effect with --mode {mode}: leave it out")
+    if is_file(file, or_folder=True) and not force:
+        raise UserError(f"{file} exists: --force replaces it")
+
+
+def _write(clip: nn.Module, file: Path) -> None:
+    state = {name: value.detach().clone().contiguous() for name, value in clip.state_dict().items()}
+    if file.suffix == ".safetensors":
+        data = save(state, {"format": "pt"})
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        data = buffer.getvalue()
+    write_atomic(file, data)
+
+
+def _check_file(file: Path, run: FinishedRun) -> str:
+    """Load the file through open_clip, compare it with the model, and say what was compared."""
+    loaded = _load(file, run)
+    if hash_weights(loaded) != hash_weights(run.strategy.model.clip):
+        raise UserError(f"{file} does not read back as it was written: check the disk, try again")
+    gap, count = _feature_gap(loaded, run)
+    if not gap <= TOLERANCE:  # NaN too
+        raise UserError(
+            f"{file}: features of the loaded model differ by {gap:.1e}, more than {TOLERANCE:g}:"
+            " see whether training diverged"
+        )
+    return (
+        f"checked: loaded through open_clip, all {len(loaded.state_dict())} tensors are equal bit"
+        f" for bit; features of {count} differ by at most {gap:.1g}, {TOLERANCE:g} is allowed"
+    )
+
+
+def _load(file: Path, run: FinishedRun) -> Any:
+    """Return the model that open_clip makes of the file."""
+    architecture = parse_model(run.prepared.stream.model)[0]
+    try:
+        if architecture.startswith(SCHEMAS):  # for these open_clip takes no other weights
+            clip = copy.deepcopy(run.prepared.model.clip)
+            open_clip.load_checkpoint(clip, str(file))
+        else:
+            clip = open_clip.create_model(architecture, pretrained=str(file))
+    except Exception as error:  # whatever open_clip makes of the file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: open_clip cannot load what was written: {reason}") from error
+    return clip.eval()
+
+
+@torch.no_grad()
+def _feature_gap(loaded: Any, run: FinishedRun) -> tuple[float, str]:
+    """Return the largest difference between features of both models, and of what they are."""
+    model, scenario = run.strategy.model, run.scenario
+    every = max(1, len(scenario.test.images) // _SAMPLE)
+    images = scenario.test.images[::every][:_SAMPLE]
+    prompts = model.tokenize(scenario.class_names[:_SAMPLE], scenario.templates[:1])
+    pixels = model.preprocess(images)
+    pairs = (
+        (model.image_features(images), loaded.encode_image(pixels, normalize=True)),
+        (model.encode_prompts(prompts), loaded.encode_text(torch.cat(prompts), normalize=True)),
+    )
+    gap = max(float((ours - others).abs().max()) for ours, others in pairs)
+    return gap, f"{len(images)} test images and {len(prompts)} prompts"
+
+
+def _usage(file: Path, run: FinishedRun) -> str:
+    """Say how to use the file, having tried that it gives the same classifier.
+
+    Raises:
+        UserError: it does not; the file itself is right.
+    """
+    model = run.strategy.model
+    architecture, pretrained = parse_model(run.prepared.stream.model)
+    if architecture.startswith(SCHEMAS):
+        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        name = names[ENDINGS.index(file.suffix)]
+        folder = "a copy of the model's folder, in place of its weights"
+        return f"in {folder}, named {name}: run.py --model local-dir:FOLDER"
+    tag = pretrained.partition(":")[0]
+    known = tag in open_clip.list_pretrained_tags_by_model(architecture)
+    name = f"{architecture}:{tag}:{file}" if known else f"{architecture}:{file}"
+    again = create_classifier(name)
+    if again.preprocess != model.preprocess or hash_weights(again.clip) != hash_weights(model.clip):
+        raise UserError(
+            f"{file} is written and right, but --model {name} prepares images otherwise: use it"
+            " through open_clip, with this run's preprocessing"
+        )
+    return f"run.py --model {shlex.quote(name)}"

@@ -1,0 +1,198 @@
+"""`run.py landscape`: loss and accuracy between the solutions of one task of a finished run."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cl_clipfit.errors import UserError
+from cl_clipfit.experiment import LONG_RUN_SECONDS, failure
+from cl_clipfit.landscape import (
+    LINES,
+    POINTS,
+    Sample,
+    Values,
+    loss_and_accuracy,
+    plane_landscape,
+    profiles,
+)
+from cl_clipfit.merging import plane
+from cl_clipfit.preparation import FinishedRun, open_run
+from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.report.landscapes import lines_table, plot_lines, plot_plane
+from cl_clipfit.runs import write_json
+
+PLANE_IMAGES = 256
+Samples = dict[str, Sample]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        path: folder of a finished run.
+        task: counted from 1; default the last.
+        images: at most so many of the training and of the test images.
+        plane: measure the plane through three solutions too.
+        device: where; default where the run was trained.
+    """
+
+    path: Path
+    task: int | None = None
+    images: int = 512
+    plane: bool = True
+    device: str | None = None
+
+
+def landscape_command(request: Request, out: Console, err: Console) -> dict[str, Any]:
+    """Measure, write `landscape-task-NNN` and `plane-task-NNN` into the run folder, and report.
+
+    Args:
+        request: what to measure.
+        out: where results go.
+        err: where progress goes.
+
+    Returns:
+        the content of `landscape-task-NNN.json`.
+
+    Raises:
+        UserError: no finished run, one that trains nothing, no such task, or the method's own code
+            fails.
+    """
+    if request.images < 1:
+        raise UserError(f"--images {request.images}: measure on at least one image")
+    display = ConsoleDisplay(err)
+    run = open_run(request.path, display, request.device)
+    tasks = len(run.bank)
+    task = tasks if request.task is None else request.task
+    if not 1 <= task <= tasks:
+        raise UserError(f"--task {task}: the run in {run.path} has tasks 1 to {tasks}")
+    run.at_task(task)
+    try:
+        found = _measure(run, task, request, display, out)
+    except UserError:
+        raise
+    except Exception as error:  # a method's own code may raise anything
+        raise UserError(failure(run.plan, error, task)) from error
+    _write(run, task, found, out)
+    return found
+
+
+def solutions(run: FinishedRun, task: int) -> dict[str, Values]:
+    """Return the values of the selection that a task's landscape lies between, on the device.
+
+    "zero-shot", "previous" (what the task before left; zero-shot in task 1) and "host"; and
+    "merged", where the method continued a host.
+    """
+    bank, device = run.bank, run.strategy.device
+    zero_shot: Values = run.strategy.zero_shot_point()
+    points = {"zero-shot": zero_shot, "previous": bank.load(task - 1) if task > 1 else zero_shot}
+    if "host" in bank.index["tasks"][task - 1]["files"]:
+        points |= {"host": bank.load(task, "host"), "merged": bank.load(task)}
+    else:
+        points["host"] = bank.load(task)
+    return {
+        name: {n: value.to(device) for n, value in values.items()}
+        for name, values in points.items()
+    }
+
+
+def take_samples(run: FinishedRun, task: int, count: int) -> Samples:
+    """Draw at most `count` images of each kind; fewer ones are always among more.
+
+    "train" holds training images of the task, to be classified as its training loss does; "test"
+    the test images of all classes seen, to be classified among these.
+    """
+    strategy, test = run.strategy, run.scenario.test
+    experience = run.scenario.benchmark.train_stream[task - 1]
+    images, labels = strategy.task_sample(count, experience)
+    seen = list(strategy.seen_classes)
+    known = torch.isin(test.labels, torch.tensor(seen)).nonzero().flatten()
+    draws = torch.Generator().manual_seed(0)
+    chosen = known[torch.randperm(len(known), generator=draws)[:count].sort().values]
+    device = strategy.device
+    return {
+        "train": Sample(images, labels, list(strategy.label_space())),
+        "test": Sample(test.images[chosen].to(device), test.labels[chosen].to(device), seen),
+    }
+
+
+def _measure(
+    run: FinishedRun, task: int, request: Request, display: ConsoleDisplay, out: Console
+) -> dict[str, Any]:
+    points = solutions(run, task)
+    samples = take_samples(run, task, request.images)
+    surface = None
+    if request.plane:
+        try:
+            surface = plane(*(points[name] for name in _corners(points)))
+        except ValueError as error:  # equal, or on one line
+            out.print(str(error), highlight=False, markup=False)
+    few = take_samples(run, task, min(request.images, PLANE_IMAGES)) if surface else {}
+    _announce(run, points, [samples, few], display)
+    found: dict[str, Any] = {
+        "task": task,
+        "images": {name: len(sample.labels) for name, sample in samples.items()},
+        "classes": {name: len(sample.classes) for name, sample in samples.items()},
+        "lines": {name: profiles(run.strategy, points, s) for name, s in samples.items()},
+        "plane": None,
+    }
+    if surface:
+        if task == 1:
+            del points["previous"]  # zero-shot under another name
+        found["plane"] = {
+            "images": {name: len(sample.labels) for name, sample in few.items()},
+            "spanned_by": _corners(points),
+            **plane_landscape(run.strategy, surface, points, few),
+        }
+    return found
+
+
+def _corners(points: Mapping[str, Values]) -> list[str]:
+    """Name the solutions that span the plane."""
+    return ["zero-shot", "host", "merged" if "merged" in points else "previous"]
+
+
+def _announce(
+    run: FinishedRun,
+    points: Mapping[str, Values],
+    samples: list[Samples],
+    display: ConsoleDisplay,
+) -> None:
+    """Say how long it will take, where that is long."""
+    lines = sum(a in points and b in points for a, b in LINES)
+    calls = [len(points) + lines * (POINTS - 2), POINTS**2]
+    seconds = 0.0
+    for count, group in zip(calls, samples, strict=True):
+        for sample in group.values():
+            spent = [_seconds(run, points["host"], sample) for _ in range(2)]
+            seconds += count * min(spent)  # the first call pays for set-up
+    if seconds > LONG_RUN_SECONDS:
+        display.note(f"estimated {seconds / 60:.0f} minutes")
+
+
+def _seconds(run: FinishedRun, values: Values, sample: Sample) -> float:
+    started = time.perf_counter()
+    loss_and_accuracy(run.strategy, values, sample)
+    return time.perf_counter() - started
+
+
+def _write(run: FinishedRun, task: int, found: dict[str, Any], out: Console) -> None:
+    lines = run.path / f"landscape-task-{task:03d}"
+    surface = run.path / f"plane-task-{task:03d}"
+    plot_lines(found, run.result, lines)
+    if found["plane"]:
+        plot_plane(found, run.result, surface)
+    else:  # one of an earlier call would not belong to this one's numbers
+        for kind in ("png", "svg"):
+            surface.with_name(f"{surface.name}.{kind}").unlink(missing_ok=True)
+    write_json(lines.with_name(f"{lines.name}.json"), found)
+    out.print(lines_table(found, run.result))
+    for path in (lines, surface) if found["plane"] else (lines,):
+        out.print(f"figure: {path}.png", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"numbers: {lines}.json", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,54 @@
+"""How the deltas of a bank become one set of weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cl_clipfit import merging
+from cl_clipfit.commands.mode_settings import CLOSED_FORM, ModeSettings
+from cl_clipfit.merging import Values
+
+
+def merged_values(
+    mode: str, values: Sequence[Values], base: Values, settings: ModeSettings
+) -> dict[str, Tensor]:
+    """Merge what tasks 1..t trained into one set of weights.
+
+    Args:
+        mode: one of `CLOSED_FORM`.
+        values: of each task, in order.
+        base: the values that stand for zero-shot CLIP.
+        settings: of the modes.
+
+    Raises:
+        ValueError: another mode.
+    """
+    given = settings.scale
+    scale = 1.0 if given is None else given
+    modes: Mapping[str, Callable[[], dict[str, Tensor]]] = {
+        "latest": lambda: dict(values[-1]),
+        "mean": lambda: merging.mean(values),
+        # 0.3 is near the best that Ilharco et al. 2023 find for sums of up to 8 tasks
+        "sum": lambda: merging.task_arithmetic(base, values, 0.3 if given is None else given),
+        "wise": lambda: merging.interpolate(base, values[-1], settings.alpha),
+        "ties": lambda: merging.ties(base, values, scale, settings.density),
+        "dare": lambda: merging.dare(base, values, scale, settings.drop, settings.seed),
+        "magmax": lambda: merging.magmax(base, values, scale),
+    }
+    if mode not in modes:
+        raise ValueError(f"{mode} is no closed form of the tasks' values: {', '.join(CLOSED_FORM)}")
+    return modes[mode]()
+
+
+def used_settings(mode: str, settings: ModeSettings) -> dict[str, Any]:
+    """Return the settings that a mode reads, by name."""
+    reads = {
+        "sum": ("scale",), "wise": ("alpha",), "ties": ("scale", "density"),
+        "dare": ("scale", "drop", "seed"), "magmax": ("scale",), "fisher": ("images", "seed"),
+        "routed": ("rule", "shrinkage"),
+    }.get(mode, ())  # fmt: skip
+    found = {name: getattr(settings, name) for name in reads}
+    if "scale" in found and found["scale"] is None:
+        found["scale"] = 0.3 if mode == "sum" else 1.0
+    return found

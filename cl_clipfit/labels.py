@@ -1,0 +1,31 @@
+"""How a command names a strategy: `NAME`, or with settings of its own, `NAME:key=value,...`."""
+
+import re
+from typing import Any
+
+from cl_clipfit.config import parse_settings
+from cl_clipfit.errors import UserError
+
+
+def split_label(label: str) -> tuple[str, dict[str, Any]]:
+    """Split `NAME[:key=value,...]`, a strategy with settings of its own in one command.
+
+    Raises:
+        UserError: settings of another form.
+
+    Example:
+        >>> split_label("full:ce_scope=task,lr=1e-4")
+        ('full', {'ce_scope': 'task', 'lr': '1e-4'})
+        >>> split_label("clipfit:vocabulary=[cat, dog],kd=cosine")
+        ('clipfit', {'vocabulary': ['cat', 'dog'], 'kd': 'cosine'})
+    """
+    name, colon, text = label.strip().partition(":")
+    settings: dict[str, Any] = {}
+    for part in re.split(r",(?![^\[]*\])", text) if colon else ():  # not at commas in brackets
+        key, equals, value = part.strip().partition("=")
+        if not (name and equals and key.isidentifier()):
+            raise UserError(
+                f"--strategy {label}: expected NAME:key=value,key=value, as in clipfit:kd_weight=2"
+            )
+        settings |= parse_settings([f"{name}.{key}={value}"]).get(name, {})
+    return name, settings

@@ -1,0 +1,188 @@
+"""From a command to the runs it asks for: each strategy with each seed, and what names a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cl_clipfit import __version__
+from cl_clipfit.clip import ModelIdentity
+from cl_clipfit.config import (
+    Options,
+    Recipe,
+    RunConfig,
+    format_setting,
+    make_options,
+    parse_settings,
+)
+from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.labels import split_label
+from cl_clipfit.plan import StreamPlan
+from cl_clipfit.recipes import make_settings
+from cl_clipfit.registry import Entry, Registry
+from cl_clipfit.runs import settings_hash
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One strategy with one seed.
+
+    Attributes:
+        label: what the user called it, as "full:ce_scope=task".
+        strategy: the strategy.
+        cls: its class.
+        options: its own options.
+        recipe: how it trains; None where it does not.
+        seed: seed of the draw of shots, of initialisation and of data order.
+        host: the strategy that it continues, if it continues one; `recipe` is the host's then.
+        host_options: the host's own options.
+    """
+
+    label: str
+    strategy: Entry
+    cls: type[Any]
+    options: Options
+    recipe: Recipe | None
+    seed: int = 0
+    host: Entry | None = None
+    host_options: Options | None = None
+
+
+def plan_runs(config: RunConfig, registry: Registry, scenario: Entry) -> list[RunPlan]:
+    """Resolve every strategy and seed, strategies first.
+
+    Raises:
+        UserError: an unknown strategy or option, or a plug-in that fails to import.
+    """
+    settings = parse_settings(config.set)
+    plans = []
+    for label in dict.fromkeys(config.strategy):
+        plan = _plan(config, registry, scenario, label, settings)
+        plans += [replace(plan, seed=seed) for seed in dict.fromkeys(config.seed)]
+    hosts = [plan.host.name for plan in plans if plan.host]
+    known = {scenario.name, *(plan.strategy.name for plan in plans), *hosts}
+    for name in settings:
+        if name not in known:
+            raise UserError(f"--set {name}: not part of this run. {nearest(name, known)}")
+    return plans
+
+
+def _plan(
+    config: RunConfig, registry: Registry, scenario: Entry, label: str, settings: dict[str, Any]
+) -> RunPlan:
+    name, inline = split_label(label)
+    entry, cls = registry.get("strategies", name), registry.strategy_class(name)
+    own = settings.get(name, {})
+    if not cls.trains or cls.frozen:
+        options = make_options(entry.options_class(), own | inline, name)
+        return RunPlan(label, entry, cls, options, None)
+    if not cls.needs_host:
+        recipe, options = make_settings(config, scenario, entry, own, inline)
+        return RunPlan(label, entry, cls, options, recipe)
+    fields = entry.options_class().model_fields
+    # What the method does not know of its own is said of its host.
+    theirs = [{k: v for k, v in given.items() if k not in fields} for given in (own, inline)]
+    mine = [{k: v for k, v in given.items() if k in fields} for given in (own, inline)]
+    _, options = make_settings(config, scenario, entry, *mine)
+    host, host_cls = find_host(registry, name, options.host)  # type: ignore[attr-defined]
+    recipe, host_options = make_settings(
+        config, scenario, host, settings.get(host.name, {}) | theirs[0], theirs[1]
+    )
+    made = cls.over(host_cls)
+    return RunPlan(label, entry, made, options, recipe, host=host, host_options=host_options)
+
+
+def find_host(registry: Registry, name: str, host: str) -> tuple[Entry, type[Any]]:
+    """Return the strategy that `name` continues, and its class.
+
+    Raises:
+        UserError: it is unknown, trains nothing or continues another one itself.
+    """
+    entry, cls = registry.get("strategies", host), registry.strategy_class(host)
+    if cls.frozen or not cls.trains:
+        raise UserError(f"{name}.host={host}: {host} trains nothing that could be continued")
+    if cls.needs_host:
+        raise UserError(f"{name}.host={host}: {host} continues another method itself")
+    return entry, cls
+
+
+def run_digest(
+    stream: StreamPlan,
+    run: RunPlan,
+    precision: str,
+    identity: ModelIdentity,
+    data: Sequence[str],
+    more: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the hash that names the run's folder: over everything that changes numbers.
+
+    The bytes of the strategy's, scenario's and probes' files count, and all images and labels: an
+    edited method is run anew, and so is one on changed data.
+
+    Args:
+        stream: what all runs of the command share.
+        run: the run.
+        precision: arithmetic of the model.
+        identity: the model's weights.
+        data: hash of the stream's data set, then of each probe's.
+        more: further settings, of a run that starts from another one.
+    """
+    return settings_hash(
+        {
+            "version": __version__,
+            "scenario": [stream.entry.name, stream.entry.sha256, stream.options.model_dump()],
+            "data": list(data),
+            "tasks": stream.tasks,
+            "class_order": stream.class_order,
+            "shots": stream.shots,
+            "validation": stream.validation,
+            "templates": stream.templates,
+            "probes": [[probe.name, probe.sha256] for probe in stream.probes],
+            "strategy": [run.strategy.name, run.strategy.sha256, run.options.model_dump()],
+            "host": _host_digest(run),
+            "recipe": run.recipe.model_dump() if run.recipe else None,
+            "seed": run.seed,
+            "model": [identity.architecture, identity.pretrained, identity.weights_sha256],
+            "device": stream.device.type,
+            "precision": precision,
+            **(more or {}),
+        }
+    )
+
+
+def _host_digest(run: RunPlan) -> list[Any] | None:
+    if run.host is None or run.host_options is None:
+        return None
+    return [run.host.name, run.host.sha256, run.host_options.model_dump()]
+
+
+def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, Any]:
+    """Return `config.yaml`: the command that repeats this one run, defaults filled in."""
+    recipe = run.recipe.model_dump() if run.recipe else {}
+    options = {"epochs", "batch_size", "lr"}
+    own = [
+        (stream.entry.name, stream.options.model_dump(mode="json")),
+        (run.strategy.name, run.options.model_dump(mode="json")),
+        ((run.host or run.strategy).name, {k: v for k, v in recipe.items() if k not in options}),
+    ]
+    if run.host and run.host_options:
+        own.append((run.host.name, run.host_options.model_dump(mode="json")))
+    values = {
+        "scenario": stream.entry.name,
+        "strategy": [run.strategy.name],
+        "model": stream.model,
+        "seed": [run.seed],
+        **{key: recipe.get(key) for key in sorted(options)},
+        "shots": stream.shots,
+        "validation": stream.validation,
+        "template": list(stream.templates) if stream.templates else None,
+        "tasks": stream.tasks,
+        "class_order": stream.class_order,
+        "data_dir": str(config.data_dir.resolve()) if config.data_dir else None,
+        "unverified_data": config.unverified_data or None,
+        "device": stream.device.type,
+        "precision": config.precision,
+        "set": [f"{n}.{key}={format_setting(v)}" for n, vs in own for key, v in vs.items()],
+        "plugin": [str(file.resolve()) for file in config.plugin],
+        "probe": [probe.name for probe in stream.probes],
+    }
+    return {key: value for key, value in values.items() if value is not None}

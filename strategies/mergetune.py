@@ -1,0 +1,208 @@
+"""MERGETUNE: continue a tuned model to where it merges with zero-shot CLIP and earlier tasks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
+
+from cl_clipfit.config import NotNegative, Number
+from cl_clipfit.continued import ContinuedOptions, ContinuedStrategy, Share, Stage, Values
+from cl_clipfit.fisher import diagonal_fisher
+from cl_clipfit.losses.anchors import cosine_distance
+from cl_clipfit.merging import (
+    check_path_rule,
+    distance,
+    fisher_distance,
+    interpolate,
+    path_positions,
+)
+from cl_clipfit.strategy import Workload
+
+NAME = "mergetune"
+PAPER = "Wang et al. 2026, arXiv 2601.10497 (ICLR)"
+NEEDS = "the previous task's merged weights"
+PUBLISHED = {
+    "host": "coop", "space": "text-features", "anchor": "zero-shot", "lambda_zero_shot": 8.0,
+    "beta": 1.0, "alpha": "grid-5", "tau": 1.0, "keep_kd": False, "merge_epochs": 100,
+    "merge_lr": 2e-3,
+}  # fmt: skip
+
+_DRAW_SEED = 2_000_003  # keeps the draws of path points apart from data order and crops
+
+
+class MergeTuneOptions(ContinuedOptions):
+    """MERGETUNE's own settings; other settings of its label go to the host."""
+
+    anchor: Literal["zero-shot", "previous", "both"] = Field(
+        "both", description="solutions the weights are pulled to"
+    )
+    lambda_zero_shot: NotNegative = Field(0.003, description="weight of the pull to zero-shot")
+    lambda_previous: NotNegative = Field(
+        0.003, description="weight of the pull to the merged weights of the task before"
+    )
+    metric: Literal["l2", "fisher"] = Field(
+        "l2", description="distance to the task before: plain, or weighted by its Fisher"
+    )
+    fisher_samples: Annotated[int, Number, Field(ge=1)] = Field(
+        256, description="images of a task that its Fisher is estimated from"
+    )
+    beta: NotNegative = Field(0.5, description="weight of the loss on the line to the host")
+    alpha: Annotated[str, AfterValidator(check_path_rule)] = Field(
+        "uniform", description="points of the line: uniform (one draw), midpoints-N or grid-N"
+    )
+    start: Literal["previous", "zero-shot"] = Field(
+        "previous", description="where the second stage starts from, at tau=0"
+    )
+    tau: Share = Field(0.5, description="share of the host in the start of the second stage")
+    space: Literal["weights", "text-features"] = Field(
+        "weights", description="where distance and line are; text-features is the released code"
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        """Refuse what would have no effect."""
+        if self.metric == "fisher" and (self.space != "weights" or self.anchor == "zero-shot"):
+            raise ValueError("metric=fisher needs space=weights and an anchor at the task before")
+        return self
+
+
+class MergeTune(ContinuedStrategy):
+    """Train a host on every task, then continue it, by the same loss, to the merged weights.
+
+    `L(w) = L_host(w) + lambda_zero_shot d(w, w1) + lambda_previous d(w, p)
+    + beta mean_alpha L_host(w2 + alpha (w - w2))`, from `(1 - tau) s + tau w2`: the replay-free
+    objective of Wang et al. 2026, with an anchor at the task before, and distances that
+    are relative in each group of tensors.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path_draws = torch.Generator().manual_seed((torch.initial_seed() + _DRAW_SEED) % 2**63)
+        self._fisher: Values | None = None
+
+    def default_options(self) -> MergeTuneOptions:
+        """Return MERGETUNE's defaults."""
+        return MergeTuneOptions()
+
+    def start(self, stage: Stage) -> Values:
+        """Return (1 - tau) s + tau w2."""
+        start = stage.previous if self.merge.start == "previous" else stage.zero_shot
+        return interpolate(start, stage.host, self.merge.tau)
+
+    def workload(self) -> Workload:
+        """Count the points of the line too, and the images of the Fisher."""
+        own, work = self.merge, super().workload()
+        points = 0
+        if own.space == "weights" and own.beta > 0:
+            points = len(path_positions(own.alpha, torch.Generator()))
+        fisher = 3 * own.fisher_samples if own.metric == "fisher" else 0
+        return replace(
+            work, passes=work.passes + points * self._epochs(),
+            sampled_images=work.sampled_images + fisher,
+        )  # fmt: skip
+
+    def _anchors(self, stage: Stage) -> list[tuple[float, Values, Values | None]]:
+        """Return weight, point and Fisher of every pull; in task 1 both anchors are one point."""
+        own, first = self.merge, self.tasks_seen == 1
+        anchors: list[tuple[float, Values, Values | None]] = []
+        if own.anchor != "previous":
+            anchors.append((own.lambda_zero_shot, stage.zero_shot, None))
+        if own.anchor == "previous" or (own.anchor == "both" and not first):
+            anchors.append((own.lambda_previous, stage.previous, self._fisher))
+        return [anchor for anchor in anchors if anchor[0] > 0]
+
+    def stage_done(self) -> None:
+        """Add the Fisher of this task, at the merged weights."""
+        if self.merge.metric != "fisher":
+            return
+        images, _ = self.task_sample(self.merge.fisher_samples)
+        new = diagonal_fisher(self, images, self.path_draws)
+        old = self._fisher or {}
+        self._fisher = {name: value + old.get(name, 0) for name, value in new.items()}
+
+    # ---- a step in weight space ------------------------------------------------------------------
+
+    def add_gradients(self) -> None:
+        """Add the gradients of the pulls and of the points of the line, one after the other."""
+        super().add_gradients()
+        stage = self.second_stage
+        if stage is None or self.merge.space != "weights":
+            return
+        for weight, point, fisher in self._anchors(stage):
+            if fisher is None:
+                pull = distance(self.selection, point, stage.host, stage.groups)
+            else:
+                pull = fisher_distance(self.selection, point, stage.host, fisher, stage.groups)
+            (weight * pull).backward()
+            self.loss += weight * pull.detach()
+        if self.merge.beta > 0:
+            alphas = path_positions(self.merge.alpha, self.path_draws)
+            weights = self.current_values()
+            for alpha in alphas:
+                self._add_path_point(stage.host, weights, alpha, self.merge.beta / len(alphas))
+
+    def _add_path_point(self, host: Values, weights: Values, alpha: float, share: float) -> None:
+        """Add share * alpha * (gradient of the host's loss at that point of the line)."""
+        parameters = list(self.selection.values())
+        with self.model.weights(interpolate(host, weights, alpha)):
+            loss = self.training_loss(self.mb_x, self.mb_y)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            scaled = share * alpha * gradient
+            parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
+        self.loss += share * loss.detach()
+
+    # ---- a step in text-feature space ------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare_stage(self, stage: Stage) -> None:
+        """Encode the text at the ends of the line, once."""
+        if self.merge.space == "weights":
+            return
+        with self.model.weights(stage.previous):
+            self._previous_text = self.model.text_features(self.seen_classes)
+        with self.model.weights(stage.host):
+            self._host_text = self.model.text_features(self.seen_classes, normalize=False)
+
+    def text_space(self) -> Sequence[int]:
+        """Return the host's classes; all those seen where text features are pulled."""
+        pulled = self.second_stage is not None and self.merge.space == "text-features"
+        return self.seen_classes if pulled else super().text_space()
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Add pulls and line where they are drawn between text features."""
+        loss = super().compute_loss(logits, labels)
+        if self.second_stage is None or self.merge.space != "text-features":
+            return loss
+        return loss + self._text_terms(self.second_stage, labels)
+
+    def _text_terms(self, stage: Stage, labels: Tensor) -> Tensor:
+        """Return the terms of the released code for prompts (CoOp, KgCoOp).
+
+        W (1 - mean cos(f, f of zero-shot)) + W_LMC mean_alpha CE(image . n(f2 + alpha (f - f2))),
+        f and f2 not normalised.
+        """
+        features, own = self.features, self.merge
+        if features is None or features.raw_text is None:
+            raise ValueError("space=text-features needs a host that compares images with text")
+        zero_shot = self.model.zero_shot_text_features[features.classes]
+        total = features.image.new_zeros(())
+        for weight, point, _ in self._anchors(stage):
+            anchor = self._previous_text if point is stage.previous else zero_shot
+            total = total + weight * cosine_distance(features.text, anchor)
+        ranked = [features.classes.index(c) for c in self.label_space()]
+        rows = torch.tensor(self.label_space(), device=labels.device)
+        targets = (labels[:, None] == rows).int().argmax(1)
+        end, start = features.raw_text[ranked], self._host_text[ranked]
+        alphas = path_positions(own.alpha, self.path_draws) if own.beta > 0 else []
+        for alpha in alphas:
+            text = F.normalize(start + alpha * (end - start), dim=-1)
+            loss = F.cross_entropy(self.model.logits(features.image, text), targets)
+            total = total + own.beta / len(alphas) * loss
+        return total
