@@ -39,7 +39,7 @@ def make_settings(
     options_class = strategy.options_class()
     recipe: Settings = {}
     options: Settings = {}
-    for where, layer, of_strategy in _file_layers(config, scenario, strategy):
+    for where, layer, of_strategy in file_layers(config, scenario, strategy):
         kind = options_class if of_strategy else Options
         for_options, for_recipe = check_layer(where, layer, kind, options)
         recipe |= for_recipe
@@ -105,10 +105,12 @@ def named_recipes(entry: Entry) -> dict[str, Settings]:
     return {title: layer for title, (_, layer) in found.items()}
 
 
-def _file_layers(
-    config: RunConfig, scenario: Entry, strategy: Entry
-) -> list[tuple[str, Any, bool]]:
-    """Return where a file says something, what, and whether it is the strategy's file."""
+def file_layers(config: RunConfig, scenario: Entry, strategy: Entry) -> list[tuple[str, Any, bool]]:
+    """Return where a file says something of training, what, and whether it is the strategy's file.
+
+    Raises:
+        UserError: `--recipe published` where none is known.
+    """
     file, about = strategy.file.name, strategy.about
     if config.recipe == "published":
         if "PUBLISHED" not in about:

@@ -150,7 +150,7 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
 
 
 def _literals(tree: ast.Module) -> dict[str, Any]:
-    """Return the upper-case names a module sets to literals, annotated or not."""
+    """Return the upper-case public names a module sets to literals, annotated or not."""
     found = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):
@@ -159,7 +159,7 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
             target, value = node.target, node.value
         else:
             continue
-        if isinstance(target, ast.Name) and target.id.isupper():
+        if isinstance(target, ast.Name) and target.id.isupper() and target.id[0] != "_":
             with contextlib.suppress(ValueError):  # computed: nothing to show without running it
                 found[target.id] = ast.literal_eval(value)
     return found

@@ -17,7 +17,7 @@ from cl_clipfit.config import (
 from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.labels import split_label
 from cl_clipfit.plan import StreamPlan
-from cl_clipfit.recipes import make_settings
+from cl_clipfit.recipes import file_layers, make_settings
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runs import settings_hash
 
@@ -82,6 +82,9 @@ def _plan(
     # What the method does not know of its own is said of its host.
     theirs = [{k: v for k, v in given.items() if k not in fields} for given in (own, inline)]
     mine = [{k: v for k, v in given.items() if k in fields} for given in (own, inline)]
+    for where, layer, of_strategy in file_layers(config, scenario, entry):
+        if of_strategy and (strange := set(layer) - set(fields)):
+            raise UserError(f"{where}: the recipe is the host's, leave out {min(strange)}")
     _, options = make_settings(config, scenario, entry, *mine)
     host, host_cls = find_host(registry, name, options.host)  # type: ignore[attr-defined]
     recipe, host_options = make_settings(

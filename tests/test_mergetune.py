@@ -14,6 +14,7 @@ from cl_clipfit.cli import main
 from cl_clipfit.clip.context import context_in_place
 from cl_clipfit.continued import Stage
 from cl_clipfit.fisher import diagonal_fisher
+from cl_clipfit.registry import Registry
 from strategies.clipfit import ClipFit, ClipFitOptions
 from strategies.coop import CoOp, CoOpOptions
 from strategies.kgcoop import KgCoOp, KgCoOpOptions
@@ -323,6 +324,33 @@ def test_every_setting_runs_and_is_noted(tiny: Build, source: Source, own: dict[
     start, host = strategy.zero_shot_point(), strategy.compared()["host"]
     for name in wise:
         torch.testing.assert_close(wise[name], start[name] + ratio * (host[name] - start[name]))
+
+
+REGISTRY = Registry([Path("examples/image_norms.py")])
+CLASSES = {
+    entry.name: REGISTRY.strategy_class(entry.name) for entry in REGISTRY.entries("strategies")
+}
+TRAINED = [n for n, c in CLASSES.items() if c.trains and not c.frozen and not c.needs_host]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_registered_host_is_continued(name: str, tiny: Build, source: Source) -> None:
+    strategy = make(tiny, source, CLASSES[name], recipe=Recipe(epochs=1, batch_size=8))
+    learn(strategy, source)
+    start, host = strategy.zero_shot_point(), strategy.compared()["host"]
+    assert set(start) == set(host) == set(strategy.selection)
+    for record in strategy.records:
+        assert 0 < record["ratio_to_zero_shot"] < 2
+        assert record["cosine_to_zero_shot"] > 0
+    with strategy.model.weights(start):  # the zero-shot point is zero-shot CLIP
+        images = source.test.images
+        torch.testing.assert_close(strategy.score_all(images), tiny_zero_shot(tiny, source)(images))
+
+
+def tiny_zero_shot(tiny: Build, source: Source) -> CLIPClassifier:
+    model = tiny()
+    model.add_classes(source.class_names, ["a photo of a {}."])
+    return model
 
 
 ADDED = """

@@ -63,16 +63,18 @@ def export_bank(
     model, first = run.strategy.model, last if mode in ("latest", "wise") else 1
     values = [bank.load(t) for t in range(first, last + 1)]
     model.load_values(merged_values(mode, values, run.strategy.zero_shot_point(), settings))
-    _write(model.clip, file)
+    draft = file.with_name(f".{file.stem}.unchecked{file.suffix}")
+    try:
+        _write(model.clip, draft)
+        checked = _check_file(draft, run)
+        draft.replace(file)  # only now: with --force the old file stays until the new one is good
+    finally:
+        draft.unlink(missing_ok=True)
     used = ", ".join(f"{k}={v}" for k, v in used_settings(mode, settings).items())
     tasks = f"task {last}" if first == last else f"tasks {first} to {last}"
     shown = f"{mode} ({used})" if used else mode
     say(out, f"written: {file} ({file_size(file.stat().st_size)}), mode {shown}, {tasks}")
-    try:
-        say(out, _check_file(file, run))
-    except UserError:
-        file.unlink()
-        raise
+    say(out, checked)
     say(out, f"use it: {_usage(file, run)}")
 
 
