@@ -13,7 +13,8 @@ from torch import Tensor
 from cl_clipfit.config import Number, Options, Positive
 from cl_clipfit.landscape import LINES, POINTS, Sample, profiles
 from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
-from cl_clipfit.strategy import CLIPStrategy, Workload
+from cl_clipfit.step import Workload
+from cl_clipfit.strategy import CLIPStrategy
 from cl_clipfit.tuning.deltas import tensor_groups
 
 LANDSCAPE_IMAGES = 512

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cl_clipfit.building import build_strategy, select_first
 from cl_clipfit.clip import CLIPClassifier, check_model, create_classifier
 from cl_clipfit.config import RunConfig, read_config
 from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.environment import use_exact_fp32
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.experiment import build_strategy, select_first
 from cl_clipfit.labels import split_label
 from cl_clipfit.plan import StreamPlan, load_source, plan_stream
 from cl_clipfit.registry import Registry

@@ -6,7 +6,6 @@ With `data/streams.py` this is the only code that touches Avalanche's internals.
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,14 +20,9 @@ from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.config import Options, Recipe
 from cl_clipfit.optimization import make_optimizer, make_schedule
 from cl_clipfit.registry import defined_class
+from cl_clipfit.step import StepFeatures, Workload, keep_columns
 
 _AUGMENTATION_SEED = 1_000_003  # keeps crops from following the same draws as the data order
-
-
-def _keep_columns(logits: Tensor, classes: Sequence[int]) -> Tensor:
-    """Set all columns but those of `classes` to -inf."""
-    index = torch.tensor(list(classes), device=logits.device)
-    return torch.full_like(logits, -torch.inf).index_copy(1, index, logits[:, index])
 
 
 class StepCallback(SupervisedPlugin):
@@ -51,40 +45,6 @@ def _silent_evaluator() -> EvaluationPlugin:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Avalanche warns that silence was asked for
         return EvaluationPlugin(loggers=[])
-
-
-@dataclass
-class StepFeatures:
-    """What one training step encoded, with gradients.
-
-    Attributes:
-        image: (B, d), unit length.
-        text: (C, d), unit length, one row for each of `classes`.
-        classes: labels of the rows of `text`.
-        raw_text: `text` before it was brought to unit length; None where nothing like it exists.
-    """
-
-    image: Tensor
-    text: Tensor
-    classes: list[int]
-    raw_text: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a task costs, for the progress bar and the estimate.
-
-    Attributes:
-        epochs: epochs of optimiser steps.
-        passes: forward and backward passes over the task's images.
-        test_passes: passes over the test images after the task.
-        sampled_images: images encoded besides, without gradients.
-    """
-
-    epochs: int
-    passes: float
-    test_passes: int = 1
-    sampled_images: int = 0
 
 
 class CLIPStrategy(SupervisedTemplate):
@@ -226,7 +186,7 @@ class CLIPStrategy(SupervisedTemplate):
         text = F.normalize(raw_text, dim=-1)
         self.features = StepFeatures(image, text, classes, raw_text)
         logits = self._spread(self.model.logits(image, text), classes)
-        return _keep_columns(logits, self.label_space())
+        return keep_columns(logits, self.label_space())
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a step.
@@ -425,7 +385,7 @@ class CLIPStrategy(SupervisedTemplate):
         if self.is_training:
             return self.training_logits(self.mb_x)
         everything = range(len(self.model.class_names))
-        return _keep_columns(self.scores(self.mb_x), self.seen_classes or everything)
+        return keep_columns(self.scores(self.mb_x), self.seen_classes or everything)
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a step at the current weights, with gradients."""

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_clipfit import CLIPStrategy, Options
-from cl_clipfit.strategy import StepFeatures
+from cl_clipfit.step import StepFeatures
 
 NAME = "linear-head"
 PAPER = "Wortsman et al. 2022, arXiv 2109.01903 (CVPR)"

@@ -20,7 +20,7 @@ from cl_clipfit.merging import (
     interpolate,
     path_positions,
 )
-from cl_clipfit.strategy import Workload
+from cl_clipfit.step import Workload
 
 NAME = "mergetune"
 PAPER = "Wang et al. 2026, arXiv 2601.10497 (ICLR)"

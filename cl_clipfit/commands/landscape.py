@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from cl_clipfit.building import failure
 from cl_clipfit.errors import UserError
-from cl_clipfit.experiment import LONG_RUN_SECONDS, failure
+from cl_clipfit.experiment import LONG_RUN_SECONDS
 from cl_clipfit.landscape import (
     LINES,
     POINTS,

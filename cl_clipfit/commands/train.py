@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
+from cl_clipfit.building import check_strategy
 from cl_clipfit.config import RunConfig
-from cl_clipfit.experiment import Run, check_strategy
+from cl_clipfit.experiment import Run
 from cl_clipfit.files import write_atomic
 from cl_clipfit.preparation import prepare
 from cl_clipfit.report.display import ConsoleDisplay

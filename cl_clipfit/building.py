@@ -1,0 +1,112 @@
+"""From a plan to a strategy on a copy of the model, and what to say when its code fails."""
+
+import copy
+import random
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.errors import UserError
+from cl_clipfit.plan import StreamPlan
+from cl_clipfit.runplan import RunPlan
+from cl_clipfit.strategy import CLIPStrategy
+
+
+def build_strategy(
+    plan: RunPlan,
+    stream: StreamPlan,
+    model: CLIPClassifier,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    plugins: Sequence[Any] = (),
+) -> CLIPStrategy:
+    """Build a plan's strategy on a copy of the model.
+
+    Args:
+        plan: the strategy, its recipe and options.
+        stream: names the device.
+        model: the pretrained classifier.
+        class_names: names in label order.
+        templates: prompt templates of the classes.
+        plugins: Avalanche plugins.
+
+    Raises:
+        UserError: the method's own code fails.
+    """
+    try:
+        return plan.cls(
+            model=copy.deepcopy(model),
+            class_names=class_names,
+            templates=templates,
+            recipe=plan.recipe,
+            options=plan.options,
+            device=stream.device,
+            plugins=list(plugins),
+            **({"host_options": plan.host_options} if plan.host else {}),
+        )
+    except UserError:
+        raise
+    except Exception as error:  # a method's own code may raise anything
+        raise UserError(failure(plan, error)) from error
+
+
+def check_strategy(
+    plan: RunPlan, stream: StreamPlan, model: CLIPClassifier, scenario: Scenario
+) -> None:
+    """Find what is wrong with a selection before other runs of the command have cost their time.
+
+    Args:
+        plan: the run.
+        stream: what all runs of the command share.
+        model: the pretrained classifier; it is copied.
+        scenario: the stream; only the names of its first task are encoded.
+
+    Raises:
+        UserError: the strategy cannot be built, or selects nothing.
+    """
+    first = scenario.task_classes[0]
+    names = scenario.class_names[: len(first)]
+    select_first(plan, build_strategy(plan, stream, model, names, scenario.templates), first)
+
+
+def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) -> None:
+    """Select what trains in the first task, whose `classes` these are.
+
+    Raises:
+        UserError: the selection fails.
+    """
+    if plan.recipe is None:
+        return
+    strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
+    try:
+        strategy.select()
+        if plan.host:
+            strategy.zero_shot_point()
+    except Exception as error:
+        raise UserError(failure(plan, error)) from error
+    strategy.task_classes, strategy.seen_classes = [], []
+
+
+def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
+    """Say what failed in a line, and where in the method's own file; task 0 is before any."""
+    name = plan.strategy.name
+    files = [entry.file.resolve() for entry in (plan.strategy, plan.host) if entry]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).resolve() in files]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    when = f"in task {task}" if task else "before the first task"
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"strategy {name} failed {when}{where}: {kind}{error}"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator a method or plug-in may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
