@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cl_clipfit.clip import CLIPClassifier, create_classifier
     from cl_clipfit.config import Options, Recipe
+    from cl_clipfit.continued import ContinuedOptions, ContinuedStrategy
     from cl_clipfit.data.source import DataRequest, ImageSet, Source
     from cl_clipfit.data.streams import Scenario, build_scenario
     from cl_clipfit.errors import UserError
     from cl_clipfit.strategy import CLIPStrategy
+    from cl_clipfit.tuning.bank import Delta, DeltaBank
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.strategy",
+    "ContinuedOptions": "cl_clipfit.continued",
+    "ContinuedStrategy": "cl_clipfit.continued",
     "DataRequest": "cl_clipfit.data.source",
+    "Delta": "cl_clipfit.tuning.bank",
+    "DeltaBank": "cl_clipfit.tuning.bank",
     "ImageSet": "cl_clipfit.data.source",
     "Options": "cl_clipfit.config",
     "Recipe": "cl_clipfit.config",
@@ -32,7 +38,11 @@ _HOMES = {
 __all__ = [
     "CLIPClassifier",
     "CLIPStrategy",
+    "ContinuedOptions",
+    "ContinuedStrategy",
     "DataRequest",
+    "Delta",
+    "DeltaBank",
     "ImageSet",
     "Options",
     "Recipe",

@@ -235,6 +235,11 @@ def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"--config {file}: expected settings as 'name: value' lines")
     values = {str(key): value for key, value in values.items() if key not in besides}
+    if "merged_from" in values:
+        raise UserError(
+            f"--config {file}: this run was merged from {values['merged_from']}: repeat it with"
+            " run.py merge"
+        )
     known = [name for name in RunConfig.model_fields if name != "config"]
     unknown = [key for key in values if key not in known]
     if unknown:

@@ -18,6 +18,7 @@ from cl_clipfit.strategy import CLIPStrategy
 from cl_clipfit.tuning.deltas import tensor_groups
 
 LANDSCAPE_IMAGES = 512
+FAR = 3.0  # of the host's distance from zero-shot: a second stage beyond it has diverged
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 Values = dict[str, Tensor]
 
@@ -65,7 +66,8 @@ class ContinuedStrategy(CLIPStrategy):
     """Train a host on every task, then continue it; a method says from where and by which terms.
 
     It overrides `start(stage)` and adds its terms in `add_gradients` or `compute_loss` while
-    `second_stage` is set. `over(host)` makes the class that trains both.
+    `second_stage` is set. `over(host)` makes the class that trains both. The host's loss is its
+    `training_loss`; what a host adds in `add_gradients` counts at the weights of a step alone.
 
     Args:
         options: the method's own.
@@ -117,12 +119,12 @@ class ContinuedStrategy(CLIPStrategy):
         if self._trajectory is not None:
             self.model.load_values(self._trajectory)
         self._previous = self._previous or self.zero_shot_point()
-        self._task_started = time.perf_counter()
+        self._task_started = self._now()
 
     def after_task(self) -> None:
         """Run the second stage on the same images."""
         super().after_task()  # the host's own
-        started = time.perf_counter()
+        started = self._now()
         host = self._solutions[self.tasks_seen - 1] if self._solutions else self.current_values()
         assert self._previous is not None
         stage = Stage(self.zero_shot_point(), self._previous, host)
@@ -132,16 +134,34 @@ class ContinuedStrategy(CLIPStrategy):
         self._previous, self._last = self.current_values(), stage
         if self.merge.trajectory == "read-out":
             self._trajectory = host
-        ended = time.perf_counter()
         self.stage_done()
-        seconds = {"host_seconds": started - self._task_started, "merge_seconds": ended - started}
-        self._note(stage, self._previous, seconds)
+        ended = self._now()
+        host_seconds = None if self._solutions else started - self._task_started
+        self.records.append(
+            {
+                **self._measure(stage, self._previous),
+                "host_seconds": host_seconds,
+                "merge_seconds": ended - started,
+                "landscape_seconds": self._now() - ended,
+            }
+        )
+        self.measured_seconds += self._now() - ended
+
+    def _now(self) -> float:
+        """Return the time in seconds, once the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def _train(self, stage: Stage) -> None:
         own, recipe, epochs = self.merge, self.recipe, self._epochs()
         if epochs == 0:
             return
-        changes = {"epochs": epochs, "lr": own.merge_lr or recipe.lr, "weight_decay": 0.0}
+        changes = {
+            "epochs": epochs, "lr": own.merge_lr or recipe.lr, "weight_decay": 0.0,
+            # a stage of one epoch must not be all warm-up
+            "warmup_epochs": min(recipe.warmup_epochs, epochs - 1),
+        }  # fmt: skip
         host_options = self.options
         if not own.keep_kd and hasattr(host_options, "kd_weight"):
             self.options = host_options.model_copy(update={"kd_weight": 0.0})
@@ -164,25 +184,33 @@ class ContinuedStrategy(CLIPStrategy):
     def workload(self) -> Workload:
         """Count the second stage and what is measured after it."""
         host, epochs, trained = super().workload(), self._epochs(), self._solutions is None
-        sampled = 0 if self.merge.landscape == "off" else len(LINES) * POINTS * LANDSCAPE_IMAGES
+        points = 0 if self.merge.landscape == "off" else len(LINES) * POINTS
         # scored: the merged weights, the host, WiSE-FT, and the ensemble where it is asked for
         passes = 3 + (self.merge.ensemble is not None)
         return Workload(
-            host.epochs * trained + epochs, host.passes * trained + epochs, passes, sampled
+            host.epochs * trained + epochs,
+            host.passes * trained + epochs,
+            passes,
+            points * LANDSCAPE_IMAGES,
         )
 
     def current_values(self) -> Values:
         """Return a copy of the selection's values."""
         return {name: p.detach().clone() for name, p in self.selection.items()}
 
-    def _note(self, stage: Stage, merged: Values, seconds: dict[str, float]) -> None:
-        """Note where the merged weights lie, and what the loss is on the way to them."""
-        record: dict[str, Any] = {}
+    def _measure(self, stage: Stage, merged: Values) -> dict[str, Any]:
+        """Measure where the merged weights lie, and what the loss is on the way to them."""
+        found: dict[str, Any] = {}
         for name, point in (("zero_shot", stage.zero_shot), ("previous", stage.previous)):
             ratio = length_ratio(merged, point, stage.host)
-            record[f"ratio_to_{name}"] = ratio if math.isfinite(ratio) else None
-            record[f"cosine_to_{name}"] = direction_cosine(merged, point, stage.host)
-        started = time.perf_counter()
+            found[f"ratio_to_{name}"] = ratio if math.isfinite(ratio) else None
+            found[f"cosine_to_{name}"] = direction_cosine(merged, point, stage.host)
+        ratio = length_ratio(merged, stage.zero_shot, stage.host)
+        if not ratio <= FAR:  # nor where it is no number
+            self.warn(
+                f"task {self.tasks_seen}: the second stage diverged, {ratio:.3g} times as far from"
+                " zero-shot as the host: lower merge_lr or the lambdas, or let the host move more"
+            )
         if self.merge.landscape == "sample":
             images, labels = self.task_sample(LANDSCAPE_IMAGES)
             points: Mapping[str, Values] = {
@@ -190,9 +218,8 @@ class ContinuedStrategy(CLIPStrategy):
                 "host": stage.host, "merged": merged,
             }  # fmt: skip
             lines = profiles(self, points, Sample(images, labels, self.label_space()))
-            record["barriers"] = {name: line["barrier"] for name, line in lines.items()}
-        seconds["landscape_seconds"] = time.perf_counter() - started
-        self.records.append(record | seconds)
+            found["barriers"] = {name: line["barrier"] for name, line in lines.items()}
+        return found
 
     def compared(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the host before merging, and the interpolation as far from zero-shot as merged."""

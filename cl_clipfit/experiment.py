@@ -113,8 +113,10 @@ class Run:
             started = time.perf_counter()
             self._start_display(task, tasks)
             self._learn(experience)
-            seconds = time.perf_counter() - started
+            measured, self.strategy.measured_seconds = self.strategy.measured_seconds, 0.0
+            seconds = time.perf_counter() - started - measured
             self.progress.train_seconds.append(seconds)
+            self.progress.measure_seconds.append(measured)
             self._keep_task(experience)
             self._evaluate()
             seen = metrics.functional.seen_accuracy(
@@ -162,10 +164,12 @@ class Run:
     def _statistics(self, experience: Any) -> dict[str, torch.Tensor]:
         """Summarise the task's training images as zero-shot CLIP sees them, to route by."""
         model = self.strategy.model
-        images, labels = self.strategy.task_sample(STATISTICS_IMAGES, experience)
+        images, labels = self.strategy.task_sample(STATISTICS_IMAGES, experience, by_class=True)
         batches = images.split(self.strategy.eval_mb_size)
+        device = self.strategy.device
         with torch.no_grad(), model.pretrained_weights():
-            features = torch.cat([model.image_features(batch).cpu() for batch in batches])
+            found = [model.image_features(batch.to(device)).cpu() for batch in batches]
+        features = torch.cat(found)
         return class_statistics(features, labels)
 
     def _show_warnings(self) -> None:
@@ -213,6 +217,7 @@ class Run:
                 " and prompts"
             )
         values = sum(p.numel() for p in self.strategy.selection.values())
-        gigabytes = 4 * values * len(self.scenario.task_classes) / 1e9
+        copies = 2 if self.plan.host else 1  # the host's weights are kept too
+        gigabytes = 4 * values * copies * len(self.scenario.task_classes) / 1e9
         if gigabytes > 1:
             self.display.note(f"{name}: its bank will take about {gigabytes:.1f} GB")

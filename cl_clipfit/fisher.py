@@ -29,7 +29,7 @@ def diagonal_fisher(
     names, parameters = zip(*strategy.selection.items(), strict=True)
     totals = [torch.zeros_like(p) for p in parameters]
     for image in images.split(1):
-        logits = strategy.training_logits(image)
+        logits = strategy.training_logits(image.to(strategy.device))
         odds = logits.detach().softmax(1).cpu()
         label = torch.multinomial(odds, 1, generator=generator)[:, 0].to(logits.device)
         loss = F.cross_entropy(logits, label)

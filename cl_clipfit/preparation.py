@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cl_clipfit.building import build_strategy, select_first
 from cl_clipfit.clip import CLIPClassifier, check_model, create_classifier
 from cl_clipfit.config import RunConfig, read_config
 from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
-from cl_clipfit.environment import use_exact_fp32
+from cl_clipfit.environment import resolve_device, use_exact_fp32
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.labels import split_label
 from cl_clipfit.plan import StreamPlan, load_source, plan_stream
@@ -60,18 +62,21 @@ class Prepared:
             seed=0 if stream.shots is None else seed,
         )
 
-    def folder(self, plan: RunPlan, name: str = "", **more: Any) -> RunFolder:
+    def folder(self, plan: RunPlan, name: str = "", trained_on: str = "", **more: Any) -> RunFolder:
         """Return where a run goes.
 
         Args:
             plan: the run.
             name: in the folder's name; default the strategy's.
+            trained_on: the device, where the run was trained on another one than the command's.
             **more: joins what the folder's name holds a hash of.
         """
         assert self.model.identity is not None
         data = [self.source.sha256, *(probe.sha256 for probe in self.probes.values())]
         precision = self.config.precision
-        digest = run_digest(self.stream, plan, precision, self.model.identity, data, more)
+        device = torch.device(trained_on or self.stream.device)
+        stream = replace(self.stream, device=device)
+        digest = run_digest(stream, plan, precision, self.model.identity, data, more)
         scenario = self.stream.entry.name
         strategy = name or plan.strategy.name
         return RunFolder(self.config.output, scenario, strategy, plan.seed, digest)
@@ -112,6 +117,16 @@ def _import_plugins(registry: Registry, config: RunConfig, display: ConsoleDispl
             if entry.name in (*wanted, config.scenario):
                 raise
             display.warn(f"plug-in left out: {error}")
+
+
+def _available(device: str, display: ConsoleDisplay) -> str:
+    """Return the device a run was trained on, or the CPU where this machine has none such."""
+    try:
+        resolve_device(device)
+    except UserError:
+        display.note(f"this machine has no {device}, which the run was trained on: using the CPU")
+        return "cpu"
+    return device
 
 
 @dataclass(frozen=True)
@@ -155,19 +170,27 @@ def open_run(path: Path, display: ConsoleDisplay, device: str | None = None) -> 
         UserError: no finished run, one without a bank, or other data or weights than it was
             trained with.
     """
+    path = path.resolve()
     if not is_file(path / "config.yaml"):
         raise UserError(f"{path}: no run folder: it has no config.yaml")
     result = read_result(path / "result.json")
     if result is None:
         raise UserError(f"{path}: this run is not finished: repeat the command that began it")
     settings = read_config(path / "config.yaml", besides=(MERGED_FROM,))
-    settings |= {"device": device} if device else {}
+    trained_on = str(settings.get("device", "cpu"))
+    settings["device"] = device or _available(trained_on, display)
     prepared = prepare(RunConfig.model_validate(settings | {"output": path.parent}), display)
     plan = prepared.plans[0]
     if plan.recipe is None:
         raise UserError(f"{path}: {plan.label} trains nothing, so there is no bank")
     if prepared.source.sha256 != result["data"]["sha256"]:
         raise UserError(f"{path}: the data are not those of the run: give it its own back")
+    origin = result.get("merged") or {}
+    if prepared.folder(plan, trained_on=trained_on, **origin).digest != result.get("digest"):
+        raise UserError(
+            f"{path}: the code of the strategy, a probe, the model or this version are not those"
+            " that the run was made with: repeat the run"
+        )
     scenario = prepared.scenario(plan.seed)
     strategy = build_strategy(
         plan, prepared.stream, prepared.model, scenario.class_names, scenario.templates

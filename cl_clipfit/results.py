@@ -21,6 +21,7 @@ class Progress:
         zero_shot: accuracy over the classes seen, had the model stayed as it was.
         changes: root mean square change of every layer from the pretrained values, a task each.
         train_seconds: a task each.
+        measure_seconds: a task each, of landscapes.
         eval_seconds: as the rows of `board`.
     """
 
@@ -29,6 +30,7 @@ class Progress:
     zero_shot: list[float | None] = field(default_factory=list)
     changes: list[dict[str, float]] = field(default_factory=list)
     train_seconds: list[float] = field(default_factory=list)
+    measure_seconds: list[float] = field(default_factory=list)
     eval_seconds: list[float] = field(default_factory=list)
 
 
@@ -74,6 +76,7 @@ def build_result(
         "merge": describe_merge(strategy, progress),
         "timings": {
             "train_seconds": progress.train_seconds,
+            "measure_seconds": progress.measure_seconds,
             "eval_seconds": progress.eval_seconds,
         },
         "peak_memory_bytes": environment.peak_memory_bytes(stream.device),

@@ -75,6 +75,7 @@ class RunFolder:
     """One run's folder, `SCENARIO-STRATEGY-sSEED-HASH/` under the output folder."""
 
     def __init__(self, output: Path, scenario: str, strategy: str, seed: int, digest: str) -> None:
+        self.digest = digest
         self.path = output / f"{scenario}-{strategy}-s{seed}-{digest}"
 
     def finished_result(self) -> dict[str, Any] | None:
@@ -102,4 +103,4 @@ class RunFolder:
         header = ["after_task", *(f"task_{j}" for j in range(1, len(matrix[0]) + 1))]
         rows = [[t, *row] for t, row in enumerate(matrix)]
         write_atomic(self.path / "accuracy_matrix.csv", csv_text(header, rows))
-        write_json(self.path / RESULT, {"schema": SCHEMA, **result})
+        write_json(self.path / RESULT, {"schema": SCHEMA, "digest": self.digest, **result})

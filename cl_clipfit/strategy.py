@@ -102,6 +102,9 @@ class CLIPStrategy(SupervisedTemplate):
     trains: ClassVar[bool] = True
     """False for a method without gradient steps; it may still change in `after_task`."""
 
+    compares_text: ClassVar[bool] = True
+    """False for a method that does not classify by the features of class prompts."""
+
     needs_host: ClassVar[bool] = False
     """True for a method that continues another one: its classmethod `over(host)` returns a class
     that does both, and its options have a field `host`."""
@@ -151,6 +154,7 @@ class CLIPStrategy(SupervisedTemplate):
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.warnings: list[str] = []
         self.records: list[dict[str, Any]] = []  # what a method notes, a task each
+        self.measured_seconds = 0.0  # of `train`, spent on measuring and not on training
         # A generator of its own: what is drawn for a crop does not change the order of the data.
         self.augmentation_draws = torch.Generator().manual_seed(
             (torch.initial_seed() + _AUGMENTATION_SEED) % 2**63
@@ -231,10 +235,10 @@ class CLIPStrategy(SupervisedTemplate):
             ValueError: the method trains parameters of its own, whose values at the start need not
                 stand for zero-shot CLIP; a method for which they do overrides this.
         """
-        added = [name for name in self.selection if not name.startswith("clip.")]
+        added = [name for name in self.selection if name not in self.model.backbone_names]
         if added:
             raise ValueError(
-                f"{type(self).__name__} has no zero-shot point: {added[0]} is no parameter of CLIP;"
+                f"{type(self).__name__} has no zero-shot point: {added[0]} is not pretrained;"
                 " override zero_shot_point() if its values at the start stand for zero-shot CLIP"
             )
         return {name: self.model.pretrained_values[name] for name in self.selection}
@@ -354,18 +358,26 @@ class CLIPStrategy(SupervisedTemplate):
         finally:
             self.recipe = own
 
-    def task_sample(self, count: int, experience: Any = None) -> tuple[Tensor, Tensor]:
-        """Return at most `count` training images, a fixed draw, and their labels.
+    def task_sample(
+        self, count: int, experience: Any = None, by_class: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return at most `count` training images, a fixed draw, and their labels, on the CPU.
 
         Args:
             count: images.
             experience: the task; default the one that is being learned.
+            by_class: draw from each class alike, and from each at least one.
         """
         data = (experience or self.experience).dataset
-        draws = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(data), generator=draws)[:count].sort().values.tolist()
-        images, labels = zip(*(data[i][:2] for i in chosen), strict=True)
-        return torch.stack(images).to(self.device), torch.tensor(labels, device=self.device)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        if by_class:
+            targets = torch.as_tensor(list(data.targets))[order]
+            limit = max(1, count // len(targets.unique()))
+            order = torch.cat([order[targets == label][:limit] for label in targets.unique()])
+        else:
+            order = order[:count]
+        images, labels = zip(*(data[i][:2] for i in order.sort().values.tolist()), strict=True)
+        return torch.stack(images), torch.tensor(labels)
 
     def backward(self) -> None:
         """Run the backward pass of a step, then `add_gradients`."""

@@ -38,6 +38,7 @@ class LinearHead(CLIPStrategy):
         ValueError: no `class_names`, or a model that has a head already.
     """
 
+    compares_text = False
     options: LinearHeadOptions
 
     def __init__(self, **kwargs: Any) -> None:

@@ -88,6 +88,12 @@ class MergeTune(ContinuedStrategy):
         """Return MERGETUNE's defaults."""
         return MergeTuneOptions()
 
+    def select(self) -> None:
+        """Refuse a host without text features where the terms are between such."""
+        super().select()
+        if self.merge.space == "text-features" and not self.compares_text:
+            raise ValueError("space=text-features needs a host that compares images with text")
+
     def start(self, stage: Stage) -> Values:
         """Return (1 - tau) s + tau w2."""
         start = stage.previous if self.merge.start == "previous" else stage.zero_shot
@@ -189,8 +195,7 @@ class MergeTune(ContinuedStrategy):
         f and f2 not normalised.
         """
         features, own = self.features, self.merge
-        if features is None or features.raw_text is None:
-            raise ValueError("space=text-features needs a host that compares images with text")
+        assert features is not None and features.raw_text is not None
         zero_shot = self.model.zero_shot_text_features[features.classes]
         total = features.image.new_zeros(())
         for weight, point, _ in self._anchors(stage):

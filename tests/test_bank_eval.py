@@ -1,5 +1,6 @@
 """A finished run's bank merged, routed and continued: against the run's own tables."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -134,7 +135,8 @@ def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[st
     assert main(["merge", str(run), "--method", "mean"]) == 0
     merged = only(run.parent, "*-image-norms+mean-*")
     result = read(merged)
-    assert result["merged"] == {"method": "mean", "settings": {}, "run": run.name}
+    bank = hashlib.sha256((run / "bank" / "index.json").read_bytes()).hexdigest()
+    assert result["merged"] == {"method": "mean", "settings": {}, "run": run.name, "bank": bank}
     assert result["label"] == "image-norms + mean"
     mean = evaluation(run).evaluate("mean").summary()
     assert [result[name] for name in TABLES] == [mean[name] for name in TABLES]
@@ -143,7 +145,7 @@ def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[st
     assert main(["merge", str(run), "--method", "mean"]) == 0
     assert "complete, shown again" in capsys.readouterr().err
     assert main(["--config", str(merged / "config.yaml")]) == 2
-    assert "merged_from" in capsys.readouterr().err
+    assert "repeat it with run.py merge" in capsys.readouterr().err
 
 
 def test_mergetune_continues_a_finished_run(run: Path) -> None:
@@ -171,6 +173,10 @@ def test_what_is_wrong_is_said_in_a_line(
         (["merge", str(run), "--method", "ties", "--density", "0"], "density"),
         (["merge", str(run), "--method", "ties", "--set", "mergetune.beta=1"], "only --method"),
         (["merge", str(run), "--method", "mergetune", "--set", "full.lr=1"], "--set full"),
+        (["merge", str(run), "--method", "mergetune", "--set", "mergetune.lr=1"], "of the run"),
+        (["merge", str(run), "--method", "mergetune", "--set", "mergetune.host=x"], "of the run"),
+        (["merge", str(run), "--method", "ties", "--alpha", "0.3"], "--alpha has no effect"),
+        (["bank", "eval", str(run), "--mode", "mean", "--alpha", "3"], "--alpha has no effect"),
         (["merge", str(tmp_path), "--method", "ties"], "no run folder"),
         (["bank", "eval", str(copy), "--mode", "latest"], "task-002.safetensors is damaged"),
     ):

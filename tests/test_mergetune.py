@@ -182,13 +182,14 @@ HOSTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("anchor", ["zero-shot", "both"])
 @pytest.mark.parametrize(("host", "options", "kd"), HOSTS)
 def test_text_feature_space_equals_the_published_objective(
-    tiny: Build, source: Source, host: type[CLIPStrategy], options: Options, kd: float
+    tiny: Build, source: Source, host: type[CLIPStrategy], options: Options, kd: float, anchor: str
 ) -> None:
     strategy = make(
-        tiny, source, host, host_options=options, space="text-features", anchor="zero-shot",
-        lambda_zero_shot=8.0, beta=1.0, alpha="grid-5",
+        tiny, source, host, host_options=options, space="text-features", anchor=anchor,
+        lambda_zero_shot=8.0, lambda_previous=5.0, beta=1.0, alpha="grid-5",
     )  # fmt: skip
     images, labels = in_second_stage(strategy, source)
     stage, model = strategy.second_stage, strategy.model
@@ -206,6 +207,8 @@ def test_text_feature_space_equals_the_published_objective(
 
     with torch.no_grad(), model.weights(stage.host):
         host_text = encode()
+    with torch.no_grad(), model.weights(stage.previous):
+        before = encode()
     text = encode()
     zero_shot = model.zero_shot_text_features[classes]
     image = model.clip.encode_image(model.preprocess(images))
@@ -220,6 +223,8 @@ def test_text_feature_space_equals_the_published_objective(
     away = 1 - F.cosine_similarity(text, zero_shot, dim=1).mean()
     line = [entropy(host_text + a * (text - host_text)) for a in (0.1, 0.3, 0.5, 0.7, 0.9)]
     expected = entropy(text) + (kd + 8.0) * away + torch.stack(line).mean()
+    if anchor == "both":
+        expected = expected + 5.0 * (1 - F.cosine_similarity(text, before, dim=1).mean())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     reference = torch.autograd.grad(expected, list(strategy.selection.values()), allow_unused=True)
     for got, wanted in zip(gradients, reference, strict=True):
@@ -277,6 +282,66 @@ def test_anchors_count_as_they_should(tiny: Build, source: Source) -> None:
             assert strategy._anchors(stage)[0][1] is stage.previous
         strategy.tasks_seen = 1
         assert len(strategy._anchors(stage)) == first
+
+
+def test_the_fisher_weights_the_pull_and_adds_up_over_tasks(tiny: Build, source: Source) -> None:
+    strategy = make(
+        tiny, source, metric="fisher", anchor="previous", lambda_previous=0.7, beta=0.0,
+        fisher_samples=4,
+    )  # fmt: skip
+    images, labels = in_second_stage(strategy, source)
+    stage = strategy.second_stage
+    assert stage is not None
+    generator = torch.Generator().manual_seed(6)
+    weight = {n: torch.rand(p.shape, generator=generator) for n, p in strategy.selection.items()}
+    strategy._fisher = weight
+    strategy.mbatch = [images, labels, torch.zeros(len(labels))]
+    strategy.model.zero_grad()
+    strategy.loss = torch.zeros(())
+    strategy.add_gradients()
+    far = sum((weight[n] * (stage.host[n] - stage.previous[n]).square()).sum() for n in weight)
+    for name, parameter in strategy.selection.items():
+        way = parameter.detach() - stage.previous[name]
+        expected = 0.7 * 3 * 2 * weight[name] * way / far  # three groups of tensors
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
+    learned = make(tiny, source, metric="fisher", fisher_samples=4)
+    learn(learned, source, tasks=1)
+    first = {n: v.clone() for n, v in (learned._fisher or {}).items()}
+    twice = make(tiny, source, metric="fisher", fisher_samples=4)
+    learn(twice, source, tasks=2)
+    assert all((twice._fisher[n] >= first[n]).all() for n in first)
+    assert any((twice._fisher[n] > first[n]).any() for n in first)
+
+
+def test_distillation_can_be_left_out_of_the_second_stage_alone(
+    tiny: Build, source: Source
+) -> None:
+    seen: dict[bool, list[float]] = {True: [], False: []}
+
+    class Spy(ClipFit):
+        def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+            seen[self.second_stage is not None].append(self.options.kd_weight)
+            return super().compute_loss(logits, labels)
+
+    learn(make(tiny, source, Spy, host_options=ClipFitOptions(kd_weight=3), keep_kd=False), source)
+    assert (set(seen[False]), set(seen[True])) == ({3.0}, {0.0})
+
+
+def test_a_second_stage_that_diverges_is_said_so(tiny: Build, source: Source) -> None:
+    recipe = Recipe(epochs=4, batch_size=4, optimizer="sgd", lr=1e-4)
+    strategy = make(tiny, source, recipe=recipe, lambda_zero_shot=1.0)
+    learn(strategy, source, tasks=1)
+    assert "diverged" in strategy.warnings[0]
+    assert strategy.records[0]["ratio_to_zero_shot"] > 3
+
+
+def test_a_second_stage_is_never_all_warm_up(tiny: Build, source: Source) -> None:
+    recipe = Recipe(epochs=2, batch_size=8, lr=0.02, warmup_epochs=1, warmup_lr=1e-9)
+    strategy = make(tiny, source, recipe=recipe, tau=1.0, **OFF)  # one epoch
+    learn(strategy, source, tasks=1)
+    assert not same(dict(strategy.compared()["host"]), values(strategy))
+    moved = [(strategy.compared()["host"][n] - v).abs().max() for n, v in values(strategy).items()]
+    assert max(moved) > 1e-3
 
 
 def test_the_fisher_is_the_mean_square_of_single_gradients(tiny: Build, source: Source) -> None:

@@ -50,6 +50,7 @@ class CLIPClassifier(nn.Module):
         class_names: names in label order; names may repeat, the label is the identity.
         zero_shot_text_features: (K, d), unit length, of the *pretrained* text tower: the anchor.
         pretrained_values: what every parameter that was ever selected held at first, by name.
+        backbone_names: names of the pretrained parameters, as `named_parameters` gives them.
         context: (n, width), what every prompt begins with; None unless `learn_context` was called.
     """
 
@@ -70,6 +71,7 @@ class CLIPClassifier(nn.Module):
         self._text_cache: list[Tensor] | None = None
         self.register_buffer("zero_shot_text_features", torch.empty(0), persistent=False)
         self.register_parameter("context", None)
+        self.backbone_names = frozenset(f"clip.{name}" for name, _ in clip.named_parameters())
         self._context_words: list[int] = []  # token ids of the words it took the place of
 
     def train(self, mode: bool = True) -> "CLIPClassifier":

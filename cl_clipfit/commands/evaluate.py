@@ -21,6 +21,7 @@ from cl_clipfit.tuning.mixing import mixable, mixed_image_features
 from cl_clipfit.tuning.routing import route
 
 Values = dict[str, Tensor]
+Scorer = Callable[..., Tensor]  # _mixed or _one_at_a_time
 
 
 @dataclass
@@ -68,8 +69,11 @@ class BankEvaluation:
                 f"{run.bank.folder}: the bank holds {len(run.bank)} tasks, the stream {self.tasks}:"
                 " repeat the run with --fresh"
             )
-        self.values = [self._on_device(run.bank.load(t + 1)) for t in range(self.tasks)]
-        self.base = self.strategy.zero_shot_point()
+        try:
+            self.base = self.strategy.zero_shot_point()
+        except ValueError as error:
+            raise UserError(f"{run.path}: {error}") from error
+        self._values: list[Values] = []
         self._zero_shot: Scores | None = None
         self._fishers: list[Values] = []
 
@@ -91,9 +95,19 @@ class BankEvaluation:
         if mode == "fisher":
             self._estimate_fishers(task)
             return merging.fisher(self.values[:task], self._fishers[:task])
-        return merged_values(mode, self.values[:task], self.base, self.settings)
+        alone = mode in ("latest", "wise")  # a bank of whole models need not all be in memory
+        values = [self._load(task)] if alone else self.values[:task]
+        return merged_values(mode, values, self.base, self.settings)
 
-    def _on_device(self, values: Values) -> Values:
+    @property
+    def values(self) -> list[Values]:
+        """What every task trained, on the device; read when it is first asked for."""
+        if not self._values:
+            self._values = [self._load(task) for task in range(1, self.tasks + 1)]
+        return self._values
+
+    def _load(self, task: int) -> Values:
+        values = self.run.bank.load(task)
         return {name: value.to(self.strategy.device) for name, value in values.items()}
 
     def _score(self, values: Values) -> Scores:
@@ -118,7 +132,11 @@ class BankEvaluation:
         assert self._zero_shot is not None
         result.chosen.add(self._zero_shot)
         features = self._zero_shot_features(test.images) if result.mode == "routed" else None
-        statistics = [self.run.bank.load(t + 1, "statistics") for t in range(self.tasks)]
+        routed = result.mode == "routed"
+        tasks = range(1, self.tasks + 1) if routed else ()
+        statistics = [self.run.bank.load(task, "statistics") for task in tasks]
+        sources = self.run.prepared.probes if routed else {}
+        seen = {n: self._zero_shot_features(source.test.images) for n, source in sources.items()}
         candidates = [*self.values, self.base]  # the last: of tasks not learned yet
         mix = _can_mix(self.strategy, self.base)
         result.batches = "mixed" if mix else "one task at a time"
@@ -132,10 +150,11 @@ class BankEvaluation:
                 self.strategy, candidates, choices, test.images,
                 self.strategy.model.text_features, self.strategy.score_all,
             )  # fmt: skip
-            probes = {
-                name: self._probe(source, statistics[:task], scorer, candidates, result.mode)
-                for name, source in self.run.prepared.probes.items()
-            }
+            # Probes belong to no task: an oracle leaves them to zero-shot CLIP.
+            probes = self._zero_shot.probes
+            for name, source in sources.items():
+                own = self._route(seen[name], statistics[:task])
+                probes = {**probes, name: self._probe(source, own, scorer, candidates)}
             result.board.add(Scores(scores, probes))
             result.chosen.add(Scores(self._within(scores, choices), probes))
             known = true_tasks < task
@@ -172,18 +191,11 @@ class BankEvaluation:
         return scores.masked_fill(~keep[choices], -torch.inf)
 
     def _probe(
-        self, source: Source, statistics: Sequence[Mapping[str, Tensor]],
-        scorer: Callable[..., Tensor], candidates: Sequence[Values], mode: str,
-    ) -> float:  # fmt: skip
-        """Score a probe; its images belong to no task, so that an oracle leaves them to CLIP."""
-        images = source.test.images
-        if mode == "oracle":
-            choices = torch.full((len(images),), self.tasks)
-        else:
-            choices = self._route(self._zero_shot_features(images), statistics)
+        self, source: Source, choices: Tensor, scorer: Scorer, candidates: Sequence[Values]
+    ) -> float:
         names, templates = source.class_names, source.templates
         scores = scorer(
-            self.strategy, candidates, choices, images,
+            self.strategy, candidates, choices, source.test.images,
             lambda: self.strategy.probe_features(names, templates),
             lambda some: self.strategy.score_probe(some, names, templates),
         )  # fmt: skip

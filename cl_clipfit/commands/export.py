@@ -1,5 +1,6 @@
 """`run.py bank export`: the merged model of a run as a checkpoint that open_clip reads."""
 
+import contextlib
 import copy
 import io
 import shlex
@@ -17,7 +18,7 @@ from cl_clipfit.clip.factory import hash_weights
 from cl_clipfit.clip.weights import SCHEMAS, parse_model
 from cl_clipfit.commands.bank import file_size, open_bank, say
 from cl_clipfit.commands.mode_settings import CLOSED_FORM, MODES, ModeSettings
-from cl_clipfit.commands.modes import merged_values, used_settings
+from cl_clipfit.commands.modes import check_settings, merged_values, used_settings
 from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.files import write_atomic
 from cl_clipfit.preparation import FinishedRun, open_run
@@ -68,8 +69,11 @@ def export_bank(
         _write(model.clip, draft)
         checked = _check_file(draft, run)
         draft.replace(file)  # only now: with --force the old file stays until the new one is good
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
     used = ", ".join(f"{k}={v}" for k, v in used_settings(mode, settings).items())
     tasks = f"task {last}" if first == last else f"tasks {first} to {last}"
     shown = f"{mode} ({used})" if used else mode
@@ -88,8 +92,9 @@ def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -
             )
         why = "it chooses weights for each image" if mode in MODES else nearest(mode, CLOSED_FORM)
         raise UserError(f"--mode {mode}: cannot be exported. {why}")
-    if idle := sorted(settings.model_fields_set - set(used_settings(mode, settings))):
-        raise UserError(f"--{idle[0]} has no effect with --mode {mode}: leave it out")
+    check_settings("--mode", [mode], settings)
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: name a file")
     if is_file(file, or_folder=True) and not force:
         raise UserError(f"{file} exists: --force replaces it")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cl_clipfit.commands.evaluate import BankEvaluation, ModeResult
 from cl_clipfit.commands.mode_settings import MODES, ModeSettings
-from cl_clipfit.commands.modes import used_settings
+from cl_clipfit.commands.modes import check_settings, used_settings
 from cl_clipfit.commands.train import execute
 from cl_clipfit.config import parse_settings
 from cl_clipfit.errors import UserError, nearest
@@ -39,6 +39,8 @@ def evaluate_bank(
     modes = MODES if list(modes) == ["all"] else modes
     for mode in modes:
         _check_mode(mode, MODES)
+    check_settings("--mode", modes, settings)
+    run = run.resolve()
     display = ConsoleDisplay(err)
     finished = open_run(run, display, device)
     evaluation = BankEvaluation(finished, settings)
@@ -80,15 +82,18 @@ def merge_run(
     _check_mode(method, ["mergetune", *(m for m in MODES if m not in CHOOSING)], "--method")
     if assignments and method != "mergetune":
         raise UserError(f"--set {assignments[0]}: only --method mergetune takes settings so")
+    check_settings("--method", [method], settings)
+    run = run.resolve()
     display = ConsoleDisplay(err)
     finished = open_run(run, display, device)
     plan = _continued(finished, assignments) if method == "mergetune" else finished.plan
-    plan = replace(plan, label=f"{finished.plan.label} + {method}")
-    own = {} if method == "mergetune" else used_settings(method, settings)
-    origin = {"method": method, "settings": own, "run": run.name}
-    bank = sha256(read_bytes(finished.bank.folder / INDEX))  # it holds the hash of every file
+    plan = replace(plan, label=f"{finished.result['label']} + {method}")
+    own = used_settings(method, settings)
+    # The index of the bank holds the hash of every file.
+    bank = sha256(read_bytes(finished.bank.folder / INDEX))
+    origin: dict[str, Any] = {"method": method, "settings": own, "run": run.name, "bank": bank}
     prepared = finished.prepared
-    folder = prepared.folder(plan, f"{finished.plan.strategy.name}+{method}", **origin, bank=bank)
+    folder = prepared.folder(plan, f"{finished.plan.strategy.name}+{method}", **origin)
     result = None if fresh else folder.finished_result()
     if result is None:
         evaluation = BankEvaluation(finished, settings)
@@ -149,7 +154,15 @@ def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
     for name in settings:
         if name != entry.name:
             raise UserError(f"--set {name}: only settings of mergetune can be given here")
-    own = {**settings.get(entry.name, {}), "host": plan.strategy.name, "trajectory": "read-out"}
+    given, fields = settings.get(entry.name, {}), entry.options_class().model_fields
+    for key in given:
+        if key in ("host", "trajectory") or key not in fields:
+            own_names = [name for name in fields if name not in ("host", "trajectory")]
+            raise UserError(
+                f"--set mergetune.{key}: the host and its recipe are those of the run."
+                f" {nearest(key, own_names)}"
+            )
+    own = {**given, "host": plan.strategy.name, "trajectory": "read-out"}
     config, scenario = finished.prepared.config, finished.prepared.stream.entry
     config = config.model_copy(update={"recipe": "default"})
     _, options = make_settings(config, scenario, entry, own)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cl_clipfit import merging
 from cl_clipfit.commands.mode_settings import CLOSED_FORM, ModeSettings
+from cl_clipfit.errors import UserError
 from cl_clipfit.merging import Values
 
 
@@ -39,6 +40,18 @@ def merged_values(
     if mode not in modes:
         raise ValueError(f"{mode} is no closed form of the tasks' values: {', '.join(CLOSED_FORM)}")
     return modes[mode]()
+
+
+def check_settings(option: str, modes: Sequence[str], settings: ModeSettings) -> None:
+    """Refuse settings that none of the modes reads.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    read = {name for mode in modes for name in used_settings(mode, settings)}
+    if idle := sorted(settings.model_fields_set - read):
+        shown = ", ".join(modes)
+        raise UserError(f"--{idle[0]} has no effect with {option} {shown}: leave it out")
 
 
 def used_settings(mode: str, settings: ModeSettings) -> dict[str, Any]:

@@ -123,14 +123,16 @@ def _check(values: Values, groups: Mapping[str, str], floor: float) -> None:
 
 
 def difference(values: Values, start: Values) -> dict[str, Tensor]:
-    """Return values - start in fp64, without gradients."""
-    values, start = aligned(values, start)
-    return {n: v.detach().double() - start[n].detach().double() for n, v in values.items()}
+    """Return values - start in fp64 on the CPU, without gradients."""
+    ends, starts = (
+        {n: v.detach().cpu().double() for n, v in some.items()} for some in aligned(values, start)
+    )
+    return {name: value - starts[name] for name, value in ends.items()}
 
 
 def dot(one: Values, other: Values) -> float:
     """Return the inner product over all tensors together, summed in fp64."""
-    return float(sum((v.double() * other[n].double()).sum() for n, v in one.items()))
+    return float(sum((v.cpu().double() * other[n].cpu().double()).sum() for n, v in one.items()))
 
 
 def length(values: Values) -> float:

@@ -48,7 +48,10 @@ def confidence_interval(values: Sequence[float]) -> float:
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> Table:
-    """Return one row a strategy: mean (± 95 % confidence interval) over its seeds, in percent."""
+    """Return one row a strategy: mean (± 95 % confidence interval) over its seeds, in percent.
+
+    Below a method that names other weights to be compared with, a row for each of these.
+    """
     seeds = max(len(group) for group in by_strategy(results).values())
     scenario = escape(results[0]["scenario"])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
@@ -69,16 +72,30 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
             f"{group[0]['model']['trainable_parameters']:,}",
             f"{statistics.fmean(seconds):.1f}",
         )
+        for other, metrics in compared(group).items():
+            cells = [_cell([m[key] for m in metrics]) for key in COLUMNS]
+            table.add_row(f"  {escape(other)}", *cells, style="dim")
     return table
 
 
+def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the metrics of the weights that runs were compared with, by their name."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        for name, other in ((result.get("merge") or {}).get("compared") or {}).items():
+            found.setdefault(name, []).append(other["metrics"])
+    return found
+
+
 def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) -> str:
-    """Return one line a run with all its metrics."""
+    """Return one line a run with all its metrics, and one for each it was compared with."""
     names = list(results[0]["metrics"])
-    rows = [
-        [r["scenario"], r["label"], r["seed"], *(r["metrics"][n] for n in names), folder]
-        for r, folder in zip(results, folders, strict=True)
-    ]
+    rows = []
+    for r, folder in zip(results, folders, strict=True):
+        found = {r["label"]: r["metrics"]}
+        found |= {f"{r['label']} / {name}": metrics[0] for name, metrics in compared([r]).items()}
+        for label, metrics in found.items():
+            rows.append([r["scenario"], label, r["seed"], *(metrics[n] for n in names), folder])
     return csv_text(["scenario", "strategy", "seed", *names, "folder"], rows)
 
 
