@@ -25,7 +25,7 @@ def run(*arguments: str, output: Path) -> list[dict]:
     assert main([*arguments, "--output", str(output)]) == 0
     (table,) = output.glob("*-comparison.csv")
     lines = table.read_text().splitlines()[1:]
-    folders = [line.rsplit(",", 1)[1] for line in lines]
+    folders = dict.fromkeys(line.rsplit(",", 1)[1] for line in lines)  # some have several lines
     return [json.loads((output / folder / "result.json").read_text()) for folder in folders]
 
 
@@ -52,6 +52,9 @@ def test_a_run_leaves_its_folder_and_says_what_it_found(
         check_result(result)
     assert (first["host"], first["merge"], tuned["merge"]) == (None, None, None)
     check_merge(merged)
+    for text in ("wise-ft at the same distance", "host"):  # shown below mergetune, and in the CSV
+        assert text in printed.out
+        assert f"mergetune / {text}," in (tmp_path / "split-digits-comparison.csv").read_text()
     assert first["metrics"]["forgetting_all_classes"] == 0
     assert first["metrics"]["retention"] == 0
     assert first["curves"]["accuracy"] == tuned["curves"]["zero_shot"]
