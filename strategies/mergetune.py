@@ -1,5 +1,6 @@
 """MERGETUNE: continue a tuned model to where it merges with zero-shot CLIP and earlier tasks."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
@@ -148,8 +149,15 @@ class MergeTune(ContinuedStrategy):
         if self.merge.beta > 0:
             alphas = path_positions(self.merge.alpha, self.path_draws)
             weights = self.current_values()
-            for alpha in alphas:
-                self._add_path_point(stage.host, weights, alpha, self.merge.beta / len(alphas))
+            with self._frozen_images():
+                for alpha in alphas:
+                    self._add_path_point(stage.host, weights, alpha, self.merge.beta / len(alphas))
+
+    def _frozen_images(self) -> contextlib.AbstractContextManager[None]:
+        """Encode no image again where the image tower is the same all along the line."""
+        if self.features is None or any(name.startswith("clip.visual.") for name in self.selection):
+            return contextlib.nullcontext()
+        return self.model.known_images(self.mb_x, self.features.image.detach())
 
     def _add_path_point(self, host: Values, weights: Values, alpha: float, share: float) -> None:
         """Add share * alpha * (gradient of the host's loss at that point of the line)."""

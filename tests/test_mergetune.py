@@ -1,5 +1,6 @@
 """MERGETUNE against the published equations, its limits, and a quadratic whose answer is known."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,33 @@ def test_the_minimiser_on_a_quadratic_is_the_known_one(
     for name, value in values(strategy).items():
         expected = start[name] + share * 0.5
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("coop", 1), ("linear-head", 1), ("clipfit", 4)])
+def test_a_frozen_image_tower_runs_once_whatever_the_points_of_the_line(
+    name: str, passes: int, tiny: Build, source: Source
+) -> None:
+    strategy = make(tiny, source, CLASSES[name], alpha="midpoints-3")
+    images, labels = in_second_stage(strategy, source)
+    strategy.mbatch = [images, labels, torch.zeros(len(labels))]
+    calls: list[int] = []
+    handle = strategy.model.clip.visual.register_forward_hook(lambda *_: calls.append(1))
+    gradients = []
+    for known in (True, False):
+        calls.clear()
+        strategy.model.zero_grad()
+        strategy.loss = strategy.training_loss(strategy.mb_x, labels)
+        strategy.loss.backward()
+        strategy.loss = strategy.loss.detach()
+        if not known:  # a copy of the batch is another tensor: everything is encoded again
+            strategy.mbatch[0] = images.clone()
+            strategy._frozen_images = contextlib.nullcontext  # type: ignore[method-assign]
+        strategy.add_gradients()
+        assert len(calls) == (passes if known else 4)
+        gradients.append([p.grad.clone() for p in strategy.selection.values()])
+    handle.remove()
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_anchors_count_as_they_should(tiny: Build, source: Source) -> None:

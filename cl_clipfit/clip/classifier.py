@@ -69,6 +69,7 @@ class CLIPClassifier(nn.Module):
         self._tokens: list[Tensor] = []  # one (templates, L) of token ids for each class
         self.pretrained_values: dict[str, Tensor] = {}
         self._text_cache: list[Tensor] | None = None
+        self._known_images: tuple[Tensor, Tensor] | None = None
         self.register_buffer("zero_shot_text_features", torch.empty(0), persistent=False)
         self.register_parameter("context", None)
         self.backbone_names = frozenset(f"clip.{name}" for name, _ in clip.named_parameters())
@@ -178,9 +179,23 @@ class CLIPClassifier(nn.Module):
         Returns:
             (B, d).
         """
+        if self._known_images is not None and images is self._known_images[0]:
+            return self._known_images[1]
         if images.dtype == torch.uint8:
             images = self.preprocess(images)
         return self.clip.encode_image(images, normalize=True)
+
+    @contextlib.contextmanager
+    def known_images(self, images: Tensor, features: Tensor) -> Iterator[None]:
+        """Give these features for this very tensor of images in a `with` block.
+
+        The image tower must not change in it, nor since the features were encoded.
+        """
+        self._known_images = images, features
+        try:
+            yield
+        finally:
+            self._known_images = None
 
     def text_features(self, classes: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
         """Encode the prompts of classes with the current weights.
