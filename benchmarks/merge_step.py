@@ -73,7 +73,9 @@ def peak_bytes(arguments: argparse.Namespace, kind: str) -> int:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time both steps in turns."""
-    steps = dict(zip(("host", "second_stage"), build(arguments), strict=True))
+    # Memory first: a process that is started begins with the peak of the one that starts it.
+    memory = {name: peak_bytes(arguments, name) for name in ("host", "second_stage")}
+    steps = dict(zip(memory, build(arguments), strict=True))
     found: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(arguments.repeats + 1):
         for name, step in steps.items():
@@ -82,7 +84,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             if turn:  # the first turn warms up
                 found[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(values) for name, values in found.items()}
-    memory = {name: peak_bytes(arguments, name) for name in steps}
     return {
         "model": arguments.model, "classes": arguments.classes,
         "batch_size": arguments.batch_size, "alpha": arguments.alpha,
