@@ -25,13 +25,11 @@ def merged_values(
     Raises:
         ValueError: another mode.
     """
-    given = settings.scale
-    scale = 1.0 if given is None else given
+    scale = _scale(mode, settings)
     modes: Mapping[str, Callable[[], dict[str, Tensor]]] = {
         "latest": lambda: dict(values[-1]),
         "mean": lambda: merging.mean(values),
-        # 0.3 is near the best that Ilharco et al. 2023 find for sums of up to 8 tasks
-        "sum": lambda: merging.task_arithmetic(base, values, 0.3 if given is None else given),
+        "sum": lambda: merging.task_arithmetic(base, values, scale),
         "wise": lambda: merging.interpolate(base, values[-1], settings.alpha),
         "ties": lambda: merging.ties(base, values, scale, settings.density),
         "dare": lambda: merging.dare(base, values, scale, settings.drop, settings.seed),
@@ -62,6 +60,10 @@ def used_settings(mode: str, settings: ModeSettings) -> dict[str, Any]:
         "routed": ("rule", "shrinkage"),
     }.get(mode, ())  # fmt: skip
     found = {name: getattr(settings, name) for name in reads}
-    if "scale" in found and found["scale"] is None:
-        found["scale"] = 0.3 if mode == "sum" else 1.0
-    return found
+    return found | ({"scale": _scale(mode, settings)} if "scale" in found else {})
+
+
+def _scale(mode: str, settings: ModeSettings) -> float:
+    """Return the factor on the merged delta; a whole sum of deltas would lead far too far."""
+    default = 0.3 if mode == "sum" else 1.0
+    return default if settings.scale is None else settings.scale

@@ -1,7 +1,6 @@
 """Merge trained values, measure how far they moved, and walk between them: pure functions."""
 
 from cl_clipfit.merging.combine import (
-    METHODS,
     Values,
     dare,
     fisher,
@@ -28,7 +27,6 @@ from cl_clipfit.merging.path import (
 )
 
 __all__ = [
-    "METHODS",
     "Plane",
     "Values",
     "barrier",

@@ -210,12 +210,3 @@ def magmax(base: Values, values: Sequence[Values], scale: float = 1.0) -> dict[s
         return torch.where(other.abs() >= one.abs(), other, one)
 
     return _add(base, values, scale, lambda deltas: functools.reduce(larger, deltas))
-
-
-# By name: what merges several tasks' values onto a base, as method(base, values, scale, ...).
-METHODS: dict[str, Callable[..., dict[str, Tensor]]] = {
-    "task-arithmetic": task_arithmetic,
-    "ties": ties,
-    "dare": dare,
-    "magmax": magmax,
-}
