@@ -87,6 +87,12 @@ def _plan(
             raise UserError(f"{where}: the recipe is the host's, leave out {min(strange)}")
     _, options = make_settings(config, scenario, entry, *mine)
     host, host_cls = find_host(registry, name, options.host)  # type: ignore[attr-defined]
+    known = {*fields, *host.options_class().model_fields, *Recipe.model_fields}
+    for key in (key for given in theirs for key in given if key not in known):
+        raise UserError(
+            f"{label}: neither {name} nor its host {host.name} has an option '{key}'."
+            f" {nearest(key, known)}"
+        )
     recipe, host_options = make_settings(
         config, scenario, host, settings.get(host.name, {}) | theirs[0], theirs[1]
     )
