@@ -1,10 +1,16 @@
 """What open_clip's evaluation transform does, on batches of uint8 images on any device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import pil_to_tensor
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,23 @@ class Preprocess:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Turn uint8 (B, 3, H, W) into float32 (B, 3, *size), ready for the image tower."""
-        images = self._resize(images).float() / 255
+        images = self.fit(images).float() / 255
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         return (images - mean) / std
 
-    def _resize(self, images: Tensor) -> Tensor:
+    def fit_image(self, image: Image.Image) -> Tensor:
+        """Resize and crop an RGB image with open_clip's own transform: uint8 (3, *size)."""
+        return pil_to_tensor(self._transform(image))
+
+    @cached_property
+    def _transform(self) -> Any:
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        whole = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        return Compose(whole.transforms[:-2])  # all but ToTensor and Normalize
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Resize and crop uint8 (B, 3, H, W) to uint8 or whole float (B, 3, *size)."""
         height, width = images.shape[-2:]
         target_height, target_width = self.size
         if (height, width) == self.size:

@@ -29,7 +29,7 @@ class CifarFormat:
     Attributes:
         title: name in messages.
         url: the official archive.
-        sha256: of the archive.
+        sha256: of the archive; "" where none is published.
         folder: what the archive unpacks to.
         train: training batches and their MD5 sums, the only ones published for them.
         test: test batches, as `train`.
@@ -37,6 +37,7 @@ class CifarFormat:
         labels_key: entry of a batch that holds the labels.
         names_key: entry of `meta` that holds the class names.
         names: class names in label order, words apart.
+        md5: of the archive, where no SHA-256 is published.
     """
 
     title: str
@@ -49,6 +50,12 @@ class CifarFormat:
     labels_key: str
     names_key: str
     names: tuple[str, ...]
+    md5: str = ""
+
+    @property
+    def checksum(self) -> str:
+        """The archive's "sha256:HEX" or "md5:HEX"."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"md5:{self.md5}"
 
     @property
     def archive(self) -> str:
@@ -77,6 +84,26 @@ CIFAR100 = CifarFormat(
     labels_key="fine_labels",
     names_key="fine_label_names",
     names=tuple(name.replace("_", " ") for name in _NAMES_100.split()),
+)
+_NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR10 = CifarFormat(
+    title="CIFAR-10",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    sha256="",
+    md5="c58f30108f718f92721af3b95e74349a",
+    folder="cifar-10-batches-py",
+    train={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    },
+    test={"test_batch": "40351d587109b95175f43aff81a1287e"},
+    meta={"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
+    labels_key="labels",
+    names_key="label_names",
+    names=tuple(_NAMES_10.split()),
 )
 
 
@@ -136,7 +163,9 @@ def _batch(content: dict[str, Any], form: CifarFormat, where: str) -> ImageSet:
 
 def _assemble(files: dict[str, dict[str, Any]], form: CifarFormat, verified: bool) -> CifarData:
     def join(batches: dict[str, str]) -> ImageSet:
-        parts = [_batch(files[name], form, name) for name in batches]
+        parts = [_batch(files.pop(name), form, name) for name in batches]
+        if len(parts) == 1:
+            return parts[0]  # without a copy
         images, labels = torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts])
         return ImageSet(images, labels)
 
@@ -159,12 +188,13 @@ def read_archive(file: Path, form: CifarFormat, unverified: bool = False) -> Cif
     Raises:
         UserError: it is not the official one and `unverified` is False, or it cannot be read.
     """
-    found = file_hash(file)
-    verified = found == form.sha256
+    kind, _, official = form.checksum.partition(":")
+    found = file_hash(file, kind)
+    verified = found == official
     if not (verified or unverified):
         raise UserError(
-            f"{file} is not the official {form.title} archive (SHA-256 {found}, expected"
-            f" {form.sha256}): fetch it again from {form.url}, or accept it as it is with"
+            f"{file} is not the official {form.title} archive ({kind} {found}, expected"
+            f" {official}): fetch it again from {form.url}, or accept it as it is with"
             " --unverified-data"
         )
     wanted = {f"{form.folder}/{name}": name for name in (*form.train, *form.test, *form.meta)}

@@ -21,6 +21,10 @@ PAUSES = (1.0, 4.0)  # before each further attempt, where the last one brought n
 BUSY = 429
 
 
+class DownloadError(UserError):
+    """A file could not be fetched; the message says from where, and where a copy may go."""
+
+
 class _UnreachableError(Exception):
     """The host cannot be reached, refuses, or sends something else."""
 
@@ -51,7 +55,27 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def download(url: str, target: Path, sha256: str, request: DataRequest) -> Path:
+def full_checksum(checksum: str) -> str:
+    """Return "ALGORITHM:HEX" in small letters; a bare checksum is a SHA-256.
+
+    Example:
+        >>> full_checksum("MD5:00ff")
+        'md5:00ff'
+    """
+    return (checksum if ":" in checksum else f"sha256:{checksum}").lower()
+
+
+def file_checksum(path: Path, like: str = "") -> str:
+    """Return "ALGORITHM:HEX" of a file, by the algorithm of another checksum; default SHA-256.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    algorithm = full_checksum(like).partition(":")[0]
+    return f"{algorithm}:{file_hash(path, algorithm)}"
+
+
+def download(url: str, target: Path, checksum: str, request: DataRequest) -> Path:
     """Fetch a file unless it is there; an interrupted download goes on where it stopped.
 
     The file appears under its name when all of it has arrived and its checksum is right. Two
@@ -60,12 +84,14 @@ def download(url: str, target: Path, sha256: str, request: DataRequest) -> Path:
     Args:
         url: where it is.
         target: where it goes.
-        sha256: its checksum.
+        checksum: "sha256:HEX", "md5:HEX", the bare digits of a SHA-256, or "" where none is
+            published.
         request: told about progress and retries.
 
     Raises:
-        UserError: the host cannot be reached, refuses or sends another file, or the disk cannot be
-            written. The message names the URL and the place for a copy fetched elsewhere.
+        DownloadError: the host cannot be reached, refuses or sends another file. The message names
+            the URL and the place for a copy fetched elsewhere.
+        UserError: the disk cannot be written.
     """
     if is_file(target):
         return target
@@ -74,10 +100,10 @@ def download(url: str, target: Path, sha256: str, request: DataRequest) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not is_file(target):
-                _fetch_whole(url, part, sha256, request)
+                _fetch_whole(url, part, checksum, request)
                 part.replace(target)
     except _UnreachableError as error:
-        raise UserError(
+        raise DownloadError(
             f"cannot download {target.name}: {error}. Fetch {url} on another machine and put it at"
             f" {target}"
         ) from error
@@ -87,11 +113,11 @@ def download(url: str, target: Path, sha256: str, request: DataRequest) -> Path:
     return target
 
 
-def _fetch_whole(url: str, part: Path, sha256: str, request: DataRequest) -> None:
+def _fetch_whole(url: str, part: Path, checksum: str, request: DataRequest) -> None:
     """Download to `part` until the checksum is right; a wrong file is fetched once more."""
     for again in (True, False):
         _fetch(url, part, request)
-        if file_hash(part) == sha256:
+        if not checksum or file_checksum(part, checksum) == full_checksum(checksum):
             return
         part.unlink()  # pieces of two files, or the page of a portal
         if again:

@@ -1,15 +1,49 @@
 """Images in folders, one folder a class."""
 
+import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
 
+from cl_clipfit.config import Options
+from cl_clipfit.data.decode import open_image
+from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import ImageSet
 from cl_clipfit.errors import UserError, nearest
+
+SUFFIXES = (*IMG_EXTENSIONS, ".gif")
+TEST_PARTS = ("test", "val", "valid")  # the first that is there holds the test images
+
+
+class SplitOptions(Options):
+    """How folders without test images of their own are split."""
+
+    test_share: float = Field(0.2, gt=0, lt=1, description="share of a class, where drawn")
+    split_seed: int = Field(0, ge=0, lt=2**63, description="of that draw")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Labelled image files below one folder.
+
+    Attributes:
+        names: class names in label order.
+        train: training images.
+        test: test images.
+        drawn: True where the test images were drawn from all.
+    """
+
+    names: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    drawn: bool
 
 
 def plain_name(folder: str) -> str:
@@ -30,34 +64,157 @@ def read_known_classes(folder: Path, names: Sequence[str]) -> ImageSet:
     Raises:
         UserError: an unknown class, an unreadable image, or images of several sizes.
     """
-    labels_of = {name: label for label, name in enumerate(names)}
-    images: list[torch.Tensor] = []
-    labels: list[int] = []
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
-        name = plain_name(path.name)
-        if name not in labels_of:
-            raise UserError(f"{path}: no class is called '{name}'. {nearest(name, names)}")
-        for file in sorted(f for f in path.iterdir() if f.suffix.lower() in IMG_EXTENSIONS):
-            images.append(read_image(file))
-            labels.append(labels_of[name])
-            if images[-1].shape != images[0].shape:
-                sizes = [f"{i.shape[2]}x{i.shape[1]}" for i in (images[0], images[-1])]
-                raise UserError(f"{file} has {sizes[1]} pixels where others have {sizes[0]}")
-    if not images:
-        raise UserError(f"{folder} holds no images: expected {folder.name}/CLASS/*.png")
-    return ImageSet(torch.stack(images), torch.tensor(labels))
+    _, files, labels = list_classes(folder, names)
+    images: list[Tensor] = []
+    for file in files.paths:
+        images.append(read_image(file))
+        if images[-1].shape != images[0].shape:
+            sizes = [f"{i.shape[2]}x{i.shape[1]}" for i in (images[0], images[-1])]
+            raise UserError(f"{file} has {sizes[1]} pixels where others have {sizes[0]}")
+    return ImageSet(torch.stack(images), labels)
 
 
-def read_image(file: Path) -> torch.Tensor:
+def read_image(file: Path) -> Tensor:
     """Decode an image file to uint8 (3, H, W).
 
     Raises:
         UserError: it cannot be read.
     """
+    return pil_to_tensor(open_image(file))
+
+
+def list_classes(
+    folder: Path, names: Sequence[str] | None = None, root: Path | None = None
+) -> tuple[tuple[str, ...], ImageFiles, Tensor]:
+    """List the images in `folder`/CLASS/**, at any depth, hidden files left out.
+
+    Args:
+        folder: holds one folder a class.
+        names: class names in label order; default: those of the folders, sorted as torchvision's
+            `ImageFolder` sorts them.
+        root: links may lead to all that is below this folder; default `folder`.
+
+    Returns:
+        names in label order; the files, by class folder and then by name, 9 before 10; and their
+        labels int64 (N,).
+
+    Raises:
+        UserError: no classes, an unknown one, one twice or without images, or a link that leads
+            elsewhere.
+    """
+    inside = (root or folder).resolve()
+    folders = visible_folders(folder, inside)
+    if not folders:
+        raise UserError(f"{folder} holds no images: expected {folder.name}/CLASS/*.png")
+    found = tuple(path.name for path in folders)
+    labels_of = {plain_name(name): label for label, name in enumerate(names or found)}
+    paths: list[Path] = []
+    labels: list[int] = []
+    taken: dict[int, Path] = {}
+    for path in folders:
+        name = plain_name(path.name)
+        if not name or not path.name.isprintable():
+            raise UserError(f"{str(path)!a}: the name of a class folder must be readable")
+        if name not in labels_of:
+            raise UserError(f"{path}: no class is called '{name}'. {nearest(name, labels_of)}")
+        other = taken.setdefault(labels_of[name], path)
+        if other != path:
+            raise UserError(f"{other} and {path} are one class, '{name}': join or rename them")
+        files = _images_below(path, inside)
+        if not files:
+            raise UserError(f"{path} holds no images ({' '.join(SUFFIXES)}): fill or remove it")
+        paths += files
+        labels += [labels_of[name]] * len(files)
+    return tuple(names or found), ImageFiles(tuple(paths)), torch.tensor(labels)
+
+
+def visible_folders(folder: Path, root: Path | None = None) -> list[Path]:
+    """Return the folders in a folder, sorted; hidden ones left out.
+
+    Raises:
+        UserError: it cannot be read, or holds a link that leads out of `root`, default `folder`.
+    """
+    inside = (root or folder).resolve()
+    return sorted(path for path in _entries(folder, inside) if path.is_dir())
+
+
+def _entries(folder: Path, inside: Path) -> list[Path]:
+    """Return what is visible in a folder, in natural order; links must stay in `inside`."""
     try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits a channel")
-            return pil_to_tensor(image.convert("RGB"))
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read as an image: {error}") from error
+        with os.scandir(folder) as scan:
+            found = [e for e in scan if not e.name.startswith(".") and e.name != "__MACOSX"]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
+    for entry in found:
+        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
+            raise UserError(
+                f"{entry.path} is a link that leads out of {inside}: put a copy in its place, or"
+                " name a folder that holds both"
+            )
+    return [folder / entry.name for entry in sorted(found, key=lambda e: _natural(e.name))]
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Return a key that sorts "image 9" before "image 10"."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _images_below(folder: Path, inside: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    above = (*above, folder.resolve())
+    files = []
+    for path in _entries(folder, inside):
+        if path.suffix.lower() in SUFFIXES and not path.is_dir():
+            files.append(path)
+        elif path.is_dir() and path.resolve() not in above:  # a link upwards has no end
+            files += _images_below(path, inside, above)
+    return files
+
+
+def read_tree(folder: Path, options: SplitOptions, root: Path | None = None) -> Tree:
+    """List train/CLASS/** and test/CLASS/**, or CLASS/** and draw test images from each class.
+
+    `val` or `valid` stand for `test` where there is none.
+
+    Args:
+        folder: holds these folders.
+        options: of the draw.
+        root: see `list_classes`.
+
+    Raises:
+        UserError: training and test classes differ, a class of one image, or as `list_classes`.
+    """
+    root = root or folder
+    parts = {p.name.lower(): p for p in visible_folders(folder, root)}
+    there = [name for name in ("train", *TEST_PARTS) if name in parts]
+    if "train" in there and len(there) > 1:
+        names, files, labels = list_classes(parts["train"], root=root)
+        test_names, test_files, test_labels = list_classes(parts[there[1]], root=root)
+        for name in sorted({*names} ^ {*test_names}):
+            has, lacks = there[:2] if name in names else there[1::-1]
+            raise UserError(f"{folder}: class '{name}' is in {has}/ and not in {lacks}/")
+        train, test = ImageSet(files, labels), ImageSet(test_files, test_labels)
+        return Tree(tuple(map(plain_name, names)), train, test, drawn=False)
+    if there and visible_folders(parts[there[0]], root):
+        lacks = "test/, val/ or valid/" if there[0] == "train" else "train/"
+        raise UserError(
+            f"{folder} has {there[0]}/ and no {lacks}: add it, or name {parts[there[0]]} itself to"
+            " have test images drawn from it"
+        )
+    names, files, labels = list_classes(folder, root=root)
+    held = _draw(labels, [folder / name for name in names], options)
+    data = ImageSet(files, labels)
+    return Tree(tuple(map(plain_name, names)), data.subset(~held), data.subset(held), drawn=True)
+
+
+def _draw(labels: Tensor, folders: Sequence[Path], options: SplitOptions) -> Tensor:
+    """Return a mask (N,) with the share of every class that tests, at least one image."""
+    generator = torch.Generator().manual_seed(options.split_seed)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label, folder in enumerate(folders):
+        members = (labels == label).nonzero().flatten()
+        if len(members) < 2:
+            raise UserError(f"{folder} holds one image: it takes two, to train and to test")
+        count = min(len(members) - 1, max(1, round(options.test_share * len(members))))
+        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return held

@@ -2,15 +2,21 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
-from cl_clipfit.errors import UserError
+from cl_clipfit.data.images import images_digest
+from cl_clipfit.errors import UserError, nearest
+
+_YAML = (".yaml", ".yml", ".json")
+_LABELS = 2**32  # more than any data set has
+Templates = tuple[str, ...] | tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -18,31 +24,51 @@ class ImageSet:
     """Images and their labels.
 
     Attributes:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, 3, H, W); or `ImageFiles`, which are decoded later; or float (N, d),
+            features computed elsewhere, which stand for images.
         labels: int64 (N,).
+        tasks: int64 (N,), the task of each image where the data say so; None where classes do.
     """
 
-    images: Tensor
+    images: Any  # Tensor | ImageFiles | LazyImages
     labels: Tensor
+    tasks: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
-            kind = f"{self.images.dtype} {tuple(self.images.shape)}"
-            raise ValueError(f"images must be uint8 (N, 3, H, W), not {kind}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
-            kind = f"{self.labels.dtype} {tuple(self.labels.shape)}"
-            raise ValueError(f"labels of {len(self.images)} images must be int64 (N,), not {kind}")
+        images = self.images
+        if isinstance(images, Tensor) and not (
+            (images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] == 3)
+            or (images.is_floating_point() and images.dim() == 2)
+        ):
+            kind = f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(f"images must be uint8 (N, 3, H, W), or float (N, d), not {kind}")
+        for name, values in (("labels", self.labels), ("tasks", self.tasks)):
+            if values is None:
+                continue
+            if values.dtype != torch.int64 or values.shape != (len(images),):
+                kind = f"{values.dtype} {tuple(values.shape)}"
+                raise ValueError(f"{name} of {len(images)} images must be int64 (N,), not {kind}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> "ImageSet":
         """Select samples by index or by a mask (N,)."""
-        return ImageSet(self.images[index], self.labels[index])
+        tasks = None if self.tasks is None else self.tasks[index]
+        return replace(self, images=self.images[index], labels=self.labels[index], tasks=tasks)
 
 
 def _ignore(*details: Any) -> None:
     """Say nothing."""
+
+
+def nested(name: str, folder: Path | None) -> "Source":
+    """Refuse: a scenario made of others must not be made of such again.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"{name}: a scenario made of others cannot be part of another one")
 
 
 @dataclass(frozen=True)
@@ -54,12 +80,22 @@ class DataRequest:
         unverified: accept files that are not the official ones.
         note: say one line to the user.
         progress: told of a download: a label, the bytes so far, the bytes in all where known.
+        count: told of images read: a label, how many so far, how many in all.
+        other: load the data of another scenario, for streams made of several: its name, and its
+            `data_dir` or None.
     """
 
     data_dir: Path | None = None
     unverified: bool = False
     note: Callable[[str], None] = _ignore
     progress: Callable[[str, int, int | None], None] = _ignore
+    count: Callable[[str, int, int], None] = _ignore
+    other: Callable[[str, Path | None], "Source"] = nested
+
+    def folder_of(self, name: str) -> Path | None:
+        """Return the folder of a data set in that of `--data-dir`; None where there is none."""
+        folder = self.data_dir / name if self.data_dir else None
+        return folder if folder and folder.is_dir() else None
 
 
 @dataclass(frozen=True)
@@ -67,51 +103,76 @@ class Source:
     """One data set, before it is cut into tasks.
 
     Attributes:
-        class_names: names in the order of the original labels 0..K-1.
-        templates: prompt templates with one "{}".
+        class_names: names in the order of the original labels 0..K-1; they may repeat.
+        templates: prompt templates with one "{}"; or a tuple of them for each class.
         train: training images with original labels.
         test: test images with original labels.
         origin: what kind of files it came from, and "verified": whether they are the official
             ones; kept in `result.json`.
+        task_names: the tasks, where the data say which image belongs to which (`ImageSet.tasks`).
+        trained_tasks: how many of these are trained; the others are only tested. Default all.
+        text: (K, d), text features computed elsewhere, where images are features too.
+        logit_scale: with `text`: the factor on cosine similarities.
     """
 
     class_names: tuple[str, ...]
-    templates: tuple[str, ...]
+    templates: Templates
     train: ImageSet
     test: ImageSet
     origin: Mapping[str, Any] = field(default_factory=dict)
+    task_names: tuple[str, ...] = ()
+    trained_tasks: int | None = None
+    text: Tensor | None = None
+    logit_scale: float = 100.0
 
     def __post_init__(self) -> None:
         for key, value in self.origin.items():
             if not isinstance(value, str | int | float | bool | None):
                 raise ValueError(f"origin['{key}'] must be text, a number or true/false")
-        classes = len(self.class_names)
         for kind, data in (("training", self.train), ("test", self.test)):
-            labels = data.labels
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-                span = f"{int(labels.min())} to {int(labels.max())}"
-                raise ValueError(
-                    f"{kind} labels run from {span}, with {classes} class names they must be"
-                    f" 0 to {classes - 1}"
-                )
+            _check_range(f"{kind} labels", data.labels, len(self.class_names), "class names")
+            if (data.tasks is not None) != bool(self.task_names):
+                raise ValueError(f"task_names and the tasks of the {kind} images go together")
+            if data.tasks is not None:
+                _check_range(f"tasks of {kind} images", data.tasks, len(self.task_names), "names")
 
     @cached_property
     def sha256(self) -> str:
-        """Hash over names, templates, images and labels."""
+        """Hash over names, templates, images and labels.
+
+        Files count with their bytes up to `HASHED_BYTES` in all, beyond with names and sizes.
+        """
         digest = hashlib.sha256(repr((self.class_names, self.templates)).encode())
+        if self.task_names or self.text is not None:
+            digest.update(repr((self.task_names, self.trained_tasks, self.logit_scale)).encode())
         for data in (self.train, self.test):
-            digest.update(f"{tuple(data.images.shape)}".encode())
-            digest.update(data.images.contiguous().view(-1).numpy().data)
-            digest.update(data.labels.contiguous().view(torch.uint8).numpy().data)
+            images_digest(data.images, digest)
+            for values in (data.labels, data.tasks):
+                if values is not None:
+                    digest.update(values.contiguous().view(torch.uint8).numpy().data)
+        if self.text is not None:
+            digest.update(self.text.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
+def _check_range(what: str, values: Tensor, count: int, names: str) -> None:
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < count:
+        span = f"{int(values.min())} to {int(values.max())}"
+        raise ValueError(
+            f"{what} run from {span}, with {count} {names} they must be 0 to {count - 1}"
+        )
+
+
 def _shuffled_classes(data: ImageSet, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield every class with the indices of its samples, shuffled by a generator of its own."""
+    """Yield every class with the indices of its samples, shuffled by a generator of its own.
+
+    Where the data say which image belongs to which task: every class of every task.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for label in data.labels.unique().tolist():
-        members = (data.labels == label).nonzero().flatten()
-        yield label, members[torch.randperm(len(members), generator=generator)]
+    groups = data.labels if data.tasks is None else data.labels + data.tasks * _LABELS
+    for group in groups.unique().tolist():
+        members = (groups == group).nonzero().flatten()
+        yield group % _LABELS, members[torch.randperm(len(members), generator=generator)]
 
 
 def hold_out(data: ImageSet, fraction: float, names: Sequence[str]) -> tuple[ImageSet, ImageSet]:
@@ -139,6 +200,12 @@ def hold_out(data: ImageSet, fraction: float, names: Sequence[str]) -> tuple[Ima
     return data.subset(~held), data.subset(held)
 
 
+def limit_images(data: ImageSet, limit: int) -> ImageSet:
+    """Keep at most `limit` images of each class, a fixed draw; their order stays."""
+    chosen = [members[:limit] for _, members in _shuffled_classes(data, seed=0)]
+    return data.subset(torch.cat(chosen).sort().values) if chosen else data
+
+
 def few_shots(data: ImageSet, shots: int, seed: int, names: Sequence[str]) -> ImageSet:
     """Draw `shots` samples of each class with a generator of its own; order within is kept.
 
@@ -158,4 +225,39 @@ def few_shots(data: ImageSet, shots: int, seed: int, names: Sequence[str]) -> Im
                 f"--shots {shots}: '{names[label]}' has only {len(members)} training images"
             )
         chosen.append(members[:shots])
-    return data.subset(torch.cat(chosen).sort().values)
+    return data.subset(torch.cat(chosen).sort().values) if chosen else data
+
+
+def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Read class names: one a line in label order, or YAML that maps old names to new ones.
+
+    Args:
+        file: ends in .yaml, .yml or .json for a mapping.
+        names: the data set's own, in label order.
+
+    Raises:
+        UserError: it cannot be read, or has the wrong number of names, or unknown or empty ones.
+    """
+    where = f"--class-names {file}"
+    try:
+        text = file.read_text(encoding="utf-8")
+        mapping = yaml.load(text, yaml.BaseLoader) if file.suffix in _YAML else None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"{where}: cannot read it: {reason}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    if file.suffix not in _YAML:
+        found = tuple(line.strip() for line in text.strip().splitlines())
+        if len(found) != len(names):
+            raise UserError(f"{where}: it has {len(found)} names, the data {len(names)} classes")
+    else:
+        texts = isinstance(mapping, dict) and all(isinstance(v, str) for v in mapping.values())
+        if mapping is None or not texts:
+            raise UserError(f"{where}: expected lines 'old name: new name'")
+        for old in (old for old in mapping if old not in names):
+            raise UserError(f"{where}: no class is called '{old}'. {nearest(old, names)}")
+        found = tuple(mapping.get(name, name) for name in names)
+    if not all(name.strip() for name in found):
+        raise UserError(f"{where}: class {[bool(n.strip()) for n in found].index(False)} is empty")
+    return found

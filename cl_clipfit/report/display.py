@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -30,7 +32,7 @@ class ConsoleDisplay:
         self.console, self.quiet = console, quiet
         self._bar: Progress | None = None
         self._run = ""
-        self._shown = 0.0
+        self._shown, self._shown_label = 0.0, ""
         self._images = 0
         self._steps = 0
         self._started = 0.0
@@ -47,24 +49,38 @@ class ConsoleDisplay:
         self.console.print(escape(f"warning: {text}"), highlight=False, soft_wrap=True)
 
     def transfer(self, label: str, done: int, total: int | None) -> None:
-        """Follow a download: a bar on a terminal, else a line every ten seconds."""
+        """Follow bytes, of a download say: a bar on a terminal, else a line every ten seconds."""
+        of_all = f" of {total / 1e6:.0f}" if total else ""
+        columns = DownloadColumn(), TransferSpeedColumn()
+        self._follow(label, done, total, f"{done / 1e6:.0f}{of_all} MB", *columns)
+
+    def count(self, label: str, done: int, total: int) -> None:
+        """Follow a number of images in the same way; on no terminal, only what takes long."""
+        if self._shown_label != label:
+            self._shown_label, self._shown = label, time.monotonic()
+        self._follow(label, done, total, f"{done:,} of {total:,}", MofNCompleteColumn())
+
+    def _follow(
+        self, label: str, done: int, total: int | None, line: str, *columns: ProgressColumn
+    ) -> None:
         if self.quiet:
             return
         if self.console.is_terminal:
             if self._bar is None:
                 self._bar = Progress(
-                    TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-                    TransferSpeedColumn(), TimeRemainingColumn(), console=self.console,
+                    TextColumn("{task.description}"), BarColumn(), *columns,
+                    TimeRemainingColumn(), console=self.console,
                 )  # fmt: skip
                 self._bar.add_task(escape(label))
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
             if done == total:
                 self.stop()
-        elif done == total or time.monotonic() - self._shown > _LINE_SECONDS:
+            return
+        ends = done == total and label != self._shown_label
+        if ends or time.monotonic() - self._shown > _LINE_SECONDS:
             self._shown = time.monotonic()
-            of_all = f" of {total / 1e6:.0f}" if total else ""
-            self.note(f"{label}: {done / 1e6:.0f}{of_all} MB")
+            self.note(f"{label}: {line}")
 
     def start_run(self, label: str) -> None:
         """Name the run that the next tasks belong to."""

@@ -1,0 +1,141 @@
+"""Decode image files of every common kind to 8-bit RGB, many at a time."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cl_clipfit.errors import UserError
+
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+LONGEST = 50  # times as long as wide
+RUN = 32  # files a thread takes at a time
+Progress = Callable[[str, int, int], None]
+
+# Odd metadata and large sizes; `catch_warnings` would change the filters of all threads at once.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _open(file: Path) -> Image.Image:
+    """Read the header. Raises anything, as PIL does on damaged files."""
+    if not file.is_file():
+        raise ValueError("there is no such file")
+    if file.stat().st_size == 0:
+        raise ValueError("the file is empty")
+    image = Image.open(file)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        image.close()
+        raise ValueError(f"{image.width}x{image.height} pixels, more than {limit:,} in all")
+    if max(image.size) > LONGEST * min(image.size):  # its short side is brought to the model's
+        image.close()
+        raise ValueError(f"{image.width}x{image.height} pixels, more than {LONGEST} to 1: crop it")
+    if image.mode == "F":
+        image.close()
+        raise ValueError("floating-point pixels have no fixed range; convert it to 8 or 16 bits")
+    return image
+
+
+def _decode(file: Path) -> Image.Image:
+    """Read a file. Raises anything, as PIL does on damaged files."""
+    with _open(file) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        return _from_16_bits(upright).convert("RGB")
+    if "transparency" in upright.info:
+        upright = upright.convert("RGBA")  # PIL asks for this step
+    return upright.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Scale 0..65535 to 0..255, to the nearest: 65535 is 255 x 257."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("whole numbers beyond 16 bits; convert it to 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    """Return one line that says why a file cannot be read."""
+    if isinstance(error, UnidentifiedImageError):  # its text repeats the path
+        return "no image of a known kind"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return (text or type(error).__name__)[:200]
+
+
+def open_image(file: Path) -> Image.Image:
+    """Read an image file as 8-bit RGB, upright as its EXIF orientation says, the first frame.
+
+    Transparency is dropped, as `open_clip` does; 16-bit grey is scaled.
+
+    Raises:
+        UserError: it cannot be read, has floating-point pixels, or more than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    try:
+        return _decode(file)
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"{file} cannot be read as an image: {_reason(error)}") from error
+
+
+def check_images(paths: Sequence[Path], progress: Progress) -> list[tuple[int, str]]:
+    """Read the headers of all files, in parallel.
+
+    Args:
+        paths: files.
+        progress: told a label, the files so far, the files in all.
+
+    Returns:
+        index and reason of each file that cannot be read.
+    """
+
+    def check(index: int) -> str:
+        try:
+            _open(paths[index]).close()
+        except Exception as error:
+            return _reason(error)
+        return ""
+
+    return in_threads(check, len(paths), "checking images", progress)
+
+
+def in_threads(
+    work: Callable[[int], str], count: int, label: str, progress: Progress
+) -> list[tuple[int, str]]:
+    """Call `work` with 0..count-1, in parallel; return where it gave a reason."""
+
+    def run(start: int) -> list[tuple[int, str]]:
+        reasons = [(i, work(i)) for i in range(start, min(start + RUN, count))]
+        return [(i, reason) for i, reason in reasons if reason]
+
+    bad: list[tuple[int, str]] = []
+    starts, pool = range(0, count, RUN), ThreadPoolExecutor(THREADS)
+    try:
+        for start, found in zip(starts, pool.map(run, starts), strict=True):
+            bad += found
+            progress(label, min(start + RUN, count), count)
+    finally:  # Ctrl-C must not wait for the rest
+        pool.shutdown(cancel_futures=True)
+    return bad
+
+
+def report_bad(bad: Sequence[tuple[int, str]], paths: Sequence[Path]) -> str:
+    """Return one line about files that cannot be read: how many, and the first five.
+
+    Args:
+        bad: index and reason of each, as `check_images` returns.
+        paths: all files.
+    """
+    first = "; ".join(f"{paths[index]}: {reason}" for index, reason in bad[:5])
+    more = "; ..." if len(bad) > 5 else ""
+    return (
+        f"{len(bad):,} of {len(paths):,} images cannot be read ({first}{more}): repair or remove"
+        " them, or leave them out with --skip-bad-images"
+    )

@@ -1,0 +1,102 @@
+"""Bring the images of a stream into memory where they fit, and find those that cannot be read."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cl_clipfit.data.decode import check_images, report_bad
+from cl_clipfit.data.images import Fit, ImageFiles, LazyImages
+from cl_clipfit.data.source import DataRequest, ImageSet, Source
+from cl_clipfit.errors import UserError
+
+MEMORY_SHARE = 0.25  # of the machine's memory, for each of training and test images
+
+
+def memory_budget() -> int:
+    """Return how many bytes of images are kept in memory: CL_CLIPFIT_IMAGE_GIB, or a quarter.
+
+    Raises:
+        UserError: the variable is no number.
+    """
+    given = os.environ.get("CL_CLIPFIT_IMAGE_GIB")
+    if given is not None:
+        try:
+            return int(float(given) * 2**30)
+        except ValueError as error:
+            raise UserError(f"CL_CLIPFIT_IMAGE_GIB={given}: expected a number") from error
+    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def sized(source: Source, fit: Fit) -> Source:
+    """Let files, and images of several sizes, come out at the model's size when they are read."""
+
+    def fitted(data: ImageSet) -> ImageSet:
+        images = data.images
+        if isinstance(images, ImageFiles):
+            return replace(data, images=LazyImages([images], fit))
+        if isinstance(images, LazyImages):
+            return replace(data, images=LazyImages(images.parts, fit, images.index))
+        return data
+
+    return replace(source, train=fitted(source.train), test=fitted(source.test))
+
+
+@dataclass
+class ImageLoader:
+    """Reads sets of images, the same set once.
+
+    Attributes:
+        request: told about progress.
+        skip_bad: leave unreadable images out rather than stop.
+        skipped: how many were left out.
+    """
+
+    request: DataRequest
+    skip_bad: bool = False
+    skipped: int = 0
+    _done: dict[tuple[object, ...], ImageSet] = field(default_factory=dict)
+
+    def __call__(self, data: ImageSet) -> ImageSet:
+        """Return a set with its images in memory, as a tensor, where they fit; else as they were.
+
+        Raises:
+            UserError: images that cannot be read, unless these are left out.
+        """
+        images = data.images
+        if not isinstance(images, LazyImages):
+            return data
+        key = (*map(id, images.parts), images.index.numpy().tobytes(), data.labels.sum().item())
+        if key not in self._done:
+            self._done[key] = self._read(data, images)
+        return self._done[key]
+
+    def _read(self, data: ImageSet, images: LazyImages) -> ImageSet:
+        if images.shape.numel() <= memory_budget():
+            tensor: Tensor | None
+            tensor, bad = images.decode(self.request.count)
+        else:
+            self.request.note(
+                f"{len(images):,} images take {images.shape.numel() / 2**30:.0f} GiB in memory:"
+                " they are decoded again whenever they are needed"
+            )
+            tensor, bad = None, _check(images, self.request)
+        if bad and not self.skip_bad:
+            raise UserError(report_bad(bad, [images.name(i) or Path() for i in range(len(images))]))
+        loaded = data if tensor is None else replace(data, images=tensor)
+        if not bad:
+            return loaded
+        self.skipped += len(bad)
+        self.request.note(f"{len(bad)} unreadable images left out, the first: {bad[0][1]}")
+        keep = torch.ones(len(data), dtype=torch.bool)
+        keep[[i for i, _ in bad]] = False
+        return loaded.subset(keep)
+
+
+def _check(images: LazyImages, request: DataRequest) -> list[tuple[int, str]]:
+    """Look at the headers of the files among images."""
+    rows = [(i, path) for i in range(len(images)) if (path := images.name(i)) is not None]
+    bad = check_images([path for _, path in rows], request.count)
+    return [(rows[i][0], reason) for i, reason in bad]
