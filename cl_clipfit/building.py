@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.clip.classifier import TemplatesLike
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.plan import StreamPlan
@@ -23,7 +24,7 @@ def build_strategy(
     stream: StreamPlan,
     model: CLIPClassifier,
     class_names: Sequence[str],
-    templates: Sequence[str],
+    templates: TemplatesLike,
     plugins: Sequence[Any] = (),
 ) -> CLIPStrategy:
     """Build a plan's strategy on a copy of the model.

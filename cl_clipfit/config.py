@@ -87,7 +87,9 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scenario: str = Field("split-digits", description="stream of tasks: run.py list scenarios")
+    scenario: str = Field(
+        "split-digits", description="stream of tasks, with settings as base-to-novel:dataset=dtd"
+    )
     strategy: list[str] = Field(
         ["zero-shot", "clipfit", "mergetune"],
         min_length=1,
@@ -107,8 +109,27 @@ class RunConfig(BaseModel):
     validation: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
         None, description="score this share of the training images, not the stream's test images"
     )
-    tasks: Count | None = Field(None, description="number of tasks")
-    class_order: str | None = Field(None, description="natural, pycil-1993, der-cifar100 or seed:N")
+    tasks: Count | Path | None = Field(
+        None, description="number of tasks, or a YAML file that names each task's classes"
+    )
+    base_classes: Count | None = Field(
+        None, description="classes of the first task; --tasks counts it too"
+    )
+    class_order: str | None = Field(
+        None, description="natural, pycil-1993, der-cifar100, rapf-imagenet-r, seed:N, or a file"
+    )
+    limit: Count | None = Field(None, description="at most so many images a class, train and test")
+    online: Count | None = Field(
+        None, description="see a task's images once, in experiences of so many"
+    )
+    blurry: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each class's training images that arrive in other tasks"
+    )
+    class_names: Path | None = Field(
+        None, description="file with one class name a line, or YAML: old name to new"
+    )
+    split: Path | None = Field(None, description="JSON file that says which images train and test")
+    skip_bad_images: bool = Field(False, description="go on without images that cannot be read")
     template: list[str] | None = Field(
         None, description="prompt with {} for the class name; several make an ensemble"
     )

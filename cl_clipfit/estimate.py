@@ -35,7 +35,7 @@ def estimate_seconds(
     classes = list(range(min(_TIMED_PROMPTS, len(scenario.class_names))))
     per_image = _seconds(lambda: model.image_features(images)) / len(images)
     per_class = _seconds(lambda: model.text_features(classes)) / len(classes)
-    tasks, work = len(scenario.task_classes), strategy.workload()
+    tasks, work = scenario.trained_tasks, strategy.workload()
     passes = 1 if strategy.frozen else 1 + tasks * work.test_passes
     tested = len(scenario.test) + sum(len(source.test) for source in probes.values())
     total = passes * (per_image * tested + per_class * len(scenario.class_names))

@@ -10,12 +10,15 @@ import torch
 from cl_clipfit import environment, metrics
 from cl_clipfit.building import build_strategy, failure, seed_everything, select_first
 from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.data.decode import THREADS
+from cl_clipfit.data.images import LazyImages
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
+from cl_clipfit.encoding import FrozenImages
 from cl_clipfit.errors import UserError
 from cl_clipfit.estimate import estimate_seconds
 from cl_clipfit.metrics.tables import seen_curve
-from cl_clipfit.optimization import steps_per_epoch
+from cl_clipfit.optimization import online_steps
 from cl_clipfit.plan import StreamPlan
 from cl_clipfit.results import Progress, build_result
 from cl_clipfit.runplan import RunPlan
@@ -60,6 +63,8 @@ class Run:
         probes: data sets scored zero-shot after every task.
         folder: where the results go.
         display: told about progress.
+        encoder: encodes images once for methods that leave the image tower as it is; None
+            encodes them at every use.
     """
 
     def __init__(
@@ -71,7 +76,11 @@ class Run:
         probes: Mapping[str, Source],
         folder: RunFolder,
         display: Display,
+        encoder: FrozenImages | None = None,
     ) -> None:
+        started = time.perf_counter()
+        if encoder is not None and "image" not in plan.cls.towers:
+            scenario, probes = encoder.encode(scenario, probes, plan.recipe)
         self.stream, self.plan, self.scenario = stream, plan, scenario
         self.probes, self.folder, self.display = probes, folder, display
         self.task = 0  # being learned; 0 before any
@@ -82,6 +91,7 @@ class Run:
             plugins=[StepCallback(display.step)],
         )  # fmt: skip
         self.progress = Progress(Scoreboard(scenario))
+        self.progress.encode_seconds.append(time.perf_counter() - started)
         self._before: Scores | None = None  # of the model as it was before training
 
     def execute(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -107,17 +117,20 @@ class Run:
     def _run_stream(self) -> None:
         self._announce()
         self._evaluate()
-        tasks = len(self.scenario.task_classes)
-        for task, experience in enumerate(self.scenario.benchmark.train_stream, 1):
+        tasks, of_task = self.scenario.trained_tasks, self.scenario.experience_tasks
+        stream = list(self.scenario.benchmark.train_stream)
+        for task in range(1, tasks + 1):
             self.task = task
             started = time.perf_counter()
             self._start_display(task, tasks)
-            self._learn(experience)
+            for experience, own in zip(stream, of_task, strict=True):
+                if own == task - 1:
+                    self._learn(experience)
             measured, self.strategy.measured_seconds = self.strategy.measured_seconds, 0.0
             seconds = time.perf_counter() - started - measured
             self.progress.train_seconds.append(seconds)
             self.progress.measure_seconds.append(measured)
-            self._keep_task(experience)
+            self._keep_task()
             self._evaluate()
             seen = metrics.functional.seen_accuracy(
                 self.progress.board.tables.seen, self.scenario.test_samples, task
@@ -125,7 +138,8 @@ class Run:
             self.display.end_task(task, tasks, seen, seconds)
 
     def _learn(self, experience: Any) -> None:
-        self.strategy.train(experience, eval_streams=[])
+        workers = THREADS if isinstance(self.scenario.train.images, LazyImages) else 0
+        self.strategy.train(experience, eval_streams=[], num_workers=workers)
 
     def _open_bank(self) -> None:
         """Start the bank; what an earlier run of the same settings left goes away."""
@@ -137,7 +151,7 @@ class Run:
                 self.scenario.templates,
             )  # fmt: skip
 
-    def _keep_task(self, experience: Any) -> None:
+    def _keep_task(self) -> None:
         """Put what the task trained into the bank, and note how far it moved."""
         strategy, task = self.strategy, self.task
         if self.bank is not None:
@@ -147,7 +161,7 @@ class Run:
                 [self.scenario.class_names[c] for c in self.scenario.task_classes[task - 1]],
                 self._parents() + ([f"task-{task:03d}-host"] if host else []),
                 host,
-                self._statistics(experience),
+                self._statistics(),
             )
         anchors = strategy.model.pretrained_values
         self.progress.changes.append(change_by_layer(strategy.selection, anchors))
@@ -161,9 +175,9 @@ class Run:
         """Return what the task's weights were made of."""
         return [f"task-{self.task - 1:03d}" if self.task > 1 else "zero-shot"]
 
-    def _statistics(self, experience: Any) -> dict[str, torch.Tensor]:
+    def _statistics(self) -> dict[str, torch.Tensor]:
         """Summarise the task's training images as zero-shot CLIP sees them, to route by."""
-        model = self.strategy.model
+        model, experience = self.strategy.model, self.scenario.of_task(self.task - 1)
         images, labels = self.strategy.task_sample(STATISTICS_IMAGES, experience, by_class=True)
         batches = images.split(self.strategy.eval_mb_size)
         device = self.strategy.device
@@ -182,7 +196,8 @@ class Run:
         if self.plan.recipe is None:
             self.display.start_task(task, tasks, 0, 0)
             return
-        steps = steps_per_epoch(self.plan.recipe, self.scenario.train_samples[task - 1])
+        recipe, images = self.plan.recipe, self.scenario.train_samples[task - 1]
+        steps = online_steps(recipe, images, self.stream.online or images)
         epochs = self.strategy.workload().epochs
         self.display.start_task(task, tasks, epochs, epochs * steps)
 
@@ -197,8 +212,9 @@ class Run:
         if self._before is None:
             self._before = scores
             self.progress.zero_shot = seen_curve(
-                scores.test, scenario.test.labels, scenario.task_classes
-            )
+                scores.test, scenario.test.labels,
+                scenario.task_classes[: scenario.trained_tasks], scenario.test_tasks,
+            )  # fmt: skip
         board.add(scores)
         for name, values in strategy.compared().items():
             other = self.progress.compared.setdefault(name, Scoreboard(scenario))
@@ -218,6 +234,6 @@ class Run:
             )
         values = sum(p.numel() for p in self.strategy.selection.values())
         copies = 2 if self.plan.host else 1  # the host's weights are kept too
-        gigabytes = 4 * values * copies * len(self.scenario.task_classes) / 1e9
+        gigabytes = 4 * values * copies * self.scenario.trained_tasks / 1e9
         if gigabytes > 1:
             self.display.note(f"{name}: its bank will take about {gigabytes:.1f} GB")

@@ -1,4 +1,4 @@
-"""How a command names a strategy: `NAME`, or with settings of its own, `NAME:key=value,...`."""
+"""How a command names a strategy or scenario: `NAME`, or with settings, `NAME:key=value,...`."""
 
 import re
 from typing import Any
@@ -7,8 +7,8 @@ from cl_clipfit.config import parse_settings
 from cl_clipfit.errors import UserError
 
 
-def split_label(label: str) -> tuple[str, dict[str, Any]]:
-    """Split `NAME[:key=value,...]`, a strategy with settings of its own in one command.
+def split_label(label: str, option: str = "--strategy") -> tuple[str, dict[str, Any]]:
+    """Split `NAME[:key=value,...]`, a strategy or scenario with settings of its own.
 
     Raises:
         UserError: settings of another form.
@@ -24,8 +24,7 @@ def split_label(label: str) -> tuple[str, dict[str, Any]]:
     for part in re.split(r",(?![^\[]*\])", text) if colon else ():  # not at commas in brackets
         key, equals, value = part.strip().partition("=")
         if not (name and equals and key.isidentifier()):
-            raise UserError(
-                f"--strategy {label}: expected NAME:key=value,key=value, as in clipfit:kd_weight=2"
-            )
+            example = "clipfit:kd_weight=2" if option == "--strategy" else "mtil:order=2"
+            raise UserError(f"{option} {label}: expected NAME:key=value,key=value, as in {example}")
         settings |= parse_settings([f"{name}.{key}={value}"]).get(name, {})
     return name, settings

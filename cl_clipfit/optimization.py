@@ -35,6 +35,17 @@ def steps_per_epoch(recipe: Recipe, images: int) -> int:
     return -(-images // recipe.batch_size)
 
 
+def online_steps(recipe: Recipe, images: int, piece: int) -> int:
+    """Return the steps of one pass over `images` that arrive in pieces of `piece`.
+
+    Example:
+        >>> online_steps(Recipe(batch_size=32), images=250, piece=100)
+        10
+    """
+    whole, rest = divmod(images, piece)
+    return whole * steps_per_epoch(recipe, piece) + (steps_per_epoch(recipe, rest) if rest else 0)
+
+
 def lr_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
     """Return the learning rate of a step as a multiple of the peak.
 

@@ -1,11 +1,14 @@
 """From a command to the stream its runs share, every default filled in, every name checked."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, StrictStr, ValidationError
 
 from cl_clipfit.clip import DEFAULT_MODEL, MINI, parse_model
+from cl_clipfit.clip.features import FEATURES
 from cl_clipfit.config import (
     Count,
     Options,
@@ -17,6 +20,7 @@ from cl_clipfit.config import (
 from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.environment import resolve_device
 from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.labels import split_label
 from cl_clipfit.registry import Entry, Registry
 
 BUNDLED_PROBES = ("glyph-letters", "pretraining-shapes")
@@ -26,28 +30,30 @@ class ScenarioFacts(BaseModel):
     """The literals of a scenario file that steer a run.
 
     Attributes:
-        TASKS: default number of tasks.
+        TASKS: default number of tasks; "yours" where the data say it.
         CLASS_ORDER: default class order.
-        MODEL: default model.
-        PROBES: probes by default, with the mini CLIP.
+        MODEL: default model; "features" where images come encoded.
+        PROBES: probes by default; bundled ones only with the mini CLIP.
         DOWNLOAD: "none" where the scenario brings its data and takes no `--data-dir`.
+        PROTOCOL: which numbers the results table shows; see `report.tables`.
     """
 
-    TASKS: Count = 1
-    CLASS_ORDER: StrictStr = "natural"
+    TASKS: Count | Literal["yours"] | None = None
+    CLASS_ORDER: StrictStr | None = None
     MODEL: StrictStr = DEFAULT_MODEL
     PROBES: tuple[StrictStr, ...] = BUNDLED_PROBES
     DOWNLOAD: StrictStr = ""
+    PROTOCOL: StrictStr = "class-incremental"
 
 
-def read_facts(entry: Entry) -> ScenarioFacts:
-    """Validate a scenario's literals.
+def read_facts(entry: Entry, data: Entry) -> ScenarioFacts:
+    """Validate a scenario's literals; those it lacks are of the one whose data it uses.
 
     Raises:
         UserError: one of the wrong type; the message names the file.
     """
     try:
-        return ScenarioFacts.model_validate(entry.about)
+        return ScenarioFacts.model_validate({**data.about, **entry.about})
     except ValidationError as error:
         raise UserError(f"{entry.file.name}: {explain(error)}") from error
 
@@ -58,11 +64,19 @@ class StreamPlan:
 
     Attributes:
         entry: the scenario.
+        data: the scenario whose data it uses: itself, or the one that its option `dataset` names,
+            whose recipe counts too.
         options: the scenario's own options.
-        tasks: number of tasks.
-        class_order: name of the order.
+        facts: its literals.
+        tasks: number of tasks that was asked for, or None.
+        tasks_file: YAML file of the tasks' classes, or None.
+        base_classes: classes of the first task, or None.
+        class_order: name or file of the order, or None.
         shots: training images a class, or None for all.
         validation: share of the training images scored in place of the test images, or None.
+        limit: at most so many images a class, or None.
+        online: images of an experience of a stream seen once, or None.
+        blurry: share of each class's training images that arrive in other tasks, or None.
         templates: prompt templates in place of the data set's, or None.
         probes: scenarios whose test sets are scored zero-shot after every task.
         model: model name.
@@ -70,11 +84,18 @@ class StreamPlan:
     """
 
     entry: Entry
+    data: Entry
     options: Options
-    tasks: int
-    class_order: str
+    facts: ScenarioFacts
+    tasks: int | None
+    tasks_file: Path | None
+    base_classes: int | None
+    class_order: str | None
     shots: int | None
     validation: float | None
+    limit: int | None
+    online: int | None
+    blurry: float | None
     templates: tuple[str, ...] | None
     probes: tuple[Entry, ...]
     model: str
@@ -87,37 +108,73 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     Raises:
         UserError: an unknown name or an option the scenario does not take.
     """
-    entry = registry.get("scenarios", config.scenario)
-    facts = read_facts(entry)
-    if config.data_dir is not None:
-        if facts.DOWNLOAD == "none":
-            raise UserError(f"--data-dir: {entry.name} needs no data, leave the option out")
-        if not is_file(config.data_dir, or_folder=True):
-            raise UserError(f"--data-dir {config.data_dir}: there is no such file or folder")
-    if config.unverified_data and facts.DOWNLOAD == "none":
-        raise UserError(f"--unverified-data: {entry.name} needs no data, leave the option out")
+    name, inline = split_label(config.scenario, "--scenario")
+    entry = registry.get("scenarios", name)
+    own = parse_settings(config.set).get(name, {}) | inline
+    options = make_options(entry.options_class(), own, name)
+    inner = getattr(options, "dataset", None)
+    data = registry.get("scenarios", inner) if isinstance(inner, str) else entry
+    facts = read_facts(entry, data)
+    _check_data_options(config, data)
     model = config.model or facts.MODEL
-    probes = config.probe
-    if probes is None:
-        # What is chosen on validation images should not be chosen on the probes' test images.
-        wanted = parse_model(model)[0] == MINI and config.validation is None
-        probes = [p for p in facts.PROBES if p != entry.name] if wanted else []
+    if (facts.MODEL == FEATURES) != (model == FEATURES):
+        needs = "a model" if model == FEATURES else "features: leave --model out"
+        raise UserError(f"--model {model}: {entry.name} needs {needs}")
     for template in config.template or ():
         if template.count("{}") != 1:
             raise UserError(f"--template {template!r}: exactly one '{{}}' for the class name")
-    settings = parse_settings(config.set)
+    by_file = config.tasks if isinstance(config.tasks, Path) else None
+    if by_file is not None and not is_file(by_file):
+        raise UserError(
+            f"--tasks {by_file}: expected a number or a YAML file; there is no such file"
+        )
+    given = config.tasks if isinstance(config.tasks, int) else None
     return StreamPlan(
         entry=entry,
-        options=make_options(entry.options_class(), settings.get(entry.name, {}), entry.name),
-        tasks=config.tasks or facts.TASKS,
-        class_order=config.class_order or facts.CLASS_ORDER,
+        data=data,
+        options=options,
+        facts=facts,
+        tasks=given,
+        tasks_file=by_file,
+        base_classes=config.base_classes,
+        class_order=config.class_order or (None if by_file else facts.CLASS_ORDER),
         shots=config.shots,
         validation=config.validation,
+        limit=config.limit,
+        online=config.online,
+        blurry=config.blurry,
         templates=tuple(config.template) if config.template else None,
-        probes=tuple(registry.get("scenarios", name) for name in dict.fromkeys(probes)),
+        probes=_probes(config, registry, entry, facts, model),
         model=model,
         device=resolve_device(config.device),
     )
+
+
+def _check_data_options(config: RunConfig, data: Entry) -> None:
+    if data.about.get("DOWNLOAD") == "none":
+        given = {"--data-dir": config.data_dir, "--unverified-data": config.unverified_data}
+        for option in (option for option, value in given.items() if value):
+            raise UserError(f"{option}: {data.name} needs no data, leave the option out")
+    if config.data_dir is not None and not is_file(config.data_dir, or_folder=True):
+        raise UserError(f"--data-dir {config.data_dir}: there is no such file or folder")
+    for option, file in (("--split", config.split), ("--class-names", config.class_names)):
+        if file is not None and not is_file(file):
+            raise UserError(f"{option} {file}: there is no such file")
+
+
+def _probes(
+    config: RunConfig, registry: Registry, entry: Entry, facts: ScenarioFacts, model: str
+) -> tuple[Entry, ...]:
+    names = config.probe
+    if names is None:
+        # Bundled probes show the mini CLIP's pre-training, which no other model had. And what is
+        # chosen on validation images should not be chosen on the probes' test images.
+        mini = model != FEATURES and parse_model(model)[0] == MINI
+        wanted = () if config.validation is not None else facts.PROBES
+        names = [p for p in wanted if p != entry.name and (mini or p not in BUNDLED_PROBES)]
+    if names and model == FEATURES:
+        raise UserError(f"--probe {names[0]}: features come without a model to score a probe with")
+    return tuple(registry.get("scenarios", name) for name in dict.fromkeys(names))
 
 
 def load_source(entry: Entry, options: Options, request: DataRequest) -> Source:

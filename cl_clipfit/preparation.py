@@ -8,10 +8,21 @@ from typing import Any
 import torch
 
 from cl_clipfit.building import build_strategy, select_first
-from cl_clipfit.clip import CLIPClassifier, check_model, create_classifier
+from cl_clipfit.clip import (
+    MINI,
+    CLIPClassifier,
+    ModelIdentity,
+    check_model,
+    create_classifier,
+    parse_model,
+)
+from cl_clipfit.clip.features import FEATURES, FeatureClassifier, hash_features
 from cl_clipfit.config import RunConfig, read_config
-from cl_clipfit.data.source import DataRequest, Source
-from cl_clipfit.data.streams import Scenario, build_scenario
+from cl_clipfit.data.images import hashed_by
+from cl_clipfit.data.loading import ImageLoader, sized
+from cl_clipfit.data.source import DataRequest, Source, nested, read_class_names
+from cl_clipfit.data.splits import apply_split
+from cl_clipfit.data.streams import Layout, Scenario, build_scenario, make_layout
 from cl_clipfit.environment import resolve_device, use_exact_fp32
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.labels import split_label
@@ -36,8 +47,10 @@ class Prepared:
         stream: what all runs share.
         plans: the runs.
         source: the stream's data set.
+        layout: which of its classes arrive when.
         probes: data sets scored zero-shot.
         model: the pretrained classifier, without classes.
+        loader: reads images into memory.
     """
 
     config: RunConfig
@@ -45,22 +58,31 @@ class Prepared:
     stream: StreamPlan
     plans: list[RunPlan]
     source: Source
+    layout: Layout
     probes: Mapping[str, Source]
     model: CLIPClassifier
+    loader: ImageLoader
 
     def scenario(self, seed: int) -> Scenario:
         """Build the stream; few-shot streams differ by seed, others do not."""
         stream = self.stream
-        return build_scenario(
+        before = self.loader.skipped
+        scenario = build_scenario(
             stream.entry.name,
             self.source,
-            tasks=stream.tasks,
-            order=stream.class_order,
+            layout=self.layout,
             shots=stream.shots,
             validation=stream.validation,
+            limit=stream.limit,
+            online=stream.online,
+            blurry=stream.blurry,
             templates=stream.templates,
             seed=0 if stream.shots is None else seed,
+            load=self.loader,
         )
+        if self.config.skip_bad_images:
+            scenario.origin["skipped_images"] = self.loader.skipped - before
+        return scenario
 
     def folder(self, plan: RunPlan, name: str = "", trained_on: str = "", **more: Any) -> RunFolder:
         """Return where a run goes.
@@ -76,6 +98,7 @@ class Prepared:
         precision = self.config.precision
         device = torch.device(trained_on or self.stream.device)
         stream = replace(self.stream, device=device)
+        more = {"layout": [self.layout.order, self.layout.task_classes], **more}
         digest = run_digest(stream, plan, precision, self.model.identity, data, more)
         scenario = self.stream.entry.name
         strategy = name or plan.strategy.name
@@ -92,17 +115,89 @@ def prepare(config: RunConfig, display: ConsoleDisplay) -> Prepared:
     registry = Registry(config.plugin)
     _import_plugins(registry, config, display)
     stream = plan_stream(config, registry)
-    plans = plan_runs(config, registry, stream.entry)
-    check_model(stream.model)  # a wrong name should not cost the reading of a data set
-    request = DataRequest(config.data_dir, config.unverified_data, display.note, display.transfer)
+    plans = plan_runs(config, registry, stream)
+    if stream.model != FEATURES:
+        check_model(stream.model)  # a wrong name should not cost the reading of a data set
+    request = DataRequest(
+        config.data_dir, config.unverified_data, display.note, display.transfer, display.count,
+        lambda name, folder: load_other(registry, name, replace(request, data_dir=folder)),
+    )  # fmt: skip
     try:
-        source = load_source(stream.entry, stream.options, request)
+        source = _read_stream(config, stream, request)
+        probes = {
+            e.name: load_other(
+                registry, e.name, replace(request, data_dir=request.folder_of(e.name))
+            )
+            for e in stream.probes
+        }
     finally:
         display.stop()  # of a download
-    elsewhere = replace(request, data_dir=None)
-    probes = {e.name: load_source(e, e.options_class()(), elsewhere) for e in stream.probes}
-    model = create_classifier(stream.model, stream.device)
-    return Prepared(config, registry, stream, plans, source, probes, model)
+    if parse_model(stream.model)[0] == MINI != parse_model(stream.facts.MODEL)[0]:
+        display.note(
+            "the mini CLIP was trained on drawn shapes and letters: on photographs expect it to"
+            " guess, and choose a model with --model"
+        )
+    layout = _make_layout(source, stream)
+    if stream.tasks_file is None:
+        stream = replace(stream, tasks=len(layout.task_classes))
+    model = _load_model(stream, source, layout)
+    loader = ImageLoader(request, config.skip_bad_images)
+    source = sized(source, model.preprocess)
+    try:
+        probes = {name: _read_test(probe, model, loader) for name, probe in probes.items()}
+    finally:
+        display.stop()
+    return Prepared(config, registry, stream, plans, source, layout, probes, model, loader)
+
+
+def _read_stream(config: RunConfig, stream: StreamPlan, request: DataRequest) -> Source:
+    source = load_source(stream.entry, stream.options, request)
+    if config.split is not None:
+        source = apply_split(source, config.split)
+    if config.class_names is not None:
+        names = read_class_names(config.class_names, source.class_names)
+        source = replace(source, class_names=names)
+    if hashed_by(source.train.images) != "contents" or hashed_by(source.test.images) != "contents":
+        source = replace(source, origin={**source.origin, "hashed": "names and sizes"})
+    return source
+
+
+def _make_layout(source: Source, stream: StreamPlan) -> Layout:
+    tasks = stream.tasks
+    default = stream.facts.TASKS
+    if tasks is None and isinstance(default, int) and not (source.task_names or stream.tasks_file):
+        tasks = default
+    return make_layout(
+        source, tasks=tasks, order=stream.class_order, base_classes=stream.base_classes,
+        tasks_file=stream.tasks_file,
+    )  # fmt: skip
+
+
+def load_other(registry: Registry, name: str, request: DataRequest) -> Source:
+    """Load the data of a scenario with its default options.
+
+    Raises:
+        UserError: an unknown name, or one that is itself made of others.
+    """
+    entry = registry.get("scenarios", name)
+    return load_source(entry, entry.options_class()(), replace(request, other=nested))
+
+
+def _load_model(stream: StreamPlan, source: Source, layout: Layout) -> CLIPClassifier:
+    if stream.model != FEATURES:
+        return create_classifier(stream.model, stream.device)
+    if source.text is None:
+        raise UserError(f"scenario {stream.entry.name}: its features need text features too")
+    identity = ModelIdentity(
+        FEATURES, str(source.origin.get("file", "")), hash_features(source.text, source.logit_scale)
+    )
+    model = FeatureClassifier(source.text[layout.order], source.logit_scale, identity)
+    return model.to(stream.device)
+
+
+def _read_test(probe: Source, model: CLIPClassifier, loader: ImageLoader) -> Source:
+    probe = sized(probe, model.preprocess)
+    return replace(probe, test=loader(probe.test))
 
 
 def _import_plugins(registry: Registry, config: RunConfig, display: ConsoleDisplay) -> None:
@@ -114,7 +209,7 @@ def _import_plugins(registry: Registry, config: RunConfig, display: ConsoleDispl
             entry.load()
         except UserError as error:
             wanted = [split_label(label)[0] for label in config.strategy]
-            if entry.name in (*wanted, config.scenario):
+            if entry.name in (*wanted, split_label(config.scenario)[0]):
                 raise
             display.warn(f"plug-in left out: {error}")
 
@@ -155,7 +250,8 @@ class FinishedRun:
         """Put the strategy's scopes where they were in a task, counted from 1."""
         tasks = self.scenario.task_classes
         self.strategy.task_classes = list(tasks[task - 1])
-        self.strategy.seen_classes = [c for classes in tasks[:task] for c in classes]
+        seen = (c for classes in tasks[:task] for c in classes)
+        self.strategy.seen_classes = list(dict.fromkeys(seen))
 
 
 def open_run(path: Path, display: ConsoleDisplay, device: str | None = None) -> FinishedRun:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from cl_clipfit.clip.classifier import TemplatesLike
 from cl_clipfit.clip.context import learn_context
 from cl_clipfit.config import Count, Options
 from cl_clipfit.strategy import CLIPStrategy
@@ -27,6 +28,7 @@ class PromptStrategy(CLIPStrategy):
         UserError: the template or the model allows no context; see `learn_context`.
     """
 
+    towers = ("text",)
     options: PromptOptions
 
     def __init__(self, **kwargs: Any) -> None:
@@ -44,7 +46,7 @@ class PromptStrategy(CLIPStrategy):
         """Return the classes of the task, or those seen."""
         return self.task_classes if self.options.ce_scope == "task" else self.seen_classes
 
-    def probe_features(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
         """Encode a probe's names behind the learned context, as CoOp goes to other data sets.
 
         The stream's template stands in for those of the probe, whose words are not the learned

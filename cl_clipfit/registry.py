@@ -6,8 +6,8 @@ working plug-ins. A file says about itself, in literals at the top level:
 - its docstring: the first line describes it;
 - `NAME`: its name; default: the file's name with "-" for "_";
 - other upper-case literals: shown by `list` and `info`. Some steer runs: a scenario's `TASKS`,
-  `CLASS_ORDER`, `MODEL`, `PROBES`, `DOWNLOAD` and `RECIPE`, a strategy's `RECIPE`, `RECIPES` and
-  `PUBLISHED` (see `plan.py` and `recipes.py`).
+  `CLASS_ORDER`, `MODEL`, `PROBES`, `DOWNLOAD`, `PROTOCOL` and `RECIPE`, a strategy's `RECIPE`,
+  `RECIPES` and `PUBLISHED` (see `plan.py` and `recipes.py`).
 
 A strategy file holds one subclass of `CLIPStrategy`; a scenario file a function `load`. Both may
 hold one subclass of `Options`: the settings that `--set NAME.key=value` accepts.

@@ -10,6 +10,8 @@ from cl_clipfit.runplan import RunPlan
 from cl_clipfit.scoring import Scoreboard
 from cl_clipfit.strategy import CLIPStrategy
 
+_CUT = ("base_classes", "shots", "validation", "limit", "online", "blurry")
+
 
 @dataclass
 class Progress:
@@ -23,6 +25,7 @@ class Progress:
         train_seconds: a task each.
         measure_seconds: a task each, of landscapes.
         eval_seconds: as the rows of `board`.
+        encode_seconds: of images that are encoded once, before everything else.
     """
 
     board: Scoreboard
@@ -32,6 +35,7 @@ class Progress:
     train_seconds: list[float] = field(default_factory=list)
     measure_seconds: list[float] = field(default_factory=list)
     eval_seconds: list[float] = field(default_factory=list)
+    encode_seconds: list[float] = field(default_factory=list)
 
 
 def build_result(
@@ -47,6 +51,8 @@ def build_result(
     parameters = list(strategy.model.parameters())
     return {
         "scenario": scenario.name,
+        "protocol": stream.facts.PROTOCOL,
+        "stream": {key: value for key in _CUT if (value := getattr(stream, key)) is not None},
         "strategy": plan.strategy.name,
         "label": plan.label,
         "seed": plan.seed,
@@ -64,6 +70,7 @@ def build_result(
         "class_order": scenario.class_order,
         "tasks": [
             {
+                **({"name": scenario.task_names[task]} if scenario.task_names else {}),
                 "classes": [scenario.class_names[label] for label in classes],
                 "train_samples": scenario.train_samples[task],
                 "test_samples": scenario.test_samples[task],
@@ -78,6 +85,7 @@ def build_result(
             "train_seconds": progress.train_seconds,
             "measure_seconds": progress.measure_seconds,
             "eval_seconds": progress.eval_seconds,
+            "encode_seconds": progress.encode_seconds,
         },
         "peak_memory_bytes": environment.peak_memory_bytes(stream.device),
         "warnings": strategy.warnings,

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cl_clipfit import __version__
 from cl_clipfit.clip import ModelIdentity
+from cl_clipfit.clip.features import FEATURES
 from cl_clipfit.config import (
     Options,
     Recipe,
@@ -14,7 +16,8 @@ from cl_clipfit.config import (
     make_options,
     parse_settings,
 )
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.data.orders import NAMED_ORDERS
+from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.labels import split_label
 from cl_clipfit.plan import StreamPlan
 from cl_clipfit.recipes import file_layers, make_settings
@@ -47,23 +50,50 @@ class RunPlan:
     host_options: Options | None = None
 
 
-def plan_runs(config: RunConfig, registry: Registry, scenario: Entry) -> list[RunPlan]:
+def plan_runs(config: RunConfig, registry: Registry, stream: StreamPlan) -> list[RunPlan]:
     """Resolve every strategy and seed, strategies first.
 
     Raises:
         UserError: an unknown strategy or option, or a plug-in that fails to import.
     """
     settings = parse_settings(config.set)
-    plans = []
+    plans, scenario = [], stream.data
     for label in dict.fromkeys(config.strategy):
-        plan = _plan(config, registry, scenario, label, settings)
+        plan = _fit_stream(_plan(config, registry, scenario, label, settings), stream, config)
         plans += [replace(plan, seed=seed) for seed in dict.fromkeys(config.seed)]
     hosts = [plan.host.name for plan in plans if plan.host]
-    known = {scenario.name, *(plan.strategy.name for plan in plans), *hosts}
+    known = {stream.entry.name, *(plan.strategy.name for plan in plans), *hosts}
     for name in settings:
         if name not in known:
             raise UserError(f"--set {name}: not part of this run. {nearest(name, known)}")
     return plans
+
+
+def _fit_stream(plan: RunPlan, stream: StreamPlan, config: RunConfig) -> RunPlan:
+    """Refuse what a stream of features or one seen once cannot do; see a stream once where asked.
+
+    Raises:
+        UserError: the strategy needs a tower, or its images more than once.
+    """
+    if stream.model == FEATURES and plan.cls.towers:
+        raise UserError(
+            f"--strategy {plan.label}: it works on the {' and '.join(plan.cls.towers)} tower of a"
+            f" model, and {stream.entry.name} has features alone: try zero-shot or linear-head"
+        )
+    if stream.online is None or plan.recipe is None:
+        return plan
+    if plan.host is not None:
+        raise UserError(
+            f"--strategy {plan.label}: it trains on a task's images again, and with --online they"
+            " are seen once"
+        )
+    settings = [*parse_settings(config.set).get(plan.strategy.name, {}).items()]
+    settings += split_label(plan.label)[1].items()
+    asked = [config.epochs, *(value for key, value in settings if key == "epochs")]
+    if any(value not in (None, 1, "1") for value in asked):
+        raise UserError("--online sees every image once: leave epochs out")
+    once = {"epochs": 1, "warmup_epochs": 0}
+    return replace(plan, recipe=plan.recipe.model_copy(update=once))
 
 
 def _plan(
@@ -140,10 +170,11 @@ def run_digest(
             "version": __version__,
             "scenario": [stream.entry.name, stream.entry.sha256, stream.options.model_dump()],
             "data": list(data),
-            "tasks": stream.tasks,
-            "class_order": stream.class_order,
             "shots": stream.shots,
             "validation": stream.validation,
+            "limit": stream.limit,
+            "online": stream.online,
+            "blurry": stream.blurry,
             "templates": stream.templates,
             "probes": [[probe.name, probe.sha256] for probe in stream.probes],
             "strategy": [run.strategy.name, run.strategy.sha256, run.options.model_dump()],
@@ -162,6 +193,13 @@ def _host_digest(run: RunPlan) -> list[Any] | None:
     if run.host is None or run.host_options is None:
         return None
     return [run.host.name, run.host.sha256, run.host_options.model_dump()]
+
+
+def _full_path(file: Path | str | None) -> str | None:
+    """Return a file's whole path; a name that is no file as it is."""
+    if file is None:
+        return None
+    return str(Path(file).resolve()) if is_file(Path(file), or_folder=True) else str(file)
 
 
 def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, Any]:
@@ -183,10 +221,19 @@ def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, 
         **{key: recipe.get(key) for key in sorted(options)},
         "shots": stream.shots,
         "validation": stream.validation,
+        "limit": stream.limit,
+        "online": stream.online,
+        "blurry": stream.blurry,
         "template": list(stream.templates) if stream.templates else None,
-        "tasks": stream.tasks,
-        "class_order": stream.class_order,
-        "data_dir": str(config.data_dir.resolve()) if config.data_dir else None,
+        "tasks": _full_path(stream.tasks_file) or stream.tasks,
+        "base_classes": stream.base_classes,
+        "class_order": order
+        if (order := stream.class_order) in NAMED_ORDERS
+        else _full_path(order),
+        "class_names": _full_path(config.class_names),
+        "split": _full_path(config.split),
+        "skip_bad_images": config.skip_bad_images or None,
+        "data_dir": _full_path(config.data_dir),
         "unverified_data": config.unverified_data or None,
         "device": stream.device.type,
         "precision": config.precision,

@@ -71,7 +71,8 @@ class Scoreboard:
     def add(self, scores: Scores) -> None:
         """Add a row to every table."""
         scenario = self.scenario
-        self.tables.append(scores.test, scenario.test.labels, scenario.task_classes)
+        labels, tasks = scenario.test.labels, scenario.test_tasks
+        self.tables.append(scores.test, labels, scenario.task_classes, tasks)
         for name, value in scores.probes.items():
             self.probes.setdefault(name, []).append(value)
 

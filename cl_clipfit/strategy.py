@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
+from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config import Options, Recipe
-from cl_clipfit.optimization import make_optimizer, make_schedule
+from cl_clipfit.optimization import make_optimizer, make_schedule, online_steps
 from cl_clipfit.registry import defined_class
 from cl_clipfit.step import StepFeatures, Workload, keep_columns
 
@@ -84,7 +85,8 @@ class CLIPStrategy(SupervisedTemplate):
         model: the classifier; it gets the classes it does not know yet.
         class_names: names in label order, of every class the stream will bring, beginning with
             those the model knows; default: those.
-        templates: prompt templates of new classes.
+        templates: prompt templates of new classes, or a sequence of them for each of
+            `class_names`.
         recipe: how a task is trained.
         options: the method's own settings; default: those of the `Options` class in its file.
         device: where to train.
@@ -102,6 +104,11 @@ class CLIPStrategy(SupervisedTemplate):
     trains: ClassVar[bool] = True
     """False for a method without gradient steps; it may still change in `after_task`."""
 
+    towers: ClassVar[tuple[str, ...]] = ("image", "text")
+    """The towers it changes or looks into. Without "image" it sees images through
+    `model.image_features` alone, which are then encoded once; without either it also runs on
+    features computed elsewhere."""
+
     compares_text: ClassVar[bool] = True
     """False for a method that does not classify by the features of class prompts."""
 
@@ -116,7 +123,7 @@ class CLIPStrategy(SupervisedTemplate):
         *,
         model: CLIPClassifier,
         class_names: Sequence[str] | None = None,
-        templates: Sequence[str] = ("a photo of a {}.",),
+        templates: TemplatesLike = DEFAULT_TEMPLATES,
         recipe: Recipe | None = None,
         options: Options | None = None,
         device: str | torch.device = "cpu",
@@ -128,13 +135,16 @@ class CLIPStrategy(SupervisedTemplate):
         if options is None:  # as the registry does: a file's one class of options
             options = (defined_class(sys.modules[type(self).__module__], Options) or Options)()
         self.options: Any = options
-        self.templates = tuple(templates)
+        own = [t for t in templates if not isinstance(t, str)]  # of each class: none are shared
+        self.templates: tuple[str, ...] = DEFAULT_TEMPLATES if own else tuple(templates)  # type: ignore[arg-type]
         model.to(device)
         if class_names is not None:
             known = len(model.class_names)
             if list(class_names)[:known] != model.class_names:
                 raise ValueError(f"class_names must begin with the {known} the model knows already")
-            model.add_classes(list(class_names)[known:], templates)
+            model.add_classes(
+                list(class_names)[known:], own[known : len(class_names)] or self.templates
+            )
         super().__init__(
             model=model,
             optimizer=None,  # built anew for every task
@@ -222,7 +232,7 @@ class CLIPStrategy(SupervisedTemplate):
         """Score images (B, ...) against all K classes: (B, K), the largest wins."""
         return self.model(images)
 
-    def probe_features(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
         """Encode class names of a probe, which are no classes of the stream: (K, d)."""
         return self.model.encode_names(names, templates)
 
@@ -262,7 +272,7 @@ class CLIPStrategy(SupervisedTemplate):
             return torch.cat([self.scores(batch.to(self.device)).cpu() for batch in batches])
 
     @torch.no_grad()
-    def score_probe(self, images: Tensor, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def score_probe(self, images: Tensor, names: Sequence[str], templates: TemplatesLike) -> Tensor:
         """Score images (N, 3, H, W) zero-shot against other class names: (N, len(names))."""
         self.model.eval()
         text = self.probe_features(names, templates)
@@ -280,13 +290,15 @@ class CLIPStrategy(SupervisedTemplate):
         Avalanche's own version appends every parameter of the model, frozen ones too, and fails
         with two parameter groups.
         """
+        if self._continues_task():
+            return  # a further piece of the same task: its selection and optimiser stay
         classes = getattr(self.experience, "classes_in_this_experience", None)
         if classes is None:
             raise ValueError(
                 "the experience does not know its classes: wrap the benchmark in Avalanche's"
                 " with_classes_timeline"
             )
-        self.task_classes = sorted(classes)
+        self.task_classes = sorted(getattr(self.experience, "task_classes", classes))
         self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
         self._check_labels()
         self.model.to(self.device)
@@ -298,8 +310,20 @@ class CLIPStrategy(SupervisedTemplate):
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
-        if self.trains and not self.frozen:  # after plugins: replay changes the loader's length
-            self.scheduler = make_schedule(self.recipe, self.optimizer, len(self.dataloader))
+        if self.trains and not self.frozen and not self._continues_task():
+            # after plugins: replay changes the loader's length
+            self.scheduler = make_schedule(self.recipe, self.optimizer, self._task_steps())
+
+    def _continues_task(self) -> bool:
+        """True where a task's images arrive in several experiences, and this is not the first."""
+        return not getattr(self.experience, "is_first_subexp", True)
+
+    def _task_steps(self) -> int:
+        """Return the steps of an epoch, over all experiences of an online task together."""
+        experience = self.experience
+        if getattr(experience, "is_last_subexp", True):  # and the first, or it would not be asked
+            return len(self.dataloader)
+        return online_steps(self.recipe, experience.task_samples, len(experience.dataset))
 
     def select(self) -> None:
         """Make exactly the parameters of `trainable()` train.
@@ -385,8 +409,9 @@ class CLIPStrategy(SupervisedTemplate):
         self.add_gradients()
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        self.tasks_seen += 1
-        self.after_task()
+        if getattr(self.experience, "is_last_subexp", True):
+            self.tasks_seen += 1
+            self.after_task()
         super()._after_training_exp(**kwargs)
 
     def forward(self) -> Tensor:

@@ -69,3 +69,9 @@ def source() -> Source:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep features and data sets of tests out of the user's cache."""
+    monkeypatch.setenv("CL_CLIPFIT_DATA", str(tmp_path_factory.getbasetemp() / "cache"))

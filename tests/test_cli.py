@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from cl_clipfit.cli import app, main
-from cl_clipfit.clip import create_classifier
 from cl_clipfit.config import RunConfig, read_names
-from cl_clipfit.data.source import DataRequest
-from cl_clipfit.plan import load_source, plan_stream
+from cl_clipfit.plan import plan_stream
+from cl_clipfit.preparation import prepare
 from cl_clipfit.registry import Registry
-from cl_clipfit.runplan import plan_runs, run_digest
+from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.runplan import plan_runs
 from tests.conftest import FROZEN, MINE, PLUGIN, STREAM, TINY, TRAINED
 
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
@@ -85,7 +86,7 @@ def check_result(result: dict) -> None:
         "schema", "scenario", "strategy", "seed", "recipe", "options", "model", "class_order",
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
         "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
-        "warnings", "host", "merge", "digest",
+        "warnings", "host", "merge", "digest", "protocol", "stream",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [6, 6, 6]
     assert result["accuracy_matrix"][0] == [None] * 5
@@ -142,18 +143,8 @@ def test_an_unfinished_run_is_not_taken_for_a_finished_one(tmp_path: Path) -> No
 def digests(*arguments: str) -> list[str]:
     """Return the hashes of the runs a command asks for, without running them."""
     config = RunConfig.model_validate(parse(*arguments))
-    registry = Registry(config.plugin)
-    stream = plan_stream(config, registry)
-    plans = plan_runs(config, registry, stream.entry)
-    identity = create_classifier(stream.model).identity
-    assert identity is not None
-    request = DataRequest(config.data_dir)
-    data = [load_source(e, e.options_class()(), request).sha256 for e in stream.probes]
-    source = load_source(stream.entry, stream.options, request)
-    return [
-        run_digest(stream, plan, config.precision, identity, [source.sha256, *data])
-        for plan in plans
-    ]
+    prepared = prepare(config, ConsoleDisplay(Console(), quiet=True))
+    return [prepared.folder(plan).digest for plan in prepared.plans]
 
 
 def parse(*arguments: str) -> dict[str, object]:
@@ -170,6 +161,8 @@ def parse(*arguments: str) -> dict[str, object]:
         ["--shots", "3"], ["--class-order", "seed:1"], ["--probe", "glyph-letters"],
         ["--tasks", "3"], ["--model", "mini:random"], ["--set", "image-norms.pull=0.5"],
         ["--set", "image-norms.optimizer=sgd"], ["--set", "image-norms.weight_decay=0.1"],
+        ["--limit", "3"], ["--online", "4"], ["--blurry", "0.2"],
+        ["--base-classes", "4", "--tasks", "2"],
     ],
 )  # fmt: skip
 def test_whatever_changes_numbers_changes_the_folder(change: list[str]) -> None:
@@ -191,7 +184,7 @@ def test_a_strategy_takes_settings_in_its_name(tmp_path: Path) -> None:
     labels = ["full:lr=1e-4", "full:ce_scope=task,lr=1e-4", "clipfit:kd_weight=2"]
     config = RunConfig.model_validate(parse(*TINY, "--strategy", *labels, "--epochs", "2"))
     registry = Registry(config.plugin)
-    one, two, three = plan_runs(config, registry, registry.get("scenarios", "tiny-stream"))
+    one, two, three = plan_runs(config, registry, plan_stream(config, registry))
     assert [p.label for p in (one, two, three)] == labels
     assert [p.strategy.name for p in (one, two, three)] == ["full", "full", "clipfit"]
     assert [p.options.ce_scope for p in (one, two, three)] == ["seen", "task", "task"]
@@ -210,7 +203,7 @@ def test_what_is_said_of_one_strategy_wins_over_the_command() -> None:
     arguments = ["--strategy", "full:lr=1e-5", "full", "--lr", "0.5", "--set", "full.lr=2"]
     config = RunConfig.model_validate(parse(*TINY, *arguments))
     registry = Registry(config.plugin)
-    plans = plan_runs(config, registry, registry.get("scenarios", "tiny-stream"))
+    plans = plan_runs(config, registry, plan_stream(config, registry))
     assert [plan.recipe and plan.recipe.lr for plan in plans] == [1e-5, 0.5]
 
 
@@ -318,7 +311,7 @@ def test_recipes_are_layered(tmp_path: Path) -> None:
     arguments = ["--set", "mine.momentum=0.25", "--epochs", "3", "--plugin", str(plugin)]
     config = RunConfig.model_validate(parse(*TINY, "--strategy", "mine", *arguments))
     registry = Registry(config.plugin)
-    (plan,) = plan_runs(config, registry, registry.get("scenarios", "tiny-stream"))
+    (plan,) = plan_runs(config, registry, plan_stream(config, registry))
     assert plan.recipe is not None
     assert plan.recipe.model_dump() == {
         "epochs": 3, "batch_size": 16, "optimizer": "sgd", "lr": 2.0, "weight_decay": 0.0,

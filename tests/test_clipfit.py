@@ -15,6 +15,7 @@ from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
 from cl_clipfit.config import RunConfig
 from cl_clipfit.losses.anchors import cosine_distance
 from cl_clipfit.optimization import lr_factor
+from cl_clipfit.plan import plan_stream
 from cl_clipfit.registry import Registry
 from cl_clipfit.runplan import plan_runs
 from strategies.clipfit import PUBLISHED, ClipFit, ClipFitOptions
@@ -308,7 +309,7 @@ def published_lr(epoch: int) -> float:
 def test_the_published_recipe_is_the_papers() -> None:
     config = RunConfig(strategy=["clipfit"], recipe="published")
     registry = Registry()
-    (plan,) = plan_runs(config, registry, registry.get("scenarios", "split-digits"))
+    (plan,) = plan_runs(config, registry, plan_stream(config, registry))
     recipe = plan.recipe
     assert recipe is not None
     assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 5e-4)

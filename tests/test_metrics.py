@@ -29,6 +29,12 @@ EXPECTED = {
     "forward_transfer": ((40 - 30) + (35 - 40)) / 2,
     "transfer": (64 + (66 + 58) / 2) / 2,
     "retention": (-10 + 4) / 2,
+    "mtil_average": (90 + 64 + 66 + 80 + 95 + 58 + 85 + 75 + 90) / 9,
+    "mtil_last": (85 + 75 + 90) / 3,
+    "base": None,
+    "novel": None,
+    "harmonic_mean": None,
+    "probe_accuracy": (40 + 84) / 2,
 }
 
 
@@ -50,9 +56,9 @@ def test_one_task_leaves_undefined_metrics_null() -> None:
     summary = metrics.summarize([[None], [70.0]], [[10.0], [70.0]], [[10.0], [70.0]], [5], {})
     assert {name for name, value in summary.items() if value is None} == {
         "forgetting", "backward_transfer", "forgetting_all_classes", "forward_transfer", "transfer",
-        "retention",
+        "retention", "base", "novel", "harmonic_mean", "probe_accuracy",
     }  # fmt: skip
-    assert summary["last_accuracy"] == 70.0
+    assert summary["last_accuracy"] == summary["mtil_average"] == summary["mtil_last"] == 70.0
 
 
 def test_the_maximum_of_forgetting_excludes_the_row_before_training_and_the_last() -> None:
@@ -63,6 +69,106 @@ def test_the_maximum_of_forgetting_excludes_the_row_before_training_and_the_last
 def test_a_missing_cell_is_an_error_not_a_zero() -> None:
     with pytest.raises(ValueError, match="no accuracy on task 1 after task 1"):
         functional.forgetting([[None, None], [None, None], [50.0, 50.0]])
+
+
+def test_base_to_novel_trains_one_task_and_tests_two() -> None:
+    seen: list[list[float | None]] = [[None, None], [84.0, None]]
+    everything, aware = [[40.0, 30.0], [70.0, 20.0]], [[60.0, 75.0], [84.0, 70.0]]
+    summary = metrics.summarize(seen, everything, aware, [50, 70], {})
+    assert summary == pytest.approx({
+        **dict.fromkeys(EXPECTED), "average_accuracy": 84.0, "last_accuracy": 84.0,
+        "learning_accuracy": 84.0, "base": 84.0, "novel": 70.0,
+        "harmonic_mean": 2 * 84 * 70 / 154, "mtil_average": 77.0, "mtil_last": 77.0,
+    })  # fmt: skip
+    curves = metrics.curves(seen, everything, [50, 70], {})
+    assert curves == {
+        "accuracy": [None, 84.0], "forgetting": [None, None], "retention": [None, None]
+    }  # fmt: skip
+
+
+def test_base_and_novel_need_one_task_trained_and_two_tested() -> None:
+    for table in ([[1.0, 2.0]], [[1.0], [2.0]], [[1.0] * 3] * 2, [[1.0] * 2] * 3):
+        assert functional.base_accuracy(table) is None
+        assert functional.novel_accuracy(table) is None
+    assert functional.harmonic_mean(None, 5.0) is functional.harmonic_mean(5.0, None) is None
+    assert functional.harmonic_mean(0.0, 0.0) == 0.0
+
+
+def test_before_any_training_nothing_is_defined() -> None:
+    summary = metrics.summarize([[None, None]], [[1.0, 2.0]], [[3.0, 4.0]], [5, 5], {})
+    assert set(summary.values()) == {None}
+
+
+def test_a_task_without_test_samples_is_left_out_of_every_mean() -> None:
+    """Put an empty task between the three: only what it shifts changes, nothing fails."""
+
+    def widen(table: list[list[float | None]]) -> list[list[float | None]]:
+        rows = [[row[0], None, *row[1:]] for row in table]
+        return [rows[0], rows[1], rows[1], *rows[2:]]  # learning it changes nothing
+
+    summary = metrics.summarize(widen(SEEN), widen(ALL), widen(AWARE), [10, 0, 20, 70], PROBES)
+    for name in ("last_accuracy", "learning_accuracy", "forgetting", "backward_transfer",
+                 "forgetting_all_classes", "forward_transfer", "mtil_last"):  # fmt: skip
+        assert summary[name] == pytest.approx(EXPECTED[name]), name
+    assert summary["average_accuracy"] == pytest.approx((80 + 80 + 1900 / 30 + 50) / 4)
+    assert summary["transfer"] == pytest.approx((64 + (66 + 66 + 58) / 3) / 2)
+    assert summary["mtil_average"] == pytest.approx((2 * 220 + 233 + 250) / 12)
+    empty = metrics.summarize([[None], [None]], [[None], [None]], [[None], [None]], [0], {})
+    assert set(empty.values()) == {None}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_metric_agrees_with_numpy(seed: int) -> None:
+    """Random tables with tasks that are only tested and tasks without samples (NaN in numpy)."""
+    rng = np.random.default_rng(seed)
+    trained = int(rng.integers(1, 7))
+    columns = trained + int(rng.integers(0, 3))
+    samples = rng.integers(1, 50, columns) * (rng.random(columns) < 0.7)
+    everything, aware = rng.uniform(0, 100, (2, trained + 1, columns))
+    everything[:, samples == 0] = aware[:, samples == 0] = np.nan
+    later = np.arange(columns)[None] >= np.arange(trained + 1)[:, None]
+    seen = np.where(later, np.nan, rng.uniform(0, 100, later.shape))
+    seen[:, samples == 0] = np.nan
+    probes = {str(n): rng.uniform(0, 100, trained + 1) for n in range(rng.integers(0, 4))}
+
+    def mean(values: object) -> float | None:
+        array = np.asarray(values, dtype=float).flatten()
+        return None if np.isnan(array).all() else float(np.nanmean(array))
+
+    def drops(table: np.ndarray) -> list[float]:
+        return [table[j + 1 : -1, j].max() - table[-1, j] for j in range(trained - 1)]
+
+    weights = np.where(np.isnan(seen), 0, samples)
+    with np.errstate(invalid="ignore"):
+        curve = np.nansum(seen * weights, 1) / weights.sum(1)
+    diagonal = seen[np.arange(1, trained + 1), np.arange(trained)]
+    last = np.array(list(probes.values()))[:, -1] if probes else np.array([])
+    first = np.array(list(probes.values()))[:, 0] if probes else np.array([])
+    pair = [None if np.isnan(v) else v for v in aware[1]] if (trained, columns) == (1, 2) else None
+    both = pair is not None and None not in pair
+    expected = {
+        "average_accuracy": mean(curve[1:]),
+        "last_accuracy": mean(curve[-1:]),
+        "learning_accuracy": mean(diagonal),
+        "forgetting": mean(drops(seen)),
+        "backward_transfer": mean(seen[-1, : trained - 1] - diagonal[:-1]),
+        "forgetting_all_classes": mean(drops(everything)),
+        "forward_transfer": mean(
+            [everything[j, j] - everything[0, j] for j in range(1, trained)]
+        ),
+        "transfer": mean([aware[1 : j + 1, j].mean() for j in range(1, trained)]),
+        "retention": mean(last - first),
+        "mtil_average": mean([aware[1:, j].mean() for j in range(columns)]),
+        "mtil_last": mean(aware[-1]),
+        "base": pair[0] if pair else None,
+        "novel": pair[1] if pair else None,
+        "harmonic_mean": float(stats.hmean(np.array(pair, dtype=float))) if both else None,
+        "probe_accuracy": mean(last),
+    }  # fmt: skip
+    tables = [[[None if np.isnan(v) else float(v) for v in row] for row in table]
+              for table in (seen, everything, aware)]  # fmt: skip
+    found = metrics.summarize(*tables, samples.tolist(), probes)
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,6 +196,63 @@ def test_tables_agree_with_scikit_learn(seed: int) -> None:
             assert rows[0][task] == (None if expected is None else pytest.approx(expected))
             assert rows[1][task] == pytest.approx(100 * full)
             assert rows[2][task] == pytest.approx(100 * narrow)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_domains_share_classes_and_tell_their_samples_apart(seed: int) -> None:
+    """Three domains of five classes, the third with one of its own; the second has no samples."""
+    rng = np.random.default_rng(seed)
+    task_classes = [[3, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4]]
+    tasks = rng.permutation([0, 2] * 40)
+    labels = np.array([rng.choice(task_classes[t]) for t in tasks])
+    scores = rng.normal(size=(80, 5))
+    arguments = torch.from_numpy(scores), torch.from_numpy(labels), task_classes
+    tables = AccuracyTables([40, 0, 40])
+    for _ in range(4):
+        tables.append(*arguments, torch.from_numpy(tasks))
+
+    def by_hand(members: np.ndarray, classes: list[int]) -> object:
+        best = np.array(classes)[scores[members][:, classes].argmax(1)]
+        return pytest.approx(100 * accuracy_score(labels[members], best))
+
+    first, third = tasks == 0, tasks == 2
+    four, five = [0, 1, 2, 3], [0, 1, 2, 3, 4]
+    assert tables.seen == [
+        [None] * 3,
+        [by_hand(first, four), None, None],
+        [by_hand(first, four), None, None],
+        [by_hand(first, five), None, by_hand(third, five)],
+    ]
+    assert tables.all_classes == [[by_hand(first, five), None, by_hand(third, five)]] * 4
+    assert tables.task_aware == [[by_hand(first, four), None, by_hand(third, [1, 2, 3, 4])]] * 4
+    everyone = by_hand(tasks >= 0, five)
+    curve = seen_curve(*arguments, torch.from_numpy(tasks))
+    assert curve == [None, by_hand(first, four), by_hand(first, four), everyone]
+    assert functional.last_accuracy(tables.seen, tables.test_samples) == everyone
+    assert seen_curve(*arguments[:2], task_classes[:1], torch.from_numpy(tasks)) == curve[:2]
+    only_third = [torch.from_numpy(a[third]) for a in (scores, labels, tasks)]
+    assert seen_curve(*only_third[:2], task_classes, only_third[2])[:3] == [None] * 3
+
+
+def test_the_task_of_a_sample_must_be_clear() -> None:
+    scores, labels = torch.eye(2), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="share classes"):
+        table_rows(scores, labels, [[0, 1], [1]], 1)
+    with pytest.raises(ValueError, match="share classes"):
+        seen_curve(scores, labels, [[0, 1], [0, 1]])
+    with pytest.raises(ValueError, match=r"tasks \(1,\) of samples \(2,\)"):
+        AccuracyTables([1, 1]).append(scores, labels, [[0], [1]], torch.tensor([0]))
+
+
+def test_the_task_by_class_is_the_default() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 6, (100,), generator=generator)
+    scores = torch.randn(100, 6, generator=generator)
+    groups = [[5, 1], [0], [2, 3, 4]]
+    tasks = torch.tensor([1, 0, 2, 2, 2, 0])[labels]
+    for t in range(4):
+        assert table_rows(scores, labels, groups, t) == table_rows(scores, labels, groups, t, tasks)
+    assert seen_curve(scores, labels, groups) == seen_curve(scores, labels, groups, tasks)
 
 
 def test_seen_accuracy_is_the_accuracy_over_all_samples_seen() -> None:

@@ -1,16 +1,21 @@
-"""Figures and the screen: what is drawn, looked at through matplotlib's own objects."""
+"""Figures, tables and the screen: what is drawn, looked at through matplotlib's own objects."""
 
+import csv
 import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.table import Table
 
+from cl_clipfit import metrics
 from cl_clipfit.report import figures
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.report.tables import COLUMNS, comparison_csv, modes_table, results_table
 
 
 def result(label: str, seed: int = 0, level: float = 80.0) -> dict[str, Any]:
@@ -77,6 +82,172 @@ def test_two_equal_figures_have_equal_bytes(tmp_path: Path) -> None:
         figures.plot_changes(result("full"), tmp_path / name)
     for kind in ("png", "svg"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_one_task_and_tasks_without_images_can_be_drawn(drawn: list[Figure]) -> None:
+    one = result("full")
+    one["all_classes_matrix"] = [[50.0, None], [80.0, None]]
+    one["curves"] = {  # the last task is only tested
+        "accuracy": [None, 80.0], "forgetting": [None, None], "retention": [None, None],
+        "zero_shot": [None, 60.0, 12.0],
+    }  # fmt: skip
+    one["change_by_layer"] = one["change_by_layer"][:1]
+    figures.plot_run(one, Path("x"))
+    figures.plot_comparison([one, {**one, "seed": 1}], Path("x"))
+    figures.plot_changes(one, Path("x"))
+    assert len(drawn) == 3
+    for figure in drawn[:2]:
+        figure.canvas.draw()
+        assert names(figure) == ["zero-shot", "full"]
+        line, own = figure.axes[0].lines
+        assert list(line.get_ydata()) == [60.0, 60.0]
+        assert list(own.get_xydata()[0]) == [1.0, 80.0]
+    assert len(drawn[1].axes) == 1  # no empty panels
+    matrix = drawn[0].axes[1]
+    assert [text.get_text() for text in matrix.texts] == ["50", "80"]
+    plt.close("all")
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+SHIFTS = ("imagenet-v2", "imagenet-sketch", "imagenet-a", "imagenet-r", "objectnet")
+
+
+def outcome(
+    protocol: str | None, label: str = "clipfit", seed: int = 0, probes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return as much of a result as tables read; every number follows from the seed."""
+    trained, columns = {"base-to-novel": (1, 2), "transfer": (1, 1)}.get(protocol or "", (3, 3))
+    draw = torch.Generator().manual_seed(seed)
+
+    def table() -> list[list[float | None]]:
+        return (10 + 90 * torch.rand(trained + 1, columns, generator=draw)).tolist()
+
+    found = {name: [80.0, 70.0 + n + seed] for n, name in enumerate(probes)}
+    values = metrics.summarize(table(), table(), table(), [10] * columns, found)
+    return {
+        **({"protocol": protocol} if protocol else {}),
+        "scenario": "tiny[1]", "label": label, "seed": seed, "scored_on": "test images",
+        "tasks": [{}] * columns, "class_order": list(range(8)), "metrics": values, "probes": found,
+        "model": {"trainable_parameters": 149_620_737},
+        "timings": {"train_seconds": [1.0] * trained, "eval_seconds": [0.5] * (trained + 1)},
+        "merge": None,
+    }  # fmt: skip
+
+
+def rendered(table: Table, width: int = 120) -> str:
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    assert "…" not in text.getvalue()  # nothing cut off
+    return text.getvalue()
+
+
+def cells(table: Table, row: int = 0) -> list[str]:
+    return [list(column.cells)[row] for column in table.columns]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "keys"),
+    [
+        (None, list(COLUMNS)),
+        ("class-incremental", list(COLUMNS)),
+        ("domain-incremental", list(COLUMNS)),
+        ("mtil", ["transfer", "mtil_average", "mtil_last", "last_accuracy", "retention"]),
+        ("base-to-novel", ["base", "novel", "harmonic_mean", "retention"]),
+    ],
+)
+def test_the_protocol_chooses_the_columns(protocol: str | None, keys: list[str]) -> None:
+    one = outcome(protocol, probes=("letters",))
+    expected = [f"{one['metrics'][key]:.1f}" for key in keys]
+    table = results_table([one])
+    seconds = sum(map(sum, one["timings"].values()))
+    assert cells(table) == ["clipfit", *expected, "149,620,737", f"{seconds:.1f}"]
+    mode = {"mode": "wise", "settings": {}, "metrics": one["metrics"], "probes": one["probes"]}
+    assert cells(modes_table(one, [mode])) == ["wise", *expected, "-", "-"]
+    rendered(results_table([outcome(protocol, seed=s, probes=("letters",)) for s in range(3)]))
+
+
+def test_mtil_says_which_numbers_know_the_task() -> None:
+    headers = [str(column.header) for column in results_table([outcome("mtil")]).columns]
+    assert headers[1:5] == [
+        "Transfer\ntask-aware", "Average\ntask-aware", "Last\ntask-aware",
+        "last, all\nclasses seen",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_five_probes_are_readable_at_120_columns(seeds: int) -> None:
+    labels = ("zero-shot", "clipfit:kd_weight=8")
+    results = [outcome("transfer", label, s, SHIFTS) for label in labels for s in range(seeds)]
+    table = results_table(results)
+    numbers = [f"{70 + n + (seeds - 1) / 2:.1f}" for n in range(5)]
+    first = [cell.partition("\n")[0] for cell in cells(table)]
+    last = sum(r["metrics"]["last_accuracy"] for r in results[:seeds]) / seeds
+    mean = 72 + (seeds - 1) / 2
+    assert first == ["zero-shot", f"{last:.1f}", f"{mean:.1f}", *numbers, f"{mean - 80:.1f}"]
+    text = rendered(table)
+    words = text.split()  # whole ones: none is broken
+    for word in (
+        "imagenet-",
+        "v2",
+        "sketch",
+        "imagenet-a",
+        "imagenet-r",
+        "objectnet",
+        "retention",
+        *labels,
+    ):
+        assert word in words
+    for number in numbers:
+        assert words.count(number) >= 2
+    assert text.count("± 2.5") == (2 * 7 if seeds == 3 else 0)  # 4.303 / sqrt(3)
+    assert "trained parameters, seconds" in text  # said where the columns had to go
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_eight_probes_lose_no_digit(width: int) -> None:
+    names = tuple(f"data-set-{n}" for n in range(8))
+    text = rendered(
+        results_table([outcome("transfer", seed=s, probes=names) for s in (1, 2)]), width
+    )
+    words = text.split()
+    assert all(f"{71.5 + n}" in words for n in range(8))
+    assert words.count("6.4") == 8 + 2  # 12.706 / 2; the mean of probes and retention too
+
+
+def test_more_probes_than_fit_are_named_and_all_in_the_csv() -> None:
+    probes = tuple(f"probe-{n}" for n in range(10))
+    one = outcome("transfer", probes=probes)
+    one["merge"] = {"compared": {"host": outcome("transfer", seed=1, probes=probes)}}
+    table = results_table([one])
+    headers = [str(column.header) for column in table.columns]
+    assert headers[3:] == [*(f"probe-{n}" for n in range(8)), "retention"]
+    assert cells(table, 1)[0] == "  host"
+    assert cells(table, 1)[3] == "71.0"
+    text = rendered(table)
+    assert "probe-8, probe-9, trained parameters" in " ".join(text.split())
+    rows = list(csv.DictReader(io.StringIO(comparison_csv([one], ["folder"]))))
+    assert [row["strategy"] for row in rows] == ["clipfit", "clipfit / host"]
+    assert [float(row["probe: probe-9"]) for row in rows] == [79.0, 80.0]
+    assert float(rows[0]["probe_accuracy"]) == 74.5
+
+
+def test_few_probes_leave_room_for_costs() -> None:
+    table = results_table([outcome("transfer", probes=("letters", "[bold]"))])
+    assert cells(table)[3:] == ["70.0", "71.0", "-9.5", "149,620,737", "2.0"]
+    assert "[bold]" in rendered(table)
+    assert "1 task," in rendered(table)
+
+
+def test_results_of_an_earlier_version_stand_beside_new_ones() -> None:
+    """They have fewer metrics, and no protocol."""
+    old, new = outcome(None), outcome("class-incremental", "full")
+    old["metrics"] = {key: old["metrics"][key] for key in COLUMNS}
+    rows = list(csv.DictReader(io.StringIO(comparison_csv([old, new], ["a", "b"]))))
+    assert rows[0]["mtil_last"] == ""
+    assert float(rows[1]["mtil_last"]) == pytest.approx(new["metrics"]["mtil_last"], abs=1e-4)
+    assert rows[0]["scenario"] == "tiny[1]"
+    assert "tiny[1]: 3 tasks, 8 classes" in rendered(results_table([old, new]))
 
 
 def test_a_download_is_followed_on_a_terminal_and_elsewhere() -> None:

@@ -16,7 +16,17 @@ from cl_clipfit.errors import UserError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 TEXT_CHUNK = 256  # prompts encoded at once
+TemplatesLike = Sequence[str] | Sequence[Sequence[str]]
 Tokenizer = Callable[[list[str]], Tensor]
+
+
+def _per_name(templates: TemplatesLike, count: int) -> list[Sequence[str]]:
+    """Return the templates of each of `count` names."""
+    if any(isinstance(t, str) for t in templates):
+        templates = [templates] * count  # type: ignore[list-item]
+    if len(templates) != count or not all(len(own) for own in templates):
+        raise UserError("no prompt template given: pass at least one, as 'a photo of a {}.'")
+    return list(templates)
 
 
 @dataclass(frozen=True)
@@ -137,27 +147,29 @@ class CLIPClassifier(nn.Module):
             yield
 
     def add_classes(
-        self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
+        self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
     ) -> None:
         """Append classes; their labels follow on the existing ones.
 
         Args:
             names: one name for each class.
-            templates: prompts with one "{}" for the name; several make an ensemble.
+            templates: prompts with one "{}" for the name; several make an ensemble. Or such a
+                sequence for each name.
 
         Raises:
             UserError: an empty name, no template, a template without "{}", or a prompt that is too
                 long for the text tower.
         """
-        if not templates:
-            raise UserError("no prompt template given: pass at least one, as 'a photo of a {}.'")
-        for template in templates:
+        per_name = _per_name(templates, len(names))
+        for template in {template for own in per_name for template in own}:
             if template.count("{}") != 1:
                 raise UserError(f"prompt template {template!r} needs exactly one '{{}}'")
-        for label, name in enumerate(names, len(self.class_names)):
+        for label, (name, own) in enumerate(
+            zip(names, per_name, strict=True), len(self.class_names)
+        ):
             if not name.strip():
                 raise UserError(f"class {label} has an empty name")
-            self._check_length(name, templates)
+            self._check_length(name, own)
         if not names:
             return
         prompts = self._tokenize(names, templates)
@@ -174,13 +186,15 @@ class CLIPClassifier(nn.Module):
 
         Args:
             images: uint8 (B, 3, H, W) of any size, preprocessed here; or float, as the tower
-                takes it.
+                takes it; or float (B, d), encoded already.
 
         Returns:
             (B, d).
         """
         if self._known_images is not None and images is self._known_images[0]:
             return self._known_images[1]
+        if images.dim() == 2:
+            return F.normalize(images, dim=-1)
         if images.dtype == torch.uint8:
             images = self.preprocess(images)
         return self.clip.encode_image(images, normalize=True)
@@ -219,7 +233,7 @@ class CLIPClassifier(nn.Module):
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_names(
-        self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
+        self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
     ) -> Tensor:
         """Encode names that are not classes of this model: (len(names), d), unit length."""
         return self.encode_prompts(self.tokenize(names, templates))
@@ -234,14 +248,17 @@ class CLIPClassifier(nn.Module):
             self._text_cache = None
 
     def tokenize(
-        self, names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
+        self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
     ) -> list[Tensor]:
         """Return the token ids (templates, L) of the prompts of every name."""
         return self._with_context(self._tokenize(names, templates), names)
 
-    def _tokenize(self, names: Sequence[str], templates: Sequence[str]) -> list[Tensor]:
+    def _tokenize(self, names: Sequence[str], templates: TemplatesLike) -> list[Tensor]:
         # replace, not format: a class name may contain braces
-        return [self.tokenizer([t.replace("{}", name) for t in templates]) for name in names]
+        return [
+            self.tokenizer([t.replace("{}", name) for t in own])
+            for name, own in zip(names, _per_name(templates, len(names)), strict=True)
+        ]
 
     def _with_context(self, prompts: list[Tensor], names: Sequence[str]) -> list[Tensor]:
         if self.context is None:

@@ -63,7 +63,7 @@ class BankEvaluation:
     def __init__(self, run: FinishedRun, settings: ModeSettings) -> None:
         self.run, self.settings = run, settings
         self.strategy: CLIPStrategy = run.strategy
-        self.tasks = len(run.scenario.task_classes)
+        self.tasks = run.scenario.trained_tasks
         if len(run.bank) != self.tasks:
             raise UserError(
                 f"{run.bank.folder}: the bank holds {len(run.bank)} tasks, the stream {self.tasks}:"
@@ -115,10 +115,10 @@ class BankEvaluation:
 
     def _estimate_fishers(self, tasks: int) -> None:
         """Estimate the Fisher of every task at its own weights, from its own images."""
-        stream = self.run.scenario.benchmark.train_stream
         for task in range(len(self._fishers) + 1, tasks + 1):
             self.run.at_task(task)
-            images, _ = self.strategy.task_sample(self.settings.images, stream[task - 1])
+            whole = self.run.scenario.of_task(task - 1)
+            images, _ = self.strategy.task_sample(self.settings.images, whole)
             draws = torch.Generator().manual_seed(self.settings.seed + task)
             with self.strategy.model.weights(self.values[task - 1]):
                 self._fishers.append(diagonal_fisher(self.strategy, images, draws))
@@ -127,7 +127,7 @@ class BankEvaluation:
 
     def _evaluate_chosen(self, result: ModeResult) -> None:
         scenario, test = self.run.scenario, self.run.scenario.test
-        true_tasks = self._true_tasks(test.labels)
+        true_tasks = scenario.test_tasks
         result.chosen, result.routed = Scoreboard(scenario), []
         assert self._zero_shot is not None
         result.chosen.add(self._zero_shot)
@@ -168,12 +168,6 @@ class BankEvaluation:
         except ValueError as error:
             raise UserError(f"--mode routed: {error}") from error
 
-    def _true_tasks(self, labels: Tensor) -> Tensor:
-        task_of = torch.empty(len(self.run.scenario.class_names), dtype=torch.long)
-        for task, classes in enumerate(self.run.scenario.task_classes):
-            task_of[classes] = task
-        return task_of[labels]
-
     def _zero_shot_features(self, images: Tensor) -> Tensor:
         model = self.strategy.model
         batches = images.split(self.strategy.eval_mb_size)
@@ -185,7 +179,7 @@ class BankEvaluation:
     def _within(self, scores: Tensor, choices: Tensor) -> Tensor:
         """Keep the classes of each image's chosen task; of one not learned yet, all of them."""
         keep = torch.zeros(self.tasks + 1, scores.shape[1], dtype=torch.bool)
-        for task, classes in enumerate(self.run.scenario.task_classes):
+        for task, classes in enumerate(self.run.scenario.task_classes[: self.tasks]):
             keep[task, classes] = True
         keep[self.tasks] = True
         return scores.masked_fill(~keep[choices], -torch.inf)

@@ -147,8 +147,10 @@ def _feature_gap(loaded: Any, run: FinishedRun) -> tuple[float, str]:
     """Return the largest difference between features of both models, and of what they are."""
     model, scenario = run.strategy.model, run.scenario
     every = max(1, len(scenario.test.images) // _SAMPLE)
-    images = scenario.test.images[::every][:_SAMPLE]
-    prompts = model.tokenize(scenario.class_names[:_SAMPLE], scenario.templates[:1])
+    images = scenario.test.images[::every][:_SAMPLE].to("cpu")
+    names = scenario.class_names[:_SAMPLE]
+    shared = isinstance(scenario.templates[0], str)
+    prompts = model.tokenize(names, scenario.templates[: 1 if shared else len(names)])
     pixels = model.preprocess(images)
     pairs = (
         (model.image_features(images), loaded.encode_image(pixels, normalize=True)),

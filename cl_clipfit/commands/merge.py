@@ -163,7 +163,7 @@ def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
                 f" {nearest(key, own_names)}"
             )
     own = {**given, "host": plan.strategy.name, "trajectory": "read-out"}
-    config, scenario = finished.prepared.config, finished.prepared.stream.entry
+    config, scenario = finished.prepared.config, finished.prepared.stream.data
     config = config.model_copy(update={"recipe": "default"})
     _, options = make_settings(config, scenario, entry, own)
     return RunPlan(

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cl_clipfit.building import check_strategy
 from cl_clipfit.config import RunConfig
+from cl_clipfit.encoding import FrozenImages
 from cl_clipfit.experiment import Run
 from cl_clipfit.files import write_atomic
 from cl_clipfit.preparation import prepare
@@ -37,13 +38,16 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
         some = next(iter(scenarios.values()))
         for plan in {plan.label: plan for plan in plans}.values():
             check_strategy(plan, stream, prepared.model, some)
+    encoder = FrozenImages(prepared.model, stream.device, display)
     results, folders = [], []
     for plan in plans:
         folder = prepared.folder(plan)
         result = None if config.fresh else folder.finished_result()
         if result is None:
             scenario = scenarios[0 if stream.shots is None else plan.seed]
-            run = Run(stream, plan, scenario, prepared.model, prepared.probes, folder, display)
+            run = Run(
+                stream, plan, scenario, prepared.model, prepared.probes, folder, display, encoder
+            )  # fmt: skip
             result = execute(run, config_of(stream, plan, config), display)
             del run
             gc.collect()

@@ -1,10 +1,15 @@
-"""Class orders by name, and the cut of an order into tasks."""
+"""Class orders by name or from a file, and the cut of an order into tasks."""
 
+import json
 import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.errors import UserError, is_file, nearest
 
 # Of published results with OpenAI's weights: Continual-CLIP, ZSCL, MoE-Adapters, RAPF, MG-CLIP.
 DER_CIFAR100 = (
@@ -14,20 +19,41 @@ DER_CIFAR100 = (
     70, 90, 89, 43, 5, 42, 65, 76, 40, 30, 23, 85, 2, 95, 56, 48, 71, 64, 98, 13, 99, 7, 34, 55,
     54, 26, 35, 39
 )  # fmt: skip
-NAMED_ORDERS = ("natural", "pycil-1993", "der-cifar100")
+# Of published results on ImageNet-R with OpenAI's weights: RAPF, MG-CLIP.
+RAPF_IMAGENET_R = (
+    29, 75, 18, 9, 62, 46, 133, 54, 89, 24, 135, 158, 119, 198, 49, 96, 32, 21, 79, 3, 65, 131,
+    191, 30, 140, 113, 84, 95, 188, 167, 127, 164, 185, 170, 168, 136, 98, 12, 121, 186, 193,
+    172, 51, 19, 104, 108, 161, 178, 73, 152, 7, 61, 39, 67, 14, 91, 111, 41, 56, 194, 23, 145,
+    184, 165, 189, 122, 128, 48, 66, 47, 148, 92, 199, 109, 160, 110, 132, 102, 154, 107, 33,
+    70, 80, 173, 187, 97, 43, 81, 153, 147, 112, 17, 52, 195, 144, 50, 146, 40, 141, 143, 106,
+    10, 22, 115, 162, 44, 1, 34, 134, 26, 183, 4, 87, 139, 45, 94, 27, 83, 130, 103, 126, 138,
+    35, 123, 190, 105, 71, 88, 76, 156, 180, 176, 25, 37, 137, 6, 15, 175, 192, 63, 11, 31, 8,
+    196, 36, 159, 85, 28, 77, 93, 174, 78, 171, 150, 42, 99, 0, 2, 149, 86, 72, 163, 166, 117,
+    116, 74, 125, 55, 90, 120, 114, 20, 182, 68, 69, 181, 157, 38, 59, 179, 16, 177, 64, 57, 5,
+    58, 129, 13, 118, 124, 100, 169, 142, 155, 101, 53, 82, 60, 151, 197
+)  # fmt: skip
+_LISTS = {"der-cifar100": DER_CIFAR100, "rapf-imagenet-r": RAPF_IMAGENET_R}
+NAMED_ORDERS = ("natural", "pycil-1993", *_LISTS)
+_SUFFIXES = (".txt", ".json", ".yaml", ".yml")
+_Entry = tuple[str, str]  # where in the file, and what it says
 
 
-def class_order(name: str, classes: int) -> list[int]:
+def class_order(name: str, classes: int, names: Sequence[str] = ()) -> list[int]:
     """Return the original labels 0..classes-1 in order of arrival.
 
     Args:
         name: `natural`; `pycil-1993`, the order of PyCIL, PROOF and their successors, which is
             `numpy.random.RandomState(1993).permutation`; `der-cifar100`, the order of 100 classes
-            of DER (Yan et al. 2021), RAPF and others; or `seed:N`, as pycil-1993 with seed N.
+            of DER (Yan et al. 2021), RAPF and others; `rapf-imagenet-r`, RAPF's order of the 200
+            classes of ImageNet-R; `seed:N`, as pycil-1993 with seed N; or a file: text with a class
+            a line, or a list in JSON or YAML. A class is its name or its original label; where a
+            number is both, it is the name.
         classes: number of classes.
+        names: their names, by label; without them a file can give labels only.
 
     Raises:
-        UserError: an unknown name, or an order of another number of classes.
+        UserError: an unknown name, an order of another number of classes, or a file that does not
+            give every class exactly once.
 
     Example:
         >>> class_order("pycil-1993", 100)[:5]
@@ -35,28 +61,187 @@ def class_order(name: str, classes: int) -> list[int]:
     """
     if name == "natural":
         return list(range(classes))
-    if name == "der-cifar100":
-        if classes != len(DER_CIFAR100):
-            raise UserError(f"--class-order {name}: an order of 100 classes, not of {classes}")
-        return list(DER_CIFAR100)
-    seeded = re.fullmatch(r"seed:(\d+)", "seed:1993" if name == "pycil-1993" else name)
+    if name in _LISTS:
+        known = _LISTS[name]
+        if classes != len(known):
+            raise UserError(
+                f"--class-order {name}: an order of {len(known)} classes, not of {classes}"
+            )
+        return list(known)
+    seeded = re.fullmatch(r"seed:([0-9]{1,10})", "seed:1993" if name == "pycil-1993" else name)
     if seeded and int(seeded[1]) < 2**32:
         return np.random.RandomState(int(seeded[1])).permutation(classes).tolist()
     if name.startswith("seed:"):
         raise UserError(f"--class-order {name}: N in seed:N must be from 0 to {2**32 - 1}")
-    raise UserError(f"unknown class order '{name}'. {nearest(name, [*NAMED_ORDERS, 'seed:N'])}")
+    if is_file(name) or name.lower().endswith(_SUFFIXES) or "/" in name:
+        place = f"--class-order {name}"
+        return _permutation(_read_list(Path(name), place), classes, names, place)
+    raise UserError(
+        f"unknown class order '{name}'. {nearest(name, [*NAMED_ORDERS, 'seed:N', 'FILE'])}"
+    )
 
 
-def split_tasks(classes: int, tasks: int) -> list[list[int]]:
+def split_tasks(classes: int, tasks: int, base_classes: int | None = None) -> list[list[int]]:
     """Cut arrival labels 0..classes-1 into `tasks` runs; earlier tasks take the remainder.
 
+    Args:
+        classes: number of classes.
+        tasks: number of tasks, the one of the base classes among them.
+        base_classes: classes of the first task; the others share the rest. Default: an equal share.
+
     Raises:
-        UserError: more tasks than classes.
+        UserError: more tasks than classes, or base classes that leave too few for the others.
 
     Example:
         >>> split_tasks(10, 3)
         [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+        >>> split_tasks(10, 3, base_classes=6)
+        [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9]]
     """
-    if tasks > classes:
-        raise UserError(f"--tasks {tasks}: there are only {classes} classes")
-    return [part.tolist() for part in np.array_split(np.arange(classes), tasks)]
+    if base_classes is None:
+        if tasks > classes:
+            raise UserError(f"--tasks {tasks}: there are only {classes} classes")
+        return [part.tolist() for part in np.array_split(np.arange(classes), tasks)]
+    given = f"--base-classes {base_classes} with --tasks {tasks}"
+    left = classes - base_classes
+    if tasks == 1 and left != 0:
+        raise UserError(f"{given}: a single task takes all {classes} classes, raise --tasks")
+    if tasks > 1 and left <= 0:
+        raise UserError(
+            f"{given}: there are {classes} classes, so none is left for the other tasks"
+        )
+    if tasks - 1 > left:
+        raise UserError(f"{given}: only {left} classes are left for the other {tasks - 1} tasks")
+    others = np.array_split(np.arange(base_classes, classes), tasks - 1) if tasks > 1 else []
+    return [list(range(base_classes)), *(part.tolist() for part in others)]
+
+
+def read_tasks(file: Path, names: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """Read a YAML file that says which classes each task has.
+
+    Args:
+        file: a list of lists, or a mapping of a task's name to its list, of class names or original
+            labels; where a number is both, it is the name. Everything is text: a class `no` or
+            `on` is no truth value.
+        names: class names by original label.
+
+    Returns:
+        names of the tasks ("task 1" and so on where the file has none), and the original labels of
+        each, in the order of the file.
+
+    Raises:
+        UserError: no such file, no such structure, or a class that is missing, unknown or repeated.
+    """
+    import yaml
+
+    place = f"--tasks {file}"
+    node = _yaml(file, place)
+    groups: list[tuple[str, Any]] = []
+    if isinstance(node, yaml.MappingNode):
+        groups = [(_scalar(key, place), value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        groups = [(f"task {t}", value) for t, value in enumerate(node.value, 1)]
+    if not groups:
+        raise UserError(f"{place}: must be a list of lists of classes, or map task names to lists")
+    repeated = [name for name, count in Counter(name for name, _ in groups).items() if count > 1]
+    if repeated:
+        raise UserError(f"{place}: two tasks have the name '{repeated[0]}'")
+    tasks = []
+    for name, value in groups:
+        if not isinstance(value, yaml.SequenceNode) or not value.value:
+            raise UserError(
+                f"{place}, line {value.start_mark.line + 1}: '{name}' must be a list of classes"
+            )
+        tasks.append(_scalars(value, place))
+    labels = iter(_permutation([e for task in tasks for e in task], len(names), names, place))
+    return [name for name, _ in groups], [[next(labels) for _ in task] for task in tasks]
+
+
+def _read(file: Path, place: str) -> str:
+    if not is_file(file):
+        raise UserError(f"{place}: there is no such file")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{place}: the file cannot be read as text") from error
+
+
+def _yaml(file: Path, place: str) -> Any:
+    """Return the file's tree of nodes: their values are text, and repeated keys are still there."""
+    import yaml
+
+    try:
+        return yaml.compose(_read(file, place), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{place}{where}: this is no YAML: {problem or 'unreadable'}") from error
+
+
+def _scalar(node: Any, place: str) -> str:
+    import yaml
+
+    if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
+        raise UserError(f"{place}, line {node.start_mark.line + 1}: expected a name or a label")
+    return node.value
+
+
+def _scalars(node: Any, place: str) -> list[_Entry]:
+    return [(f"line {n.start_mark.line + 1}", _scalar(n, place)) for n in node.value]
+
+
+def _read_list(file: Path, place: str) -> list[_Entry]:
+    """Read a list of classes: JSON or YAML by the file's ending, else one a line."""
+    suffix = file.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        import yaml
+
+        node = _yaml(file, place)
+        if isinstance(node, yaml.SequenceNode):
+            return _scalars(node, place)
+    elif suffix == ".json":
+        try:
+            values = json.loads(_read(file, place), parse_int=str, parse_float=str)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: this is no JSON: {error}") from error
+        if isinstance(values, list) and all(isinstance(value, str) for value in values):
+            return [(f"entry {i}", value) for i, value in enumerate(values, 1)]
+    else:
+        lines = _read(file, place).splitlines()
+        return [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
+    raise UserError(f"{place}: must be a list of class names or labels")
+
+
+def _permutation(
+    entries: Sequence[_Entry], classes: int, names: Sequence[str], place: str
+) -> list[int]:
+    """Return the label of each entry, after a check that every class has exactly one."""
+    by_name: dict[str, list[int]] = {}
+    for label, name in enumerate(names):
+        by_name.setdefault(name, []).append(label)
+    found: dict[int, str] = {}
+    for where, text in entries:
+        own = by_name.get(text)
+        if own is None and re.fullmatch("[0-9]{1,9}", text) and int(text) < classes:
+            own = [int(text)]
+        if own is None:
+            hint = nearest(text, by_name)
+            if not by_name or (hint.startswith("Known") and len(by_name) > 20):
+                hint = f"Labels are 0 to {classes - 1}."
+            raise UserError(f"{place}, {where}: unknown class '{text}'. {hint}")
+        if len(own) > 1:
+            raise UserError(
+                f"{place}, {where}: {len(own)} classes have the name '{text}', use their labels"
+                f" {', '.join(map(str, own))}"
+            )
+        if own[0] in found:
+            raise UserError(
+                f"{place}, {where}: class '{text}' again, it is in {found[own[0]]} already"
+            )
+        found[own[0]] = where
+    missing = [label for label in range(classes) if label not in found]
+    if missing:
+        first = f"'{names[missing[0]]}' (label {missing[0]})" if names else f"label {missing[0]}"
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise UserError(f"{place}: every class must be there; {first}{more} missing")
+    return list(found)

@@ -14,6 +14,7 @@ def summarize(
     probes: Mapping[str, Sequence[float]],
 ) -> dict[str, float | None]:
     """Return all metrics of a finished run by name, in percent; None where undefined."""
+    base, novel = functional.base_accuracy(task_aware), functional.novel_accuracy(task_aware)
     return {
         "average_accuracy": functional.average_accuracy(seen, test_samples),
         "last_accuracy": functional.last_accuracy(seen, test_samples),
@@ -24,6 +25,12 @@ def summarize(
         "forward_transfer": functional.forward_transfer(all_classes),
         "transfer": functional.transfer(task_aware),
         "retention": functional.retention(probes),
+        "mtil_average": functional.mtil_average(task_aware),
+        "mtil_last": functional.mtil_last(task_aware),
+        "base": base,
+        "novel": novel,
+        "harmonic_mean": functional.harmonic_mean(base, novel),
+        "probe_accuracy": functional.probe_accuracy(probes),
     }
 
 

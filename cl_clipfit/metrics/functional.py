@@ -1,7 +1,10 @@
 """Every metric of a run, as a pure function of its accuracy tables and sample counts.
 
-A table has rows t = 0..T (row 0 before any training) and columns j = 1..T (list index j-1), in
-percent; R[t][j] is the accuracy on task j after task t. What is undefined is None.
+A table has rows t = 0..T (row 0 before any training) and columns j = 1.. (list index j-1), in
+percent; R[t][j] is the accuracy on task j after task t. What is undefined is None. T counts the
+tasks trained: further columns are of tasks that are only tested, and count in no metric but
+`mtil_average`, `mtil_last` and `novel_accuracy`. A task without test samples is None in every row,
+and all means leave it out; any other missing cell is an error.
 
 *Forgetting* has many definitions. Ours is Chaudhry et al.'s: the best accuracy a task ever had
 after it was learned and before the end, minus its last one. Others, from the same table:
@@ -27,20 +30,25 @@ def _cell(table: TableLike, t: int, j: int) -> float:
     return value
 
 
+def _tested(table: TableLike, first: int, last: int) -> list[int]:
+    """Return the tasks first..last that have test samples: an accuracy in some row."""
+    return [j for j in range(first, last + 1) if any(row[j - 1] is not None for row in table)]
+
+
 def seen_accuracy(table: TableLike, test_samples: Sequence[int], t: int) -> float | None:
     """A_t: accuracy over the test samples of tasks 1..t after task t, weighted by samples.
 
     A_t = sum_j n_j R[t][j] / sum_j n_j, j = 1..t; equal to the top-1 accuracy over all classes seen
-    (Rebuffi et al. 2017, iCaRL, section 4.1). None for t = 0.
+    (Rebuffi et al. 2017, iCaRL, section 4.1). None for t = 0 and where there are no samples.
 
     Example:
         >>> seen_accuracy([[None, None], [90.0, None], [60.0, 80.0]], [10, 30], t=2)
         75.0
     """
-    if t == 0:
-        return None
     total = sum(test_samples[:t])
-    return sum(n * _cell(table, t, j) for j, n in enumerate(test_samples[:t], 1)) / total
+    if total == 0:
+        return None
+    return sum(n * _cell(table, t, j) for j, n in enumerate(test_samples[:t], 1) if n) / total
 
 
 def average_accuracy(table: TableLike, test_samples: Sequence[int]) -> float | None:
@@ -71,7 +79,7 @@ def learning_accuracy(table: TableLike) -> float | None:
         >>> learning_accuracy([[None, None], [90.0, None], [60.0, 80.0]])
         85.0
     """
-    return _mean([_cell(table, t, t) for t in range(1, len(table))])
+    return _mean([_cell(table, t, t) for t in _tested(table, 1, len(table) - 1)])
 
 
 def forgetting(table: TableLike, after: int | None = None) -> float | None:
@@ -86,7 +94,7 @@ def forgetting(table: TableLike, after: int | None = None) -> float | None:
     """
     t = len(table) - 1 if after is None else after
     drops = []
-    for j in range(1, t):
+    for j in _tested(table, 1, t - 1):
         best = max(_cell(table, s, j) for s in range(j, t))
         drops.append(best - _cell(table, t, j))
     return _mean(drops)
@@ -100,7 +108,8 @@ def backward_transfer(table: TableLike) -> float | None:
         -30.0
     """
     last = len(table) - 1
-    return _mean([_cell(table, last, j) - _cell(table, j, j) for j in range(1, last)])
+    earlier = _tested(table, 1, last - 1)
+    return _mean([_cell(table, last, j) - _cell(table, j, j) for j in earlier])
 
 
 def forward_transfer(table: TableLike) -> float | None:
@@ -112,7 +121,7 @@ def forward_transfer(table: TableLike) -> float | None:
         >>> forward_transfer([[50.0, 40.0], [90.0, 45.0], [60.0, 80.0]])
         5.0
     """
-    columns = range(2, len(table))
+    columns = _tested(table, 2, len(table) - 1)
     return _mean([_cell(table, j - 1, j) - _cell(table, 0, j) for j in columns])
 
 
@@ -125,9 +134,73 @@ def transfer(table: TableLike) -> float | None:
         >>> transfer([[50.0, 40.0, 30.0], [90.0, 45.0, 20.0], [80.0, 85.0, 10.0], [0.0, 0.0, 0.0]])
         30.0
     """
-    columns = range(2, len(table))
-    means = [_mean([_cell(table, t, j) for t in range(1, j)]) for j in columns]
-    return _mean([m for m in means if m is not None])
+    columns = _tested(table, 2, len(table) - 1)
+    return _mean([sum(_cell(table, t, j) for t in range(1, j)) / (j - 1) for j in columns])
+
+
+def mtil_average(table: TableLike) -> float | None:
+    """MTIL Average: mean over t = 1..T and all j of R[t][j], on the third table.
+
+    Zheng et al. 2023 (ZSCL, arXiv 2303.06628): the whole matrix, tasks not yet learned included.
+    Every task counts alike, however many samples it has.
+
+    Example:
+        >>> mtil_average([[50.0, 40.0], [90.0, 45.0], [80.0, 85.0]])
+        75.0
+    """
+    columns = _tested(table, 1, len(table[0]))
+    return _mean([_cell(table, t, j) for t in range(1, len(table)) for j in columns])
+
+
+def mtil_last(table: TableLike) -> float | None:
+    """MTIL Last: mean over all j of R[T][j], on the third table (as `mtil_average`).
+
+    Example:
+        >>> mtil_last([[50.0, 40.0], [90.0, 45.0], [80.0, 85.0]])
+        82.5
+    """
+    last = len(table) - 1
+    columns = _tested(table, 1, len(table[0])) if last else []
+    return _mean([_cell(table, last, j) for j in columns])
+
+
+def base_accuracy(table: TableLike) -> float | None:
+    """R[1][1] on the third table: the base classes, which were trained, ranked among themselves.
+
+    Zhou et al. 2022 (CoCoOp, arXiv 2203.05557), "Base". None unless one task is trained and two are
+    tested.
+
+    Example:
+        >>> base_accuracy([[50.0, 40.0], [90.0, 45.0]])
+        90.0
+    """
+    return table[1][0] if len(table) == 2 and len(table[1]) == 2 else None
+
+
+def novel_accuracy(table: TableLike) -> float | None:
+    """R[1][2] on the third table: classes that were not trained, ranked among themselves ("New").
+
+    Zhou et al. 2022 (CoCoOp, arXiv 2203.05557). None as in `base_accuracy`.
+
+    Example:
+        >>> novel_accuracy([[50.0, 40.0], [90.0, 45.0]])
+        45.0
+    """
+    return table[1][1] if len(table) == 2 and len(table[1]) == 2 else None
+
+
+def harmonic_mean(a: float | None, b: float | None) -> float | None:
+    """2ab / (a + b); 0 where both are 0, None where one is undefined.
+
+    Xian et al. 2017, of seen and unseen classes; CoCoOp, arXiv 2203.05557, of base and novel ones.
+
+    Example:
+        >>> harmonic_mean(90.0, 45.0)
+        60.0
+    """
+    if a is None or b is None:
+        return None
+    return 2 * a * b / (a + b) if a + b else 0.0
 
 
 def retention(probes: Mapping[str, Sequence[float]], after: int = -1) -> float | None:
@@ -138,3 +211,13 @@ def retention(probes: Mapping[str, Sequence[float]], after: int = -1) -> float |
         -7.0
     """
     return _mean([accuracies[after] - accuracies[0] for accuracies in probes.values()])
+
+
+def probe_accuracy(probes: Mapping[str, Sequence[float]]) -> float | None:
+    """Mean over probes of the accuracy after the last task; every probe counts alike.
+
+    Example:
+        >>> probe_accuracy({"letters": [60.0, 55.0, 50.0], "shapes": [80.0, 80.0, 76.0]})
+        63.0
+    """
+    return _mean([accuracies[-1] for accuracies in probes.values()])

@@ -14,8 +14,10 @@ Table = list[Row]
 class AccuracyTables:
     """Accuracy in percent on task j (column j-1) after task t (row t); row 0 is before training.
 
+    There may be more columns than tasks trained. A task without test samples is None in every row.
+
     Attributes:
-        test_samples: number of test samples of each task, (T,).
+        test_samples: number of test samples of each column's task.
         seen: labels are the classes seen after task t; None where j > t.
         all_classes: labels are all classes of the stream.
         task_aware: labels are task j's own classes.
@@ -26,15 +28,25 @@ class AccuracyTables:
     all_classes: Table = field(default_factory=list)
     task_aware: Table = field(default_factory=list)
 
-    def append(self, scores: Tensor, labels: Tensor, task_classes: Sequence[Sequence[int]]) -> None:
+    def append(
+        self,
+        scores: Tensor,
+        labels: Tensor,
+        task_classes: Sequence[Sequence[int]],
+        tasks: Tensor | None = None,
+    ) -> None:
         """Add the row of one evaluation of the whole test stream.
 
         Args:
             scores: (N, K) for all classes of the stream; the largest one wins.
             labels: (N,) class indices into the columns of `scores`.
-            task_classes: the classes of each task.
+            task_classes: the classes of each task; tasks may share them.
+            tasks: int64 (N,), the task of each sample, from 0; default: the one of its class.
+
+        Raises:
+            ValueError: a score that is not a number, or a sample whose task is not clear.
         """
-        rows = table_rows(scores, labels, task_classes, tasks_seen=len(self.seen))
+        rows = table_rows(scores, labels, task_classes, len(self.seen), tasks)
         for table, row in zip((self.seen, self.all_classes, self.task_aware), rows, strict=True):
             table.append(row)
 
@@ -70,40 +82,75 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
 
 
 def seen_curve(
-    scores: Tensor, labels: Tensor, task_classes: Sequence[Sequence[int]]
+    scores: Tensor,
+    labels: Tensor,
+    task_classes: Sequence[Sequence[int]],
+    tasks: Tensor | None = None,
 ) -> list[float | None]:
     """Return A_t, t = 0..T, of a model that stays as it is while the classes grow.
 
     Args:
         scores: (N, K) for all classes of the stream.
         labels: (N,).
-        task_classes: the classes of each task.
+        task_classes: the classes of each task; of the first T of them for a shorter curve.
+        tasks: int64 (N,), the task of each sample, from 0; default: the one of its class.
 
     Returns:
-        accuracy over the samples of tasks 1..t among their classes; None for t = 0.
+        accuracy over the samples of tasks 1..t among their classes; None for t = 0 and where there
+        are no samples.
     """
+    owner = _owner(labels, task_classes, tasks)
     curve: list[float | None] = [None]
-    classes: list[int] = []
-    for own in task_classes:
-        classes += own
-        known = torch.isin(labels, torch.as_tensor(classes, device=labels.device))
-        curve.append(accuracy(scores[known], labels[known], classes))
+    for t in range(1, len(task_classes) + 1):
+        known = (owner >= 0) & (owner < t)
+        curve.append(_accuracy_of(known, scores, labels, _union(task_classes[:t])))
     return curve
 
 
 def table_rows(
-    scores: Tensor, labels: Tensor, task_classes: Sequence[Sequence[int]], tasks_seen: int
+    scores: Tensor,
+    labels: Tensor,
+    task_classes: Sequence[Sequence[int]],
+    tasks_seen: int,
+    tasks: Tensor | None = None,
 ) -> tuple[Row, Row, Row]:
-    """Return one row of each table: classes seen, all classes, the task's own classes."""
-    seen_classes = [c for classes in task_classes[:tasks_seen] for c in classes]
+    """Return one row of each table: classes seen, all classes, the task's own classes.
+
+    Arguments are those of `AccuracyTables.append`; `tasks_seen` counts the tasks learned.
+    """
+    owner = _owner(labels, task_classes, tasks)
+    seen_classes = _union(task_classes[:tasks_seen])
     seen: Row = []
     all_classes: Row = []
     task_aware: Row = []
     for task, classes in enumerate(task_classes):
-        own = torch.isin(labels, torch.as_tensor(list(classes), device=labels.device))
-        task_scores, task_labels = scores[own], labels[own]
+        own = owner == task
         known = task < tasks_seen
-        seen.append(accuracy(task_scores, task_labels, seen_classes) if known else None)
-        all_classes.append(accuracy(task_scores, task_labels))
-        task_aware.append(accuracy(task_scores, task_labels, classes))
+        seen.append(_accuracy_of(own, scores, labels, seen_classes) if known else None)
+        all_classes.append(_accuracy_of(own, scores, labels))
+        task_aware.append(_accuracy_of(own, scores, labels, classes))
     return seen, all_classes, task_aware
+
+
+def _union(groups: Sequence[Sequence[int]]) -> list[int]:
+    return list(dict.fromkeys(c for classes in groups for c in classes))
+
+
+def _owner(labels: Tensor, task_classes: Sequence[Sequence[int]], tasks: Tensor | None) -> Tensor:
+    """Return the task of each sample, (N,); -1 where its class is in none."""
+    if tasks is not None:
+        if tasks.shape != labels.shape:
+            raise ValueError(f"tasks {tuple(tasks.shape)} of samples {tuple(labels.shape)}")
+        return tasks.to(labels.device)
+    if len(_union(task_classes)) < sum(map(len, task_classes)):
+        raise ValueError("tasks share classes: say of which task each sample is")
+    owner = torch.full_like(labels, -1)
+    for task, classes in enumerate(task_classes):
+        owner[torch.isin(labels, torch.as_tensor(list(classes), device=labels.device))] = task
+    return owner
+
+
+def _accuracy_of(
+    members: Tensor, scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None
+) -> float | None:
+    return accuracy(scores[members], labels[members], classes) if members.any() else None

@@ -21,16 +21,20 @@ _STRATEGY_FACTS = ("PAPER", "NEEDS")
 
 def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Console) -> None:
     """Print one row for each entry; broken plug-ins are named with their error."""
-    facts = _SCENARIO_FACTS if kind == "scenarios" else _STRATEGY_FACTS
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("name", "what it is", *(fact.lower() for fact in facts)):
-        table.add_column(column, overflow="fold")
+    scenarios = kind == "scenarios"
+    facts = _SCENARIO_FACTS if scenarios else ("summary", *_STRATEGY_FACTS)
+    table = Table(box=box.SIMPLE_HEAD, caption="more: run.py info NAME", caption_justify="left")
+    for column in ("name", *(fact.lower() for fact in facts)):
+        # One line a scenario: what it is says its name, or `info`.
+        table.add_column(column, overflow="fold", no_wrap=scenarios and column == "name")
     for entry in Registry(plugins).entries(kind):
         if pattern not in entry.name:
             continue
-        summary = f"cannot be used: {entry.error}" if entry.error else entry.summary
-        values = [str(entry.about.get(fact, "")) for fact in facts]
-        table.add_row(*(escape(text) for text in (entry.name, summary, *values)))
+        about = {"summary": entry.summary, **entry.about}
+        if entry.error:
+            about |= {facts[0]: f"cannot be used: {entry.error}"}
+        values = [str(about.get(fact, "")) for fact in facts]
+        table.add_row(*(escape(text) for text in (entry.name, *values)))
     if not table.row_count:
         raise UserError(f"no {kind} with '{pattern}' in the name")
     console.print(table)

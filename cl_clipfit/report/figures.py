@@ -83,8 +83,14 @@ def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> Non
 
 def _zero_shot_line(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
     """Draw the line to beat: the model as it was before training."""
-    curve = np.array(results[0]["curves"]["zero_shot"], dtype=float)
-    axes.plot(curve, color="0.35", linestyle="--", linewidth=1.4, label=ZERO_SHOT, zorder=1)
+    curves = results[0]["curves"]  # the zero-shot one may go on to tasks that are only tested
+    curve = np.array(curves["zero_shot"][: len(curves["accuracy"])], dtype=float)
+    style: Any = {"color": "0.35", "linestyle": "--", "linewidth": 1.4, "zorder": 1}
+    known = curve[~np.isnan(curve)]
+    if len(known) == 1:  # a line of one point would not be seen
+        axes.axhline(known[0], label=ZERO_SHOT, **style)
+    else:
+        axes.plot(curve, label=ZERO_SHOT, **style)
 
 
 def _matrix(axes: Axes, matrix: Sequence[Sequence[float | None]]) -> None:
@@ -92,7 +98,8 @@ def _matrix(axes: Axes, matrix: Sequence[Sequence[float | None]]) -> None:
     axes.grid(False)
     image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
     if values.shape[1] <= 12:
-        for (t, j), value in np.ndenumerate(values):
+        for t, j in np.argwhere(~np.isnan(values)):
+            value = values[t, j]
             colour = "white" if value < 60 else "black"
             axes.text(j, t, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
     every = 1 + max(values.shape) // 15

@@ -1,9 +1,11 @@
-"""The table at the end of a command, and its CSV."""
+"""The table at the end of a command, and its CSV: which columns, the scenario's protocol says."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,6 +18,55 @@ COLUMNS = {
     "forgetting_all_classes": "forgetting\n(all classes)",
     "retention": "retention",
 }
+# Of protocols other than class-incremental and domain-incremental streams.
+_COLUMNS = {
+    "mtil": {
+        "transfer": "Transfer\ntask-aware",
+        "mtil_average": "Average\ntask-aware",
+        "mtil_last": "Last\ntask-aware",
+        "last_accuracy": "last, all\nclasses seen",
+        "retention": "retention",
+    },
+    "base-to-novel": {
+        "base": "base",
+        "novel": "novel",
+        "harmonic_mean": "harmonic\nmean",
+        "retention": "retention",
+    },
+}
+_PROBE = "probe: "  # a column of its last accuracy, in place of a metric's name
+_MOST_PROBES = 8
+_WIDE = 6  # with more columns, intervals stand below their means, and lines and costs go
+_NARROW: Any = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+
+
+def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the columns of the results' protocol: metric, or probe, and title."""
+    protocol = results[0].get("protocol", "class-incremental")
+    if protocol != "transfer":
+        return _COLUMNS.get(protocol, COLUMNS)
+    probes = {
+        _PROBE + name: escape("\n".join(textwrap.wrap(name, 10)))
+        for name in _probe_names(results)[:_MOST_PROBES]
+    }
+    return {
+        "last_accuracy": "last\naccuracy",
+        "probe_accuracy": "mean of\nprobes",
+        **probes,
+        "retention": "retention",
+    }
+
+
+def _probe_names(results: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for result in results for name in result["probes"]))
+
+
+def _value(found: dict[str, Any], column: str) -> float | None:
+    """Return a column's number, of a result or of anything else with metrics and probes."""
+    if column.startswith(_PROBE):
+        accuracies = found["probes"].get(column.removeprefix(_PROBE))
+        return accuracies[-1] if accuracies else None
+    return found["metrics"].get(column)
 
 
 def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -26,12 +77,12 @@ def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, A
     return groups
 
 
-def _cell(values: Sequence[float | None]) -> str:
+def _cell(values: Sequence[float | None], between: str = " ") -> str:
     known = [v for v in values if v is not None]
     if not known:
         return "-"
     mean = f"{statistics.fmean(known):.1f}"
-    return f"{mean} ± {confidence_interval(known):.1f}" if len(known) > 1 else mean
+    return f"{mean}{between}± {confidence_interval(known):.1f}" if len(known) > 1 else mean
 
 
 def confidence_interval(values: Sequence[float]) -> float:
@@ -52,50 +103,72 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
 
     Below a method that names other weights to be compared with, a row for each of these.
     """
-    seeds = max(len(group) for group in by_strategy(results).values())
-    scenario = escape(results[0]["scenario"])
-    tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
-    spread = f", mean of {seeds} seeds ± 95 % interval" if seeds > 1 else ""
-    scored = "" if results[0]["scored_on"] == "test images" else f", on {results[0]['scored_on']}"
-    title = f"{scenario}: {tasks} tasks, {classes} classes, in percent{scored}{spread}"
-    table = Table(title=title)
-    table.add_column("strategy", overflow="fold", min_width=10)
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right")
-    table.add_column("trained\nparameters", justify="right")
-    table.add_column("seconds\na run", justify="right")
+    shown = columns(results)
+    wide = len(shown) > _WIDE
+    between = "\n" if wide else " "
+    layout = {**_NARROW, "caption": _left_out(results)} if wide else {}
+    table = Table(title=_title(results), **layout)
+    table.add_column("strategy", overflow="fold")
+    for title in shown.values():
+        table.add_column(title, justify="right", overflow="fold")
+    if not wide:
+        table.add_column("trained\nparameters", justify="right", overflow="fold")
+        table.add_column("seconds\na run", justify="right", overflow="fold")
     for name, group in by_strategy(results).items():
         seconds = [sum(map(sum, r["timings"].values())) for r in group]
+        parameters = f"{group[0]['model']['trainable_parameters']:,}"
         table.add_row(
             escape(name),
-            *(_cell([r["metrics"][key] for r in group]) for key in COLUMNS),
-            f"{group[0]['model']['trainable_parameters']:,}",
-            f"{statistics.fmean(seconds):.1f}",
+            *(_cell([_value(r, key) for r in group], between) for key in shown),
+            *(() if wide else (parameters, f"{statistics.fmean(seconds):.1f}")),
         )
-        for other, metrics in compared(group).items():
-            cells = [_cell([m[key] for m in metrics]) for key in COLUMNS]
+        for other, found in compared(group).items():
+            cells = [_cell([_value(f, key) for f in found], between) for key in shown]
             table.add_row(f"  {escape(other)}", *cells, style="dim")
     return table
 
 
+def _title(results: Sequence[dict[str, Any]]) -> str:
+    seeds = max(len(group) for group in by_strategy(results).values())
+    scenario = escape(results[0]["scenario"])
+    tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
+    plural = "" if tasks == 1 else "s"
+    spread = f", mean of {seeds} seeds ± 95 % interval" if seeds > 1 else ""
+    scored = "" if results[0]["scored_on"] == "test images" else f", on {results[0]['scored_on']}"
+    return f"{scenario}: {tasks} task{plural}, {classes} classes, in percent{scored}{spread}"
+
+
+def _left_out(results: Sequence[dict[str, Any]]) -> str:
+    """Say what a wide table has no room for."""
+    more = _probe_names(results)[_MOST_PROBES:]
+    costs = "trained parameters, seconds"
+    return f"also in result.json: {escape(', '.join([*more, costs]))}"
+
+
 def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the metrics of the weights that runs were compared with, by their name."""
+    """Return what the weights that runs were compared with reached, by their name."""
     found: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         for name, other in ((result.get("merge") or {}).get("compared") or {}).items():
-            found.setdefault(name, []).append(other["metrics"])
+            found.setdefault(name, []).append(other)
     return found
 
 
 def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) -> str:
-    """Return one line a run with all its metrics, and one for each it was compared with."""
-    names = list(results[0]["metrics"])
+    """Return one line a run with all its metrics, and one for each it was compared with.
+
+    Where the probes are what is asked for (protocol "transfer"), each has a column.
+    """
+    names = list(dict.fromkeys(name for r in results for name in r["metrics"]))
+    if results[0].get("protocol") == "transfer":
+        names += [_PROBE + name for name in _probe_names(results)]
     rows = []
     for r, folder in zip(results, folders, strict=True):
-        found = {r["label"]: r["metrics"]}
-        found |= {f"{r['label']} / {name}": metrics[0] for name, metrics in compared([r]).items()}
-        for label, metrics in found.items():
-            rows.append([r["scenario"], label, r["seed"], *(metrics[n] for n in names), folder])
+        found = {r["label"]: r}
+        found |= {f"{r['label']} / {name}": others[0] for name, others in compared([r]).items()}
+        for label, other in found.items():
+            values = [_value(other, name) for name in names]
+            rows.append([r["scenario"], label, r["seed"], *values, folder])
     return csv_text(["scenario", "strategy", "seed", *names, "folder"], rows)
 
 
@@ -106,16 +179,18 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
         result: of the run that the bank belongs to.
         modes: what `commands.evaluate.ModeResult.summary` returns.
     """
-    table = Table(title=f"{escape(result['scenario'])}, bank of {escape(result['label'])}, percent")
-    table.add_column("mode", overflow="fold", min_width=8)
-    for title in [*COLUMNS.values(), "last, labels of\nthe chosen task", "sent to their\nown task"]:
-        table.add_column(title, justify="right")
+    shown = columns([result])
+    title = f"{escape(result['scenario'])}, bank of {escape(result['label'])}, percent"
+    table = Table(title=title, **(_NARROW if len(shown) > _WIDE else {}))
+    table.add_column("mode", overflow="fold")
+    for title in [*shown.values(), "last, labels of\nthe chosen task", "sent to their\nown task"]:
+        table.add_column(title, justify="right", overflow="fold")
     for mode in modes:
         settings = ", ".join(f"{key}={value}" for key, value in mode["settings"].items())
         chosen = mode.get("chosen_labels")
         table.add_row(
             mode["mode"] + (f" ({settings})" if settings else ""),
-            *(_cell([mode["metrics"][key]]) for key in COLUMNS),
+            *(_cell([_value(mode, key)]) for key in shown),
             _cell([chosen["metrics"]["last_accuracy"]] if chosen else [None]),
             _cell([mode["routed"][-1]] if "routed" in mode else [None]),
         )

@@ -79,7 +79,7 @@ class DeltaBank:
         folder: Path,
         base: Mapping[str, str | None],
         strategy: str,
-        templates: Sequence[str] = ("a photo of a {}.",),
+        templates: Sequence[Any] = ("a photo of a {}.",),
     ) -> Self:
         """Start a bank without tasks; an earlier bank in the folder is removed, nothing else.
 
@@ -87,7 +87,7 @@ class DeltaBank:
             folder: made where it is missing.
             base: the model's architecture, pretrained and weights_sha256.
             strategy: name of the method that trains.
-            templates: prompt templates of the classes.
+            templates: prompt templates of the classes, or a sequence for each.
 
         Raises:
             UserError: the folder cannot be written.

@@ -1,0 +1,78 @@
+"""Data sets made of others: one after the other, or cut into classes to learn and to meet later."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from cl_clipfit.data.images import concatenate
+from cl_clipfit.data.source import ImageSet, Source
+from cl_clipfit.errors import UserError
+
+
+def one_after_the_other(sources: Mapping[str, Source]) -> Source:
+    """Join data sets into one whose tasks they are; each keeps its prompt templates.
+
+    Labels count on from data set to data set; names may repeat.
+
+    Args:
+        sources: data sets by name, in order.
+
+    Raises:
+        UserError: one of features, of which only one can be used, or one with tasks of its own.
+    """
+    for name, source in sources.items():
+        if source.text is not None or source.task_names:
+            raise UserError(f"{name}: it has features or tasks of its own and cannot be joined")
+    counts = [len(source.class_names) for source in sources.values()]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+
+    def joined(sets: list[ImageSet]) -> ImageSet:
+        labels = [data.labels + start for data, start in zip(sets, starts, strict=True)]
+        tasks = [torch.full_like(data.labels, task) for task, data in enumerate(sets)]
+        images = concatenate([data.images for data in sets])
+        return ImageSet(images, torch.cat(labels), torch.cat(tasks))
+
+    every = list(sources.values())
+    templates = [
+        source.templates if isinstance(source.templates[0], str) else source.templates[label]
+        for source in every
+        for label in range(len(source.class_names))
+    ]
+    return Source(
+        class_names=tuple(name for source in every for name in source.class_names),
+        templates=tuple(templates),
+        train=joined([source.train for source in every]),
+        test=joined([source.test for source in every]),
+        origin={
+            "kind": "several data sets",
+            "verified": all(bool(source.origin.get("verified", True)) for source in every),
+        },
+        task_names=tuple(sources),
+    )
+
+
+def base_and_novel(source: Source) -> Source:
+    """Cut a data set into base classes, which are trained, and novel ones, which are only tested.
+
+    The first ceil(K / 2) classes in label order are the base classes.
+
+    Raises:
+        UserError: fewer than two classes, or tasks of its own.
+    """
+    classes = len(source.class_names)
+    if classes < 2 or source.task_names:
+        raise UserError("base-to-novel needs a data set of two or more classes, without own tasks")
+    base = (classes + 1) // 2
+
+    def cut(data: ImageSet) -> ImageSet:
+        return replace(data, tasks=(data.labels >= base).long())
+
+    train = cut(source.train)
+    return replace(
+        source,
+        train=train.subset(train.labels < base),
+        test=cut(source.test),
+        task_names=("base", "novel"),
+        trained_tasks=1,
+    )
