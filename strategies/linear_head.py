@@ -39,6 +39,7 @@ class LinearHead(CLIPStrategy):
     """
 
     compares_text = False
+    towers = ()
     options: LinearHeadOptions
 
     def __init__(self, **kwargs: Any) -> None:

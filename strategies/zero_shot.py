@@ -11,3 +11,4 @@ class ZeroShot(CLIPStrategy):
     """Compare image features with the text features of the classes, as pretrained."""
 
     frozen = True
+    towers = ()

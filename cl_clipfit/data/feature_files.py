@@ -1,0 +1,109 @@
+"""Read features that were computed elsewhere: a NumPy `.npz` or a `.safetensors` file."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from cl_clipfit.data.source import ImageSet, Source
+from cl_clipfit.errors import UserError
+
+NEEDED = ("train_x", "train_y", "test_x", "test_y", "text", "classnames")
+
+
+def read_features(file: Path) -> Source:
+    """Read a stream of features.
+
+    Args:
+        file: holds `train_x` (N, d), `train_y` (N,), `test_x` (M, d), `test_y` (M,), `text` (K, d)
+            and `classnames` (K,); and `logit_scale`, a number, default 100. In a `.safetensors`
+            file `classnames` is a JSON list in the metadata.
+
+    Returns:
+        a source whose images are features (N, d) in fp32, as they are in the file; names may
+        repeat.
+
+    Raises:
+        UserError: it cannot be read, an entry is missing, or shapes and values do not fit.
+    """
+    try:
+        content = _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
+            safetensors.SafetensorError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} cannot be read as .npz or .safetensors: {reason}") from error
+    missing = [key for key in NEEDED if key not in content]
+    if missing:
+        raise UserError(f"{file}: '{missing[0]}' is missing; needed: {', '.join(NEEDED)}")
+    names = tuple(str(name) for name in content["classnames"])
+    text = _matrix(file, "text", content["text"])
+    if len(text) != len(names):
+        raise UserError(f"{file}: text has {len(text)} rows, classnames {len(names)} names")
+    train, test = (_set(file, part, content, text) for part in ("train", "test"))
+    return Source(
+        class_names=names,
+        templates=("{}",),
+        train=train,
+        test=test,
+        origin={"kind": "features", "verified": False, "file": file.name},
+        text=text,
+        logit_scale=_scale(file, content.get("logit_scale", 100.0)),
+    )
+
+
+def _read_npz(file: Path) -> dict[str, Any]:
+    with np.load(file, allow_pickle=False) as archive:
+        return {key: archive[key] for key in (*NEEDED, "logit_scale") if key in archive.files}
+
+
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    with safetensors.safe_open(file, "pt") as archive:
+        names = json.loads((archive.metadata() or {}).get("classnames", "null"))
+        tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
+    # NumPy knows no bfloat16
+    found = {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in tensors.items()}
+    if names is not None:
+        if not isinstance(names, list):
+            raise ValueError("classnames in the metadata must be a JSON list")
+        found["classnames"] = names
+    return found
+
+
+def _matrix(file: Path, key: str, values: Any) -> Tensor:
+    values = np.asarray(values)
+    if values.ndim != 2 or values.dtype.kind != "f" or not len(values):
+        raise UserError(f"{file}: {key} must be floating-point (rows, d), not"
+                        f" {values.dtype} {values.shape}")  # fmt: skip
+    features = torch.from_numpy(values.astype(np.float32))
+    if not features.isfinite().all() or bool((features.norm(dim=1) == 0).any()):
+        raise UserError(f"{file}: {key} holds a row that is zero or not finite")
+    return features
+
+
+def _set(file: Path, part: str, content: dict[str, Any], text: Tensor) -> ImageSet:
+    features = _matrix(file, f"{part}_x", content[f"{part}_x"])
+    labels = np.asarray(content[f"{part}_y"])
+    if features.shape[1] != text.shape[1]:
+        raise UserError(f"{file}: {part}_x has {features.shape[1]} columns, text {text.shape[1]}")
+    if labels.dtype.kind not in "iu" or labels.shape != (len(features),):
+        raise UserError(
+            f"{file}: {part}_y must be {len(features)} whole numbers, not {labels.dtype}"
+            f" {labels.shape}"
+        )
+    if not 0 <= labels.min() <= labels.max() < len(text):
+        raise UserError(f"{file}: {part}_y must be from 0 to {len(text) - 1}")
+    return ImageSet(features, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _scale(file: Path, value: Any) -> float:
+    scale = np.asarray(value)
+    if scale.size != 1 or scale.dtype.kind not in "fiu" or not 0 < float(scale.reshape(())) < 1e4:
+        raise UserError(
+            f"{file}: logit_scale must be one number, the factor itself (100), not its logarithm"
+        )
+    return float(scale.reshape(()))

@@ -1,0 +1,28 @@
+"""Features computed elsewhere, in one file; for strategies that need no tower. No model is loaded.
+
+`--data-dir FILE.npz` (or `.safetensors`) with `train_x, train_y, test_x, test_y, text` and
+`classnames`; `logit_scale` where it is not 100.
+"""
+
+from cl_clipfit import DataRequest, Options, Source, UserError
+from cl_clipfit.data.feature_files import read_features
+
+NAME = "features"
+CLASSES = "yours"
+TASKS = 10
+IMAGES = "yours"
+DOWNLOAD = "by hand"
+LICENCE = "yours"
+MODEL = "features"
+CLASS_ORDER = "natural"
+RECIPE = {"epochs": 10, "batch_size": 128, "lr": 1e-3}
+
+
+def load(options: Options, request: DataRequest) -> Source:
+    """Read the file that `--data-dir` names."""
+    if request.data_dir is None or not request.data_dir.is_file():
+        raise UserError(
+            f"{NAME}: --data-dir names a file .npz or .safetensors with train_x, train_y, test_x,"
+            " test_y, text and classnames"
+        )
+    return read_features(request.data_dir)
