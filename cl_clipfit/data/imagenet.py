@@ -1,0 +1,248 @@
+"""ImageNet: its 1,000 classes in label order, and image folders named by WordNet ids.
+
+Deng et al. 2009; Russakovsky et al. 2015. Class names are those that CLIP's authors chose, as
+open_clip ships them; two of them, "missile" and "sunglasses", name two classes each.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from cl_clipfit.data.archives import Located
+from cl_clipfit.data.download import cache_folder
+from cl_clipfit.data.images import ImageFiles
+from cl_clipfit.data.source import DataRequest, ImageSet, Source
+from cl_clipfit.errors import UserError, is_file, nearest
+
+TEMPLATES = ("a photo of a {}.",)
+BY_HAND = (
+    "ImageNet cannot be downloaded freely: with an account at https://image-net.org fetch"
+    " ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, and unpack"
+    " them to train/WNID/* and val/WNID/*, as torchvision.datasets.ImageNet(FOLDER, 'train') and"
+    " (FOLDER, 'val') do"
+)
+
+
+def unpacked_by_hand(
+    home: str, expected: Sequence[str], below: str, request: DataRequest, help: str
+) -> Located:
+    """Find a data set that has to be fetched and unpacked by hand.
+
+    Args:
+        home: folder in the cache where it is looked for without `--data-dir`.
+        expected: paths that exist in it.
+        below: folder that it may be in, below the one named.
+        request: what the command says about data.
+        help: where to fetch it, and how to unpack it.
+
+    Raises:
+        UserError: it is not there.
+    """
+    given = request.data_dir or cache_folder() / home
+    for folder in (given, given / below):
+        if all(is_file(folder / path, or_folder=True) for path in expected):
+            request.note(f"{home}: the files in {folder} are used unverified; results say so")
+            return Located(folder, {"kind": "folder", "verified": False})
+    raise UserError(
+        f"{given} does not hold {', '.join(expected)}. {help}; then name the folder with --data-dir"
+    )
+
+
+def imagenet_tree(request: DataRequest) -> Located:
+    """Find an unpacked tree of ImageNet, which may be in a folder `images` as CoOp has it."""
+    return unpacked_by_hand("imagenet", ["train", "val"], "images", request, BY_HAND)
+
+
+@cache
+def class_names() -> Mapping[str, str]:
+    """Return the 1,000 class names by WordNet id, in label order, which is the order of the ids."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    return dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))
+
+
+def find_classes(names: Sequence[str]) -> list[str]:
+    """Return the WordNet ids of classes given by id or by name, in the order given.
+
+    Raises:
+        UserError: an unknown name, a name of two classes, or a class that is named twice.
+    """
+    by_name: dict[str, list[str]] = {}
+    for wnid, name in class_names().items():
+        by_name.setdefault(name.lower(), []).append(wnid)
+    found: dict[str, None] = {}
+    for name in names:
+        wnids = [name] if name in class_names() else by_name.get(name.lower(), [])
+        if not wnids:
+            raise UserError(f"no class of ImageNet is called '{name}'. {nearest(name, by_name)}")
+        if len(wnids) > 1:
+            raise UserError(f"'{name}' names two classes of ImageNet: say {' or '.join(wnids)}")
+        if wnids[0] in found:
+            raise UserError(f"the list of classes names {wnids[0]} twice")
+        found[wnids[0]] = None
+    return list(found)
+
+
+def _scan(folder: Path, folders: bool) -> list[str]:
+    """Return the names of subfolders or of images, sorted; hidden ones are no data."""
+    try:
+        with os.scandir(folder) as entries:  # names and kinds in one go, no stat of each file
+            return sorted(
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".")
+                and (entry.is_dir() if folders else entry.name.lower().endswith(IMG_EXTENSIONS))
+            )
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _scan(folder, folders=True)
+
+
+def read_folders(root: Path, folders: Sequence[str], inside: str = "") -> ImageSet:
+    """List `root`/FOLDER/`inside`/*, one folder a class; files are not read.
+
+    Args:
+        root: holds the folders.
+        folders: their names, in label order.
+        inside: folder within each.
+
+    Returns:
+        image files in the order of labels and file names.
+
+    Raises:
+        UserError: a folder that cannot be read or holds no images.
+    """
+    paths: list[Path] = []
+    counts: list[int] = []
+    for name in folders:
+        folder = root / name / inside
+        found = _scan(folder, folders=False)
+        if not found:
+            raise UserError(f"{folder} holds no images: unpack the data set again")
+        paths.extend(folder / file for file in found)
+        counts.append(len(found))
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    return ImageSet(ImageFiles(tuple(paths)), labels)
+
+
+def read_table(file: Path, columns: int, separator: str | None = None) -> list[list[str]]:
+    """Read the lines of a text file; the last column takes what is left of a line.
+
+    Raises:
+        UserError: it cannot be read as text, or a line has fewer columns.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as text: {error}") from error
+    rows = [line.strip().split(separator, columns - 1) for line in lines if line.strip()]
+    for number, row in enumerate(rows, start=1):
+        if len(row) < columns:
+            raise UserError(f"{file}, entry {number}: expected {columns} columns, found {len(row)}")
+    return rows
+
+
+def listed(paths: Sequence[Path], labels: Sequence[int], where: str) -> ImageSet:
+    """Return image files that a table of the data set names.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    lost = [path for path in paths if not path.is_file()]
+    if lost:
+        raise UserError(f"{where} names {len(lost)} images that are missing, first {lost[0]}")
+    return ImageSet(ImageFiles(tuple(paths)), torch.tensor(labels, dtype=torch.int64))
+
+
+def read_tree(
+    root: Path, wnids: Sequence[str], help: str, partial: bool = False
+) -> tuple[list[str], ImageSet, ImageSet]:
+    """List `root`/train/WNID/* and `root`/val/WNID/*.
+
+    Args:
+        root: holds train and val.
+        wnids: WordNet ids of the classes wanted, in label order.
+        help: what to do where some are missing.
+        partial: go on with those that are there.
+
+    Returns:
+        the ids found, training images, and validation images; labels count the ids found.
+
+    Raises:
+        UserError: none of the classes is there, or some are missing and `partial` is False.
+    """
+    train, val = (set(subfolders(root / part)) for part in ("train", "val"))
+    held = [wnid for wnid in wnids if wnid in train and wnid in val]
+    if not train & val & set(class_names()):
+        raise UserError(f"{root} holds no images in train/WNID/* and val/WNID/*: {BY_HAND}")
+    if not held or (len(held) < len(wnids) and not partial):
+        lost = [wnid for wnid in wnids if wnid not in train or wnid not in val]
+        raise UserError(
+            f"{root}: train or val has no folder for {len(lost)} of {len(wnids)} classes, first"
+            f" {lost[0]}; {help}"
+        )
+    return held, read_folders(root / "train", held), read_folders(root / "val", held)
+
+
+def held_classes(folder: Path, whole: int, name: str, request: DataRequest) -> list[str]:
+    """Return the WordNet ids that a folder has subfolders for, sorted; say if some are missing.
+
+    Args:
+        folder: holds one folder a class.
+        whole: how many classes the data set has.
+        name: of the scenario.
+        request: told of missing classes.
+
+    Raises:
+        UserError: no class, more than `whole`, or one that is not ImageNet's.
+    """
+    found = [wnid for wnid in subfolders(folder) if re.fullmatch(r"n\d{8}", wnid)]
+    strange = [wnid for wnid in found if wnid not in class_names()]
+    if strange:
+        raise UserError(f"{folder / strange[0]}: {strange[0]} is no class of ImageNet-1k")
+    if not 0 < len(found) <= whole:
+        raise UserError(f"{folder} has {len(found)} classes in WNID/*, {name} has {whole}")
+    if len(found) < whole:
+        request.note(f"{name}: {folder} has only {len(found)} of {whole} classes")
+    return found
+
+
+def probe(names: Sequence[str], test: ImageSet, origin: Mapping[str, Any]) -> Source:
+    """Return a data set of test images only."""
+    nothing = ImageSet(ImageFiles(()), torch.empty(0, dtype=torch.int64))
+    return Source(tuple(names), TEMPLATES, nothing, test, {**origin, "classes": len(names)})
+
+
+def wordnet_probe(
+    located: Located, folder: str, whole: int, name: str, request: DataRequest
+) -> Source:
+    """Return the images in `folder`/WNID/* as test images of the classes that are there.
+
+    Labels count these classes by WordNet id: the usual protocol of ImageNet-A and -R ranks their
+    200 classes alone (Hendrycks et al. 2021).
+
+    Args:
+        located: the data set.
+        folder: in it.
+        whole: how many classes the data set has.
+        name: of the scenario.
+        request: told of missing classes.
+    """
+    root = located.folder / folder
+    wnids = held_classes(root, whole, name, request)
+    return probe([class_names()[w] for w in wnids], read_folders(root, wnids), located.origin)

@@ -1,0 +1,51 @@
+"""100 classes of ImageNet-1k, 10 tasks of 10; needs a copy of your own.
+
+By default the first 100 classes of `numpy.random.RandomState(1993).permutation(1000)`, in this
+order, the subset of LUCIR, PODNet and DER; a file of WordNet ids or class names gives another one.
+Accepted: an unpacked tree, train/WNID/* and val/WNID/*, of these classes at least.
+"""
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from cl_clipfit import DataRequest, Options, Source
+from cl_clipfit.config import read_names
+from cl_clipfit.data.imagenet import (
+    TEMPLATES,
+    class_names,
+    find_classes,
+    imagenet_tree,
+    read_tree,
+)
+
+NAME = "split-imagenet100"
+CLASSES = 100
+TASKS = 10
+IMAGES = "about 130,000 + 5,000"
+DOWNLOAD = "by hand"
+LICENCE = "ImageNet's: research"
+MODEL = "ViT-B-16-quickgelu:openai"
+CLASS_ORDER = "natural"
+
+
+class SubsetOptions(Options):
+    """Settings of the subset."""
+
+    classes: Annotated[tuple[str, ...], BeforeValidator(read_names)] = Field(
+        (), description="WordNet ids or class names in label order, or a file of them, one a line"
+    )
+
+
+def load(options: SubsetOptions, request: DataRequest) -> Source:
+    """List the images of the classes in an unpacked tree; labels follow the list."""
+    wnids = find_classes(options.classes) or [
+        list(class_names())[label]
+        for label in np.random.RandomState(1993).permutation(1000)[:CLASSES]
+    ]
+    located = imagenet_tree(request)
+    help = f"or name those that are there: --set {NAME}.classes=FILE"
+    wnids, train, test = read_tree(located.folder, wnids, help)
+    names = tuple(class_names()[wnid] for wnid in wnids)
+    return Source(names, TEMPLATES, train, test, {**located.origin, "classes": len(wnids)})
