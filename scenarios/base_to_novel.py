@@ -1,0 +1,30 @@
+"""Train on the first half of the classes of any data set, test on both halves.
+
+The protocol of CoCoOp (Zhou et al. 2022, arXiv 2203.05557), which CLIPFit and MERGETUNE report:
+16 shots, each half ranked among its own classes, and the harmonic mean of both accuracies.
+"""
+
+from pydantic import Field
+
+from cl_clipfit import DataRequest, Options, Source
+from cl_clipfit.data.composed import base_and_novel
+
+NAME = "base-to-novel"
+PROTOCOL = "base-to-novel"
+CLASSES = "of the data set"
+TASKS = 2
+IMAGES = "of the data set"
+DOWNLOAD = "of the data set"
+LICENCE = "of the data set"
+CLASS_ORDER = "natural"
+
+
+class BaseToNovelOptions(Options):
+    """Which data set."""
+
+    dataset: str = Field("split-digits", description="any scenario: run.py list scenarios")
+
+
+def load(options: BaseToNovelOptions, request: DataRequest) -> Source:
+    """Read the data set; the larger half, in label order, are its base classes."""
+    return base_and_novel(request.other(options.dataset, request.data_dir))

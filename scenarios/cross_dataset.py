@@ -1,0 +1,35 @@
+"""Train on one data set, test on others: which ones, `--probe` says.
+
+The protocol of CoOp's successors (Zhou et al. 2022, arXiv 2203.05557): 16 shots of all classes of
+ImageNet, then ten other data sets zero-shot. Nine of them are here; UCF101 has no download of
+single frames: make a folder of it and name a scenario file that reads it.
+"""
+
+from pydantic import Field
+
+from cl_clipfit import DataRequest, Options, Source
+
+NAME = "cross-dataset"
+PROTOCOL = "transfer"
+CLASSES = "of the data set"
+TASKS = 1
+IMAGES = "of the data sets"
+DOWNLOAD = "of the data sets"
+LICENCE = "of the data sets"
+CLASS_ORDER = "natural"
+PROBES = (
+    "caltech101", "oxford-pets", "split-cars196", "flowers102", "food101", "fgvc-aircraft",
+    "sun397", "dtd", "eurosat",
+)  # fmt: skip
+
+
+class CrossDatasetOptions(Options):
+    """What is trained on."""
+
+    dataset: str = Field("split-imagenet1k", description="any scenario: run.py list scenarios")
+
+
+def load(options: CrossDatasetOptions, request: DataRequest) -> Source:
+    """Read the data set from its folder in `--data-dir`, or from `--data-dir` itself."""
+    own = request.folder_of(options.dataset)
+    return request.other(options.dataset, own or request.data_dir)

@@ -1,0 +1,87 @@
+"""Your own images of several domains, a domain a task: DOMAIN/CLASS/*, the same classes in each.
+
+Or DOMAIN/train/CLASS/* and DOMAIN/test/CLASS/*. The classes are those of all domains; one that a
+domain lacks is absent there.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from cl_clipfit import DataRequest, ImageSet, Source, UserError
+from cl_clipfit.data.folders import SplitOptions, Tree, read_tree, visible_folders
+from cl_clipfit.data.images import ImageFiles
+from cl_clipfit.errors import nearest
+
+NAME = "domain-incremental"
+CLASSES = "yours"
+TASKS = "yours"
+IMAGES = "yours"
+DOWNLOAD = "by hand"
+LICENCE = "yours"
+MODEL = "ViT-B-16-quickgelu:openai"
+CLASS_ORDER = "natural"
+PROTOCOL = "domain-incremental"
+
+
+class DomainOptions(SplitOptions):
+    """The order of the domains, and how those without test images are split."""
+
+    order: tuple[str, ...] = Field((), description="domains in order; default: by name")
+
+
+def load(options: DomainOptions, request: DataRequest) -> Source:
+    """List the images of all domains in the folder that `--data-dir` names."""
+    root = request.data_dir
+    if root is None or not root.is_dir():
+        raise UserError(
+            f"{NAME}: --data-dir names a folder with DOMAIN/CLASS/*.jpg, or with"
+            " DOMAIN/train/CLASS/*.jpg and DOMAIN/test/CLASS/*.jpg"
+        )
+    domains = _in_order(root, options.order)
+    trees = [read_tree(root / domain, options, root) for domain in domains]
+    names = sorted({name for tree in trees for name in tree.names})
+    for domain, tree in zip(domains, trees, strict=True):
+        if lacks := [name for name in names if name not in tree.names]:
+            request.note(f"{domain} lacks {len(lacks)} of {len(names)} classes: {lacks[:5]}")
+    drawn = any(tree.drawn for tree in trees)
+    return Source(
+        class_names=tuple(names),
+        templates=("a photo of a {}.",),
+        train=_join(names, trees, [tree.train for tree in trees]),
+        test=_join(names, trees, [tree.test for tree in trees]),
+        origin={
+            "kind": "folder",
+            "verified": False,
+            "drawn": drawn,
+            **(options.model_dump(include={"test_share", "split_seed"}) if drawn else {}),
+        },
+        task_names=domains,
+    )
+
+
+def _in_order(root: Path, order: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the domains; `order` must name each once."""
+    there = tuple(folder.name for folder in visible_folders(root))
+    for name in order:
+        if name not in there:
+            raise UserError(
+                f"{NAME}.order: {root} holds no domain '{name}'. {nearest(name, there)}"
+            )
+    if order and sorted(order) != sorted(there):
+        raise UserError(f"{NAME}.order must name each domain once: {', '.join(sorted(there))}")
+    if not there:
+        raise UserError(f"{root} holds no domains: expected {root.name}/DOMAIN/CLASS/*.jpg")
+    return order or there
+
+
+def _join(names: list[str], trees: Sequence[Tree], sets: Sequence[ImageSet]) -> ImageSet:
+    """Put the domains' images one after the other, with labels of all domains' classes."""
+    labels, tasks = [], []
+    for task, (tree, data) in enumerate(zip(trees, sets, strict=True)):
+        labels.append(torch.tensor([names.index(name) for name in tree.names])[data.labels])
+        tasks.append(torch.full_like(data.labels, task))
+    files = tuple(path for data in sets for path in data.images.paths)
+    return ImageSet(ImageFiles(files), torch.cat(labels), torch.cat(tasks))

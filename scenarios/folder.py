@@ -1,0 +1,40 @@
+"""Your own images in folders: train/CLASS/* and test/CLASS/*, or CLASS/* alone.
+
+Class names are the folders' names. Without test images (`test`, `val` or `valid`), a fifth of each
+class is drawn to test.
+"""
+
+from cl_clipfit import DataRequest, Source, UserError
+from cl_clipfit.data.folders import SplitOptions, read_tree
+
+NAME = "folder"
+CLASSES = "yours"
+TASKS = 5
+IMAGES = "yours"
+DOWNLOAD = "by hand"
+LICENCE = "yours"
+MODEL = "ViT-B-16-quickgelu:openai"
+CLASS_ORDER = "natural"
+
+
+class FolderOptions(SplitOptions):
+    """How folders without test images are split."""
+
+
+def load(options: FolderOptions, request: DataRequest) -> Source:
+    """List the images in the folder that `--data-dir` names."""
+    folder = request.data_dir
+    if folder is None or not folder.is_dir():
+        raise UserError(
+            f"{NAME}: --data-dir names a folder with train/CLASS/*.jpg and test/CLASS/*.jpg, or"
+            " with CLASS/*.jpg, from which test images are drawn"
+        )
+    tree = read_tree(folder, options)
+    drawn = options.model_dump() if tree.drawn else {}
+    return Source(
+        class_names=tree.names,
+        templates=("a photo of a {}.",),
+        train=tree.train,
+        test=tree.test,
+        origin={"kind": "folder", "verified": False, "drawn": tree.drawn, **drawn},
+    )
