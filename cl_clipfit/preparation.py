@@ -166,7 +166,7 @@ def _make_layout(source: Source, stream: StreamPlan) -> Layout:
     tasks = stream.tasks
     default = stream.facts.TASKS
     if tasks is None and isinstance(default, int) and not (source.task_names or stream.tasks_file):
-        tasks = default
+        tasks = min(default, len(source.class_names))
     return make_layout(
         source, tasks=tasks, order=stream.class_order, base_classes=stream.base_classes,
         tasks_file=stream.tasks_file,

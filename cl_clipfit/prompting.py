@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from cl_clipfit.clip.classifier import TemplatesLike
+from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.clip.context import learn_context
 from cl_clipfit.config import Count, Options
 from cl_clipfit.strategy import CLIPStrategy
@@ -32,7 +32,11 @@ class PromptStrategy(CLIPStrategy):
     options: PromptOptions
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        given = kwargs.get("templates", DEFAULT_TEMPLATES)
+        shared = all(isinstance(template, str) for template in given)
+        super().__init__(**kwargs if shared else {**kwargs, "templates": DEFAULT_TEMPLATES})
+        if not shared:
+            self.warn(f"learned prompts use one template for all classes: {self.templates[0]!r}")
         learn_context(self.model, self.options.context_tokens, self.templates[0])
         if len(self.templates) > 1:
             self.warn(f"learned prompts use the first template alone: {self.templates[0]!r}")

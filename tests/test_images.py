@@ -130,15 +130,19 @@ def test_bad_images_are_listed_at_once_or_left_out_and_counted(
 
 
 def test_a_set_is_read_once_for_all_seeds(tmp_path: Path) -> None:
-    labels: list[str] = []
-    loader = ImageLoader(DataRequest(count=lambda label, *_: labels.append(label)))
+    whole: list[int] = []
+
+    def count(label: str, done: int, total: int) -> None:
+        whole.extend([total] * (done == total))
+
+    loader = ImageLoader(DataRequest(count=count))
     source = sized(photo_source(tmp_path), FIT)
     sets = [
         build_scenario("s", source, tasks=2, shots=2, seed=seed, load=loader) for seed in (1, 2, 1)
     ]
     assert sets[0].test.images is sets[1].test.images
     assert sets[0].train.images is sets[2].train.images
-    assert labels.count("reading images") == 3  # two draws of training images, one test set
+    assert whole == [6, 12, 6]  # two draws of training images, one test set
 
 
 def test_changed_files_change_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

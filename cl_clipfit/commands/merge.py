@@ -149,6 +149,11 @@ def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
     registry, plan = finished.prepared.registry, finished.plan
     if plan.host is not None:
         raise UserError(f"{finished.path}: {plan.strategy.name} has merged already")
+    if finished.prepared.stream.online is not None:
+        raise UserError(
+            f"{finished.path}: MERGETUNE trains on a task's images again, and this run saw them"
+            " once (--online)"
+        )
     entry, cls = registry.get("strategies", "mergetune"), registry.strategy_class("mergetune")
     settings = parse_settings([*assignments])
     for name in settings:

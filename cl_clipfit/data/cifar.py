@@ -4,7 +4,6 @@ Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". The ba
 they are read by an unpickler that knows arrays of bytes and plain containers, and runs nothing.
 """
 
-import io
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -209,7 +208,7 @@ def read_archive(file: Path, form: CifarFormat, unverified: bool = False) -> Cif
                     raise UserError(f"{file}: {member.name} is too large ({member.size:,} bytes)")
                 content = archive.extractfile(member)
                 assert content is not None
-                files[name] = _unpickle(io.BytesIO(content.read()), f"{file}: {member.name}")
+                files[name] = _unpickle(content, f"{file}: {member.name}")
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{file} is no whole archive: {error}") from error
     missing = [path for path, name in wanted.items() if name not in files]

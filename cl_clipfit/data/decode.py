@@ -13,7 +13,7 @@ from cl_clipfit.errors import UserError
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 LONGEST = 50  # times as long as wide
-RUN = 32  # files a thread takes at a time
+LONGEST_RUN = 32  # files a thread takes at a time
 Progress = Callable[[str, int, int], None]
 
 # Odd metadata and large sizes; `catch_warnings` would change the filters of all threads at once.
@@ -110,17 +110,18 @@ def in_threads(
     work: Callable[[int], str], count: int, label: str, progress: Progress
 ) -> list[tuple[int, str]]:
     """Call `work` with 0..count-1, in parallel; return where it gave a reason."""
+    size = max(1, min(LONGEST_RUN, count // (4 * THREADS)))  # a small batch keeps all threads busy
 
     def run(start: int) -> list[tuple[int, str]]:
-        reasons = [(i, work(i)) for i in range(start, min(start + RUN, count))]
+        reasons = [(i, work(i)) for i in range(start, min(start + size, count))]
         return [(i, reason) for i, reason in reasons if reason]
 
     bad: list[tuple[int, str]] = []
-    starts, pool = range(0, count, RUN), ThreadPoolExecutor(THREADS)
+    starts, pool = range(0, count, size), ThreadPoolExecutor(THREADS)
     try:
         for start, found in zip(starts, pool.map(run, starts), strict=True):
             bad += found
-            progress(label, min(start + RUN, count), count)
+            progress(label, min(start + size, count), count)
     finally:  # Ctrl-C must not wait for the rest
         pool.shutdown(cancel_futures=True)
     return bad

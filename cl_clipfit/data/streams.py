@@ -129,18 +129,24 @@ class Scenario:
             experience.is_first_subexp = at == 0 or tasks[at - 1] != tasks[at]
             experience.is_last_subexp = at + 1 == len(tasks) or tasks[at + 1] != tasks[at]
             experience.task_samples = self.train_samples[tasks[at]]
-            experience.task_classes = self._classes(tasks[at])
+            experience.task_classes = self._brought[tasks[at]]
         return benchmark
 
-    def _classes(self, task: int) -> list[int]:
-        """Return the classes of which a task brings training images, those of others too."""
-        return sorted(set(self.of_task(task).dataset.targets))
+    @cached_property
+    def _brought(self) -> list[list[int]]:
+        """Return the classes of which each task brings images; where blurry, those of others."""
+        return [
+            self.train.labels[self._members(t)].unique().tolist() for t in range(self.trained_tasks)
+        ]
+
+    def _members(self, task: int) -> Tensor:
+        """Return which training images a task brings, (n,)."""
+        own = zip(self.experiences, self.experience_tasks, strict=True)
+        return torch.cat([index for index, t in own if t == task])
 
     def of_task(self, task: int) -> Any:
         """Return the whole of a task, from 0, as one experience: its `dataset`."""
-        members = [i for i, t in zip(self.experiences, self.experience_tasks, strict=True)
-                   if t == task]  # fmt: skip
-        return SimpleNamespace(dataset=as_avalanche(self.train.subset(torch.cat(members))))
+        return SimpleNamespace(dataset=as_avalanche(self.train.subset(self._members(task))))
 
     def with_images(self, train: Any, test: Any) -> "Scenario":
         """Return the same stream with other tensors in place of the images, features say."""
