@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from cl_clipfit import DataRequest, Options, Source, build_scenario
-from cl_clipfit.data.cifar import CIFAR100
+from cl_clipfit.data.formats.cifar import CIFAR100
 from scenarios.split_cifar100 import CLASS_ORDER, TASKS, load
 
 ONLINE = 10  # images of an online experience

@@ -18,10 +18,10 @@ from cl_clipfit.clip import (
 )
 from cl_clipfit.clip.features import FEATURES, FeatureClassifier, hash_features
 from cl_clipfit.config import RunConfig, read_config
+from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.images import hashed_by
 from cl_clipfit.data.loading import ImageLoader, sized
 from cl_clipfit.data.source import DataRequest, Source, nested, read_class_names
-from cl_clipfit.data.splits import apply_split
 from cl_clipfit.data.streams import Layout, Scenario, build_scenario, make_layout
 from cl_clipfit.environment import resolve_device, use_exact_fp32
 from cl_clipfit.errors import UserError, is_file

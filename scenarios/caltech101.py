@@ -12,8 +12,8 @@ from torchvision.datasets import Caltech101
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, Located, obtain
-from cl_clipfit.data.folders import plain_name
-from cl_clipfit.data.torchvision_sets import drawn_split
+from cl_clipfit.data.formats.folders import plain_name
+from cl_clipfit.data.formats.torchvision_sets import drawn_split
 
 NAME = "caltech101"
 CLASSES = 101

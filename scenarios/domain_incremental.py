@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from cl_clipfit import DataRequest, ImageSet, Source, UserError
-from cl_clipfit.data.folders import SplitOptions, Tree, read_tree, visible_folders
+from cl_clipfit.data.formats.folders import SplitOptions, Tree, read_tree, visible_folders
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.errors import nearest
 

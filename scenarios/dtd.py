@@ -8,8 +8,8 @@ from torchvision.datasets import DTD
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.folders import plain_name
-from cl_clipfit.data.torchvision_sets import official_split
+from cl_clipfit.data.formats.folders import plain_name
+from cl_clipfit.data.formats.torchvision_sets import official_split
 
 NAME = "dtd"
 CLASSES = 47

@@ -9,7 +9,7 @@ from torchvision.datasets import EuroSAT
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.torchvision_sets import drawn_split
+from cl_clipfit.data.formats.torchvision_sets import drawn_split
 
 NAME = "eurosat"
 CLASSES = 10

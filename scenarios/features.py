@@ -5,7 +5,7 @@
 """
 
 from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.data.feature_files import read_features
+from cl_clipfit.data.formats.feature_files import read_features
 
 NAME = "features"
 CLASSES = "yours"

@@ -8,7 +8,7 @@ from torchvision.datasets import Flowers102
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.torchvision_sets import official_split
+from cl_clipfit.data.formats.torchvision_sets import official_split
 
 NAME = "flowers102"
 CLASSES = 102

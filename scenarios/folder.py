@@ -5,7 +5,7 @@ class is drawn to test.
 """
 
 from cl_clipfit import DataRequest, Source, UserError
-from cl_clipfit.data.folders import SplitOptions, read_tree
+from cl_clipfit.data.formats.folders import SplitOptions, read_tree
 
 NAME = "folder"
 CLASSES = "yours"

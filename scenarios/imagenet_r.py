@@ -6,7 +6,7 @@ classes alone.
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.imagenet import wordnet_probe
+from cl_clipfit.data.formats.imagenet import wordnet_probe
 
 NAME = "imagenet-r"
 CLASSES = 200

@@ -6,8 +6,8 @@ cut off before resizing; here it is NOT cut off, so numbers may differ a little 
 """
 
 from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.data.imagenet import probe, read_folders, subfolders, unpacked_by_hand
-from cl_clipfit.data.splits import read_json
+from cl_clipfit.data.formats.imagenet import probe, read_folders, subfolders, unpacked_by_hand
+from cl_clipfit.data.formats.splits import read_json
 
 NAME = "objectnet"
 CLASSES = 113

@@ -7,7 +7,7 @@ from torchvision.datasets import StanfordCars
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.torchvision_sets import official_split
+from cl_clipfit.data.formats.torchvision_sets import official_split
 
 NAME = "split-cars196"
 CLASSES = 196

@@ -5,7 +5,7 @@
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.cifar import CIFAR10, read_unpacked
+from cl_clipfit.data.formats.cifar import CIFAR10, read_unpacked
 
 NAME = "split-cifar10"
 CLASSES = 10

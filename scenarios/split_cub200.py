@@ -5,8 +5,8 @@
 
 from cl_clipfit import DataRequest, Options, Source, UserError
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.folders import plain_name
-from cl_clipfit.data.imagenet import listed, read_table
+from cl_clipfit.data.formats.folders import plain_name
+from cl_clipfit.data.formats.imagenet import listed, read_table
 
 NAME = "split-cub200"
 CLASSES = 200

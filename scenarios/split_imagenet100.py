@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.config import read_names
-from cl_clipfit.data.imagenet import (
+from cl_clipfit.data.formats.imagenet import (
     TEMPLATES,
     class_names,
     find_classes,

@@ -7,7 +7,7 @@ Accepted: an unpacked tree, train/WNID/* and val/WNID/*, as torchvision and most
 from pydantic import Field
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.imagenet import TEMPLATES, class_names, imagenet_tree, read_tree
+from cl_clipfit.data.formats.imagenet import TEMPLATES, class_names, imagenet_tree, read_tree
 
 NAME = "split-imagenet1k"
 CLASSES = 1000

@@ -10,8 +10,8 @@ from pydantic import Field
 from cl_clipfit import DataRequest, Options, Source, UserError
 from cl_clipfit.config import Seed
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.imagenet import TEMPLATES, class_names, held_classes, read_folders
-from cl_clipfit.data.splits import split_by_class
+from cl_clipfit.data.formats.imagenet import TEMPLATES, class_names, held_classes, read_folders
+from cl_clipfit.data.formats.splits import split_by_class
 
 NAME = "split-imagenet-r"
 CLASSES = 200

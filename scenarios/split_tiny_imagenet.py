@@ -7,7 +7,13 @@ one of ImageNet-1k's, else the first word that `words.txt` gives.
 
 from cl_clipfit import DataRequest, Options, Source, UserError
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.imagenet import TEMPLATES, class_names, listed, read_folders, read_table
+from cl_clipfit.data.formats.imagenet import (
+    TEMPLATES,
+    class_names,
+    listed,
+    read_folders,
+    read_table,
+)
 
 NAME = "split-tiny-imagenet"
 CLASSES = 200

@@ -10,8 +10,8 @@ from torchvision.datasets import SUN397
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.folders import plain_name
-from cl_clipfit.data.torchvision_sets import drawn_split
+from cl_clipfit.data.formats.folders import plain_name
+from cl_clipfit.data.formats.torchvision_sets import drawn_split
 
 NAME = "sun397"
 CLASSES = 397

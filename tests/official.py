@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cl_clipfit.data.cifar import CIFAR100
+from cl_clipfit.data.formats.cifar import CIFAR100
 
 
 def cifar_batch(per_class: int, seed: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cl_clipfit import DataRequest, UserError
 from cl_clipfit.cli import main
 from cl_clipfit.config import Options
 from cl_clipfit.data import download
-from cl_clipfit.data.cifar import CIFAR100, read_archive, read_unpacked
+from cl_clipfit.data.formats.cifar import CIFAR100, read_archive, read_unpacked
 from scenarios import split_cifar100
 from tests.official import cifar_batch, cifar_files, serve, write_archive
 

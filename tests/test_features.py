@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score
 
 from cl_clipfit.cli import main
 from cl_clipfit.clip.features import FeatureClassifier
-from cl_clipfit.data.feature_files import read_features
+from cl_clipfit.data.formats.feature_files import read_features
 from cl_clipfit.errors import UserError
 from cl_clipfit.runs import read_result
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from cl_clipfit import DataRequest, ImageSet, Source, UserError, build_scenario
-from cl_clipfit.data.folders import list_classes
+from cl_clipfit.data.formats.folders import list_classes
 from scenarios import domain_incremental, folder
 from scenarios.domain_incremental import DomainOptions
 from scenarios.folder import FolderOptions

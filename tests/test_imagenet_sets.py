@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from cl_clipfit import DataRequest, Source, UserError
 from cl_clipfit.config import Options
-from cl_clipfit.data.imagenet import class_names, find_classes, read_folders, read_table
+from cl_clipfit.data.formats.imagenet import class_names, find_classes, read_folders, read_table
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import ImageSet
 from cl_clipfit.registry import defined_class

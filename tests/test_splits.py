@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cl_clipfit import ImageSet, Source, UserError
+from cl_clipfit.data.formats.splits import apply_split, split_by_class
 from cl_clipfit.data.images import ImageFiles
-from cl_clipfit.data.splits import apply_split, split_by_class
 
 TEMPLATES = ("a photo of a {}.",)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cl_clipfit.data.folders import plain_name
+from cl_clipfit.data.formats.folders import plain_name
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError
