@@ -56,6 +56,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of the scenarios that a scenario is made of; default none."""
+        return ()
+
 
 class Recipe(Options):
     """How a task is trained."""

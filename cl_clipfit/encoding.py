@@ -12,6 +12,7 @@ from cl_clipfit.config import Recipe
 from cl_clipfit.data.feature_cache import FeatureCache, images_key
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
+from cl_clipfit.errors import UserError
 from cl_clipfit.report.display import ConsoleDisplay
 
 BATCH = 256  # as in evaluation
@@ -71,9 +72,15 @@ class FrozenImages:
             features = self.cache.get(key, len(images))
             if features is None:
                 features = self._encode(images)
-                self.cache.put(key, features)
+                self._keep(key, features)
             self._known[found_by] = features
         return self._known[found_by]
+
+    def _keep(self, key: dict[str, Any], features: Tensor) -> None:
+        try:
+            self.cache.put(key, features)
+        except UserError as error:  # they are at hand; only the next command pays for it
+            self.display.note(f"features are not kept: {error}")
 
     def _key(self) -> dict[str, Any]:
         identity = self.model.identity

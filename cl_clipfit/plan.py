@@ -64,8 +64,8 @@ class StreamPlan:
 
     Attributes:
         entry: the scenario.
-        data: the scenario whose data it uses: itself, or the one that its option `dataset` names,
-            whose recipe counts too.
+        data: the scenario whose data it uses, and whose recipe counts: its one part, or itself.
+        parts: the scenarios that it is made of.
         options: the scenario's own options.
         facts: its literals.
         tasks: number of tasks that was asked for, or None.
@@ -85,6 +85,7 @@ class StreamPlan:
 
     entry: Entry
     data: Entry
+    parts: tuple[Entry, ...]
     options: Options
     facts: ScenarioFacts
     tasks: int | None
@@ -112,14 +113,14 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     entry = registry.get("scenarios", name)
     own = parse_settings(config.set).get(name, {}) | inline
     options = make_options(entry.options_class(), own, name)
-    inner = getattr(options, "dataset", None)
-    data = registry.get("scenarios", inner) if isinstance(inner, str) else entry
+    parts = tuple(registry.get("scenarios", part) for part in options.parts())
+    data = parts[0] if len(parts) == 1 else entry
     facts = read_facts(entry, data)
     _check_data_options(config, data)
     model = config.model or facts.MODEL
     if (facts.MODEL == FEATURES) != (model == FEATURES):
-        needs = "a model" if model == FEATURES else "features: leave --model out"
-        raise UserError(f"--model {model}: {entry.name} needs {needs}")
+        takes = "images, name a model" if model == FEATURES else "no model, leave --model out"
+        raise UserError(f"--model {model}: {entry.name} takes {takes}")
     for template in config.template or ():
         if template.count("{}") != 1:
             raise UserError(f"--template {template!r}: exactly one '{{}}' for the class name")
@@ -132,6 +133,7 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     return StreamPlan(
         entry=entry,
         data=data,
+        parts=parts,
         options=options,
         facts=facts,
         tasks=given,

@@ -17,11 +17,11 @@ from cl_clipfit.clip import (
     parse_model,
 )
 from cl_clipfit.clip.features import FEATURES, FeatureClassifier, hash_features
-from cl_clipfit.config import RunConfig, read_config
+from cl_clipfit.config import RunConfig, make_options, parse_settings, read_config
 from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.images import hashed_by
 from cl_clipfit.data.loading import ImageLoader, sized
-from cl_clipfit.data.source import DataRequest, Source, nested, read_class_names
+from cl_clipfit.data.source import DataRequest, Source, read_class_names
 from cl_clipfit.data.streams import Layout, Scenario, build_scenario, make_layout
 from cl_clipfit.environment import resolve_device, use_exact_fp32
 from cl_clipfit.errors import UserError, is_file
@@ -34,6 +34,7 @@ from cl_clipfit.runs import RunFolder, read_result
 from cl_clipfit.strategy import CLIPStrategy
 from cl_clipfit.tuning.bank import DeltaBank
 
+TOWERLESS = ("zero-shot", "linear-head")  # what a stream of features runs by default
 MERGED_FROM = "merged_from"  # in the config.yaml of a run that was merged from another one
 
 
@@ -115,21 +116,16 @@ def prepare(config: RunConfig, display: ConsoleDisplay) -> Prepared:
     registry = Registry(config.plugin)
     _import_plugins(registry, config, display)
     stream = plan_stream(config, registry)
+    if stream.model == FEATURES and "strategy" not in config.model_fields_set:
+        config = config.model_copy(update={"strategy": list(TOWERLESS)})
     plans = plan_runs(config, registry, stream)
     if stream.model != FEATURES:
         check_model(stream.model)  # a wrong name should not cost the reading of a data set
     request = DataRequest(
-        config.data_dir, config.unverified_data, display.note, display.transfer, display.count,
-        lambda name, folder: load_other(registry, name, replace(request, data_dir=folder)),
-    )  # fmt: skip
+        config.data_dir, config.unverified_data, display.note, display.transfer, display.count
+    )
     try:
-        source = _read_stream(config, stream, request)
-        probes = {
-            e.name: load_other(
-                registry, e.name, replace(request, data_dir=request.folder_of(e.name))
-            )
-            for e in stream.probes
-        }
+        source, probes = _read_sources(config, registry, stream, request)
     finally:
         display.stop()  # of a download
     if parse_model(stream.model)[0] == MINI != parse_model(stream.facts.MODEL)[0]:
@@ -150,16 +146,32 @@ def prepare(config: RunConfig, display: ConsoleDisplay) -> Prepared:
     return Prepared(config, registry, stream, plans, source, layout, probes, model, loader)
 
 
-def _read_stream(config: RunConfig, stream: StreamPlan, request: DataRequest) -> Source:
-    source = load_source(stream.entry, stream.options, request)
-    if config.split is not None:
+def _read_sources(
+    config: RunConfig, registry: Registry, stream: StreamPlan, request: DataRequest
+) -> tuple[Source, dict[str, Source]]:
+    """Read the stream's data, as the options change them, and those of the probes."""
+    settings = parse_settings(config.set)
+
+    def other(name: str, folder: Path | None) -> Source:
+        entry = registry.get("scenarios", name)
+        options = make_options(entry.options_class(), settings.get(name, {}), name)
+        try:
+            own = load_source(entry, options, replace(request, data_dir=folder))
+        except UserError as error:
+            where = f"as part of {stream.entry.name}, PATH/{name} below --data-dir PATH does"
+            raise UserError(f"{error} ({where})") from error
+        divided = config.split is not None and stream.parts == (entry,)
+        return apply_split(own, config.split) if divided and config.split else own
+
+    source = load_source(stream.entry, stream.options, replace(request, other=other))
+    if config.split is not None and len(stream.parts) != 1:
         source = apply_split(source, config.split)
     if config.class_names is not None:
         names = read_class_names(config.class_names, source.class_names)
         source = replace(source, class_names=names)
-    if hashed_by(source.train.images) != "contents" or hashed_by(source.test.images) != "contents":
+    if any(hashed_by(data.images) != "contents" for data in (source.train, source.test)):
         source = replace(source, origin={**source.origin, "hashed": "names and sizes"})
-    return source
+    return source, {e.name: other(e.name, request.folder_of(e.name)) for e in stream.probes}
 
 
 def _make_layout(source: Source, stream: StreamPlan) -> Layout:
@@ -171,16 +183,6 @@ def _make_layout(source: Source, stream: StreamPlan) -> Layout:
         source, tasks=tasks, order=stream.class_order, base_classes=stream.base_classes,
         tasks_file=stream.tasks_file,
     )  # fmt: skip
-
-
-def load_other(registry: Registry, name: str, request: DataRequest) -> Source:
-    """Load the data of a scenario with its default options.
-
-    Raises:
-        UserError: an unknown name, or one that is itself made of others.
-    """
-    entry = registry.get("scenarios", name)
-    return load_source(entry, entry.options_class()(), replace(request, other=nested))
 
 
 def _load_model(stream: StreamPlan, source: Source, layout: Layout) -> CLIPClassifier:

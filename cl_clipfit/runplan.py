@@ -62,7 +62,8 @@ def plan_runs(config: RunConfig, registry: Registry, stream: StreamPlan) -> list
         plan = _fit_stream(_plan(config, registry, scenario, label, settings), stream, config)
         plans += [replace(plan, seed=seed) for seed in dict.fromkeys(config.seed)]
     hosts = [plan.host.name for plan in plans if plan.host]
-    known = {stream.entry.name, *(plan.strategy.name for plan in plans), *hosts}
+    others = [entry.name for entry in (*stream.parts, *stream.probes)]
+    known = {stream.entry.name, *others, *(plan.strategy.name for plan in plans), *hosts}
     for name in settings:
         if name not in known:
             raise UserError(f"--set {name}: not part of this run. {nearest(name, known)}")
@@ -213,6 +214,8 @@ def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, 
     ]
     if run.host and run.host_options:
         own.append((run.host.name, run.host_options.model_dump(mode="json")))
+    given = parse_settings(config.set)
+    own += [(e.name, given.get(e.name, {})) for e in (*stream.parts, *stream.probes)]
     values = {
         "scenario": stream.entry.name,
         "strategy": [run.strategy.name],

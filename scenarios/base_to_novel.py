@@ -24,6 +24,10 @@ class BaseToNovelOptions(Options):
 
     dataset: str = Field("split-digits", description="any scenario: run.py list scenarios")
 
+    def parts(self) -> tuple[str, ...]:
+        """Return the data set."""
+        return (self.dataset,)
+
 
 def load(options: BaseToNovelOptions, request: DataRequest) -> Source:
     """Read the data set; the larger half, in label order, are its base classes."""

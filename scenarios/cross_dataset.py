@@ -28,6 +28,10 @@ class CrossDatasetOptions(Options):
 
     dataset: str = Field("split-imagenet1k", description="any scenario: run.py list scenarios")
 
+    def parts(self) -> tuple[str, ...]:
+        """Return the data set."""
+        return (self.dataset,)
+
 
 def load(options: CrossDatasetOptions, request: DataRequest) -> Source:
     """Read the data set from its folder in `--data-dir`, or from `--data-dir` itself."""

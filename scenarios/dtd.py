@@ -9,7 +9,7 @@ from torchvision.datasets import DTD
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
 from cl_clipfit.data.formats.folders import plain_name
-from cl_clipfit.data.formats.torchvision_sets import official_split
+from cl_clipfit.data.formats.torchvision_sets import list_images, official_split
 
 NAME = "dtd"
 CLASSES = 47
@@ -33,4 +33,5 @@ def load(options: Options, request: DataRequest) -> Source:
         train=train,
         test=test,
         origin=located.origin,
+        spare=lambda: list_images(DTD, located.folder, CLASSES, split="val")[1],
     )

@@ -9,7 +9,7 @@ from torchvision.datasets import FGVCAircraft
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.formats.torchvision_sets import official_split
+from cl_clipfit.data.formats.torchvision_sets import list_images, official_split
 
 NAME = "fgvc-aircraft"
 CLASSES = 100
@@ -37,4 +37,5 @@ def load(options: Options, request: DataRequest) -> Source:
         train=train,
         test=test,
         origin=located.origin,
+        spare=lambda: list_images(FGVCAircraft, located.folder, CLASSES, split="val")[1],
     )

@@ -8,7 +8,7 @@ from torchvision.datasets import Flowers102
 
 from cl_clipfit import DataRequest, Options, Source
 from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.formats.torchvision_sets import official_split
+from cl_clipfit.data.formats.torchvision_sets import list_images, official_split
 
 NAME = "flowers102"
 CLASSES = 102
@@ -34,7 +34,7 @@ NAMES = """
     cattleya, cape flower, great masterwort, siam tulip, lenten rose, barbeton daisy, daffodil,
     sword lily, poinsettia, bolero deep blue, wallflower, marigold, buttercup, oxeye daisy, common
     dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff, gaura,
-    geranium, orange dahlia, pink-yellow dahlia?, cautleya spicata, japanese anemone, black-eyed
+    geranium, orange dahlia, pink-yellow dahlia, cautleya spicata, japanese anemone, black-eyed
     susan, silverbush, californian poppy, osteospermum, spring crocus, bearded iris, windflower,
     tree poppy, gazania, azalea, water lily, rose, thorn apple, morning glory, passion flower,
     lotus, toad lily, anthurium, frangipani, clematis, hibiscus, columbine, desert-rose, tree
@@ -54,4 +54,5 @@ def load(options: Options, request: DataRequest) -> Source:
         train=train,
         test=test,
         origin=located.origin,
+        spare=lambda: list_images(Flowers102, located.folder, CLASSES, split="val")[1],
     )

@@ -24,6 +24,10 @@ class ShiftsOptions(Options):
 
     dataset: str = Field("split-imagenet1k", description="split-imagenet1k, or another scenario")
 
+    def parts(self) -> tuple[str, ...]:
+        """Return the data set."""
+        return (self.dataset,)
+
 
 def load(options: ShiftsOptions, request: DataRequest) -> Source:
     """Read ImageNet from its folder in `--data-dir`, or from `--data-dir` itself."""

@@ -35,10 +35,14 @@ class MtilOptions(Options):
     order: int = Field(1, ge=1, le=2, description="order I (by name) or II")
     datasets: tuple[str, ...] = Field((), description="scenarios in place of the eleven, in order")
 
+    def parts(self) -> tuple[str, ...]:
+        """Return the data sets, in order."""
+        return self.datasets or ORDERS[self.order]
+
 
 def load(options: MtilOptions, request: DataRequest) -> Source:
     """Read every data set from its folder in `--data-dir`, or download it."""
-    names = options.datasets or ORDERS[options.order]
+    names = options.parts()
     if len(set(names)) != len(names):
         raise UserError(f"--set {NAME}.datasets: a data set is named twice")
     sources = {name: request.other(name, request.folder_of(name)) for name in names}

@@ -8,7 +8,6 @@ takes a division that others have published. Labels count the classes by WordNet
 from pydantic import Field
 
 from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.config import Seed
 from cl_clipfit.data.archives import Archive, obtain
 from cl_clipfit.data.formats.imagenet import TEMPLATES, class_names, held_classes, read_folders
 from cl_clipfit.data.formats.splits import split_by_class
@@ -28,7 +27,7 @@ ARCHIVES = (Archive("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"
 class RenditionOptions(Options):
     """Settings of the division."""
 
-    split_seed: Seed = Field(0, lt=2**32, description="seed of the draw of test images")
+    split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the draw of test images")
     test_share: float = Field(0.2, gt=0, lt=1, description="share of each class that is tested")
     partial: bool = Field(False, description="go on where classes are missing")
 

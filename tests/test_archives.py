@@ -365,8 +365,9 @@ def test_by_hand_without_network_and_wrong_contents(
     with pytest.raises(UserError) as caught:
         get([Archive("", "", name="x.tar")])
     assert str(caught.value) == (
-        f"my-set: x.tar cannot be downloaded: put it at {place}, or anywhere; then: python run.py"
-        " --scenario my-set --data-dir PATH. See the manual"
+        f"my-set: x.tar cannot be downloaded: put it at {place}, or anywhere. Then, without a"
+        " network: python run.py --scenario my-set --data-dir PATH --model"
+        " ARCH:TAG:PATH_TO_WEIGHTS. See the manual"
     )
     pack(place, FILES)
     assert contents(get([Archive("", "", name="x.tar")]).folder) == FILES

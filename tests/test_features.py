@@ -98,7 +98,7 @@ def test_a_head_learns_on_features_and_its_bank_is_evaluated(
     [
         (["--strategy", "clipfit"], "image and text tower"),
         (["--strategy", "coop"], "works on the text tower"),
-        (["--model", "mini"], "needs features: leave --model out"),
+        (["--model", "mini"], "features takes no model, leave --model out"),
         (["--probe", "glyph-letters"], "without a model to score a probe"),
         (["--split", "pyproject.toml"], "a split file needs image files"),
     ],
@@ -112,7 +112,7 @@ def test_what_features_cannot_do_is_told(
     assert main([*base, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert main(["--model", "features", "--output", str(tmp_path / "r")]) == 2
-    assert "split-digits needs a model" in capsys.readouterr().err
+    assert "split-digits takes images, name a model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

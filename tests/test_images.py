@@ -104,6 +104,11 @@ def test_numbers_do_not_depend_on_what_fits_into_memory(
         assert any("decoded again" in note for note in notes) == (gib == "0")
     for in_memory, lazily in zip(*found, strict=True):
         assert torch.equal(in_memory, lazily)
+    gib = 9 * 3 * 16 * 16 / 2**30  # room for the 6 training images, not for the 12 test images too
+    monkeypatch.setenv("CL_CLIPFIT_IMAGE_GIB", str(gib))
+    notes = []
+    stream(source, ImageLoader(DataRequest(note=notes.append)), shots=2)
+    assert [note[:9] for note in notes] == ["12 images"]
     monkeypatch.setenv("CL_CLIPFIT_IMAGE_GIB", "much")
     with pytest.raises(UserError, match="CL_CLIPFIT_IMAGE_GIB=much: expected a number"):
         memory_budget()
@@ -176,6 +181,12 @@ class Silent:
 
     encoded = 0
 
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
     def count(self, label: str, done: int, total: int) -> None:
         self.encoded += done == total
 
@@ -211,6 +222,14 @@ def test_features_are_kept_and_never_stale(tmp_path: Path, source: Source) -> No
         features = anew.features(changed)
         assert shown.encoded == 1
         assert torch.equal(features, copy.image_features(changed))
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "file").write_text("")
+    frozen, shown = encoder(build_named(), tmp_path / "file" / "cache")
+    assert frozen.features(source.test.images).shape == (48, 16)
+    assert shown.encoded == 1
+    assert "features are not kept: cannot write" in shown.notes[0]
 
 
 @pytest.mark.parametrize("at", [0, 5, 200, -1])

@@ -138,7 +138,7 @@ def test_online_trains_once_and_keeps_its_optimiser(tmp_path: Path) -> None:
         (["--split", "none.json"], "there is no such file"),
         (["--split", "pyproject.toml"], "a split file needs image files"),
         (["--limit", "0"], "--limit"),
-        (["--model", "features"], "needs a model"),
+        (["--model", "features"], "takes images, name a model"),
     ],
 )
 def test_options_that_make_no_stream_are_refused(

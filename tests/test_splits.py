@@ -1,5 +1,6 @@
 """Split files, and draws of test images."""
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -190,3 +191,15 @@ def test_a_draw_takes_a_share_of_every_class() -> None:
     assert torch.bincount(everything.labels).tolist() == [1, 1, 1, 1]
     with pytest.raises(UserError, match="'b' has only 1 images"):
         split_by_class(image_set({"/1": 0, "/2": 0, "/3": 1}), 0.5, 0, "ab")
+
+
+def test_images_that_an_official_split_leaves_out_can_be_named(tmp_path: Path) -> None:
+    whole = build()
+    left_out, kept = (whole.train.subset(torch.tensor(i)) for i in ([1], [0, 2]))
+    lean = dataclasses.replace(whole, train=kept, spare=lambda: left_out)
+    paths = [str(path) for path in whole.train.images.paths]
+    tests = [str(path) for path in whole.test.images.paths]
+    file = write(tmp_path, {"train": paths, "test": tests})
+    assert rows(apply_split(lean, file).train) == rows(whole.train)
+    with pytest.raises(UserError, match="1 of 6 paths"):
+        apply_split(dataclasses.replace(lean, spare=None), file)

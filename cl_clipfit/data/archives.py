@@ -154,7 +154,10 @@ def _archives_in(
 def _fetch(name: str, archive: Archive, home: Path, request: DataRequest, help: str) -> Path:
     """Return the archive in the cache, downloaded where it is missing."""
     target = home / archive.name
-    elsewhere = f"or anywhere; then: python run.py --scenario {name} --data-dir PATH"
+    elsewhere = (
+        f"or anywhere. Then, without a network: python run.py --scenario {name} --data-dir PATH"
+        " --model ARCH:TAG:PATH_TO_WEIGHTS"
+    )
     if not archive.url and not is_file(target):
         raise UserError(
             f"{name}: {archive.name} cannot be downloaded: put it at {target}, {elsewhere}"

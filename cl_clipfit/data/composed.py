@@ -47,6 +47,9 @@ def one_after_the_other(sources: Mapping[str, Source]) -> Source:
         origin={
             "kind": "several data sets",
             "verified": all(bool(source.origin.get("verified", True)) for source in every),
+            **{
+                f"{n} {key}": v for n, source in sources.items() for key, v in source.origin.items()
+            },
         },
         task_names=tuple(sources),
     )

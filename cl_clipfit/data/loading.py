@@ -12,11 +12,11 @@ from cl_clipfit.data.images import Fit, ImageFiles, LazyImages
 from cl_clipfit.data.source import DataRequest, ImageSet, Source
 from cl_clipfit.errors import UserError
 
-MEMORY_SHARE = 0.25  # of the machine's memory, for each of training and test images
+MEMORY_SHARE = 0.5  # of the machine's memory, for all images of a command
 
 
 def memory_budget() -> int:
-    """Return how many bytes of images are kept in memory: CL_CLIPFIT_IMAGE_GIB, or a quarter.
+    """Return how many bytes of images are kept in memory: CL_CLIPFIT_IMAGE_GIB, or half of it.
 
     Raises:
         UserError: the variable is no number.
@@ -52,11 +52,13 @@ class ImageLoader:
         request: told about progress.
         skip_bad: leave unreadable images out rather than stop.
         skipped: how many were left out.
+        bytes_kept: of images in memory.
     """
 
     request: DataRequest
     skip_bad: bool = False
     skipped: int = 0
+    bytes_kept: int = 0
     _done: dict[tuple[object, ...], ImageSet] = field(default_factory=dict)
 
     def __call__(self, data: ImageSet) -> ImageSet:
@@ -74,12 +76,14 @@ class ImageLoader:
         return self._done[key]
 
     def _read(self, data: ImageSet, images: LazyImages) -> ImageSet:
-        if images.shape.numel() <= memory_budget():
+        size = images.shape.numel()
+        if self.bytes_kept + size <= memory_budget():
+            self.bytes_kept += size
             tensor: Tensor | None
             tensor, bad = images.decode(self.request.count)
         else:
             self.request.note(
-                f"{len(images):,} images take {images.shape.numel() / 2**30:.0f} GiB in memory:"
+                f"{len(images):,} images take {size / 2**30:.1f} GiB of memory:"
                 " they are decoded again whenever they are needed"
             )
             tensor, bad = None, _check(images, self.request)

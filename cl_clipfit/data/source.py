@@ -111,6 +111,7 @@ class Source:
             ones; kept in `result.json`.
         task_names: the tasks, where the data say which image belongs to which (`ImageSet.tasks`).
         trained_tasks: how many of these are trained; the others are only tested. Default all.
+        spare: lists images of neither part, which a split file may name; None where there are none.
         text: (K, d), text features computed elsewhere, where images are features too.
         logit_scale: with `text`: the factor on cosine similarities.
     """
@@ -122,6 +123,7 @@ class Source:
     origin: Mapping[str, Any] = field(default_factory=dict)
     task_names: tuple[str, ...] = ()
     trained_tasks: int | None = None
+    spare: Callable[[], ImageSet] | None = None
     text: Tensor | None = None
     logit_scale: float = 100.0
 

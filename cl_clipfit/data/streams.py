@@ -350,6 +350,8 @@ def _blur(train: ImageSet, share: float, tasks: int) -> Tensor:
         first = torch.randint(tasks - 1, (1,), generator=generator)
         steps = (torch.arange(len(members)) + first) % (tasks - 1) + 1
         moved[members] = (home + steps) % tasks
+    if torch.equal(moved, _tasks(train)):
+        raise UserError(f"--blurry {share}: no class has enough images for one of them to move")
     return moved
 
 

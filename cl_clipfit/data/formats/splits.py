@@ -90,7 +90,7 @@ def apply_split(source: Source, file: Path) -> Source:
         UserError: the file is not of these forms, contradicts itself, or names images that the
             data set does not hold; or the data set is not made of image files.
     """
-    sets = (source.train, source.test)
+    sets = [source.train, source.test] + ([source.spare()] if source.spare else [])
     if not all(isinstance(data.images, ImageFiles) for data in sets):
         raise UserError(f"--split {file}: a split file needs image files, this data set has none")
     content, digest = read_json(file)
