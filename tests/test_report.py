@@ -263,3 +263,24 @@ def test_a_download_is_followed_on_a_terminal_and_elsewhere() -> None:
     silent = io.StringIO()
     ConsoleDisplay(Console(file=silent), quiet=True).transfer("data", 1, 2)
     assert silent.getvalue() == ""
+
+
+def test_protocols_of_one_task_show_their_columns(drawn: list[Figure]) -> None:
+    runs = []
+    for label, seed, level in (("zero-shot", 0, 50.0), ("full", 0, 60.0), ("full", 1, 80.0)):
+        run = result(label, seed)
+        metrics = {"base": level, "novel": level - 9, "harmonic_mean": level - 5, "retention": 1.0}
+        curves = {key: [None, 1.0] for key in ("accuracy", "forgetting", "retention", "zero_shot")}
+        runs.append(run | {"protocol": "base-to-novel", "metrics": metrics, "curves": curves})
+    figures.plot_comparison(runs, Path("x"))
+    (figure,) = drawn
+    (axes,) = figure.axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [
+        "base", "novel", "harmonic\nmean",
+    ]  # fmt: skip
+    assert names(figure) == ["zero-shot", "full"]
+    points = [list(container.lines[0].get_ydata()) for container in axes.containers]
+    assert points == [[50, 41, 45], [70, 61, 65]]
+    spread = axes.containers[1].lines[2][0].get_segments()[0]
+    assert [float(end[1]) for end in spread] == [60, 80]
+    plt.close("all")

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from cl_clipfit.report.tables import by_strategy
+from cl_clipfit.report.tables import by_strategy, columns, value
 from cl_clipfit.runs import write_atomic
 
 matplotlib.use("Agg")
@@ -30,6 +30,7 @@ _STYLE: Any = {
     "svg.fonttype": "path",
 }
 ZERO_SHOT = "zero-shot"
+_ONE_TASK = ("base-to-novel", "transfer")  # protocols without a stream, as a rule
 _PANELS = {
     "accuracy": "accuracy over all classes seen (%)",
     "forgetting": "forgetting, all classes (points)",
@@ -142,9 +143,15 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
 
 
 def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the curves of several runs: mean over seeds, the band from lowest to highest."""
+    """Draw the curves of several runs: mean over seeds, the band from lowest to highest.
+
+    Where a protocol trains one task there are no curves: the columns of its table are drawn.
+    """
     groups = by_strategy(results)
-    seeds = max(len(group) for group in groups.values())
+    if results[0].get("protocol") in _ONE_TASK and len(results[0]["curves"]["accuracy"]) == 2:
+        with plt.rc_context(_STYLE):
+            _save_compared(_columns(groups), results, path)
+        return
     trained = {name: group for name, group in groups.items() if name != ZERO_SHOT}
     with plt.rc_context(_STYLE):
         panels = _curve_names(results)
@@ -155,11 +162,37 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
             if key == "accuracy" and trained:
                 _zero_shot_line(ax, results)
             _lines(ax, key, trained or groups)
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-        note = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
-        figure.suptitle(_title(results[0]) + note)
-        save_figure(figure, path)
+        _save_compared(figure, results, path)
+
+
+def _save_compared(figure: Figure, results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Add title and legend and save."""
+    seeds = max(len(group) for group in by_strategy(results).values())
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    note = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
+    figure.suptitle(_title(results[0]) + note)
+    save_figure(figure, path)
+
+
+def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Draw the accuracies of the table, a place a column and a marker a strategy."""
+    every = [result for group in groups.values() for result in group]
+    known = {c: t for c, t in columns(every).items() if c != "retention"}
+    shown = {c: t for c, t in known.items() if any(value(r, c) is not None for r in every)}
+    figure, axes = plt.subplots(figsize=(2.4 + 1.1 * len(shown), 3.4), layout="constrained")
+    for index, (name, group) in enumerate(groups.items()):
+        rows = np.array([[value(r, column) for column in shown] for r in group], dtype=float)
+        middle, low, high = rows.mean(0), rows.min(0), rows.max(0)
+        places = np.arange(len(shown)) + 0.5 * ((index + 0.5) / len(groups) - 0.5)
+        axes.errorbar(
+            places, middle, (middle - low, high - middle), label=_plain(name), linestyle="none",
+            color="0.35" if name == ZERO_SHOT else PALETTE[index % len(PALETTE)],
+            marker=MARKERS[index % len(MARKERS)], markersize=6,
+        )  # fmt: skip
+    axes.set_xticks(range(len(shown)), [_plain(title) for title in shown.values()])
+    axes.set_ylabel("accuracy (%)")
+    return figure
 
 
 def _towers(layers: Sequence[str]) -> dict[str, list[str]]:

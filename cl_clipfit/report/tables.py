@@ -45,10 +45,9 @@ def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     protocol = results[0].get("protocol", "class-incremental")
     if protocol != "transfer":
         return _COLUMNS.get(protocol, COLUMNS)
-    probes = {
-        _PROBE + name: escape("\n".join(textwrap.wrap(name, 10)))
-        for name in _probe_names(results)[:_MOST_PROBES]
-    }
+    names = _probe_names(results)[:_MOST_PROBES]
+    letters = 12 if len(names) < _WIDE - 2 else 10
+    probes = {_PROBE + n: escape("\n".join(textwrap.wrap(n, letters))) for n in names}
     return {
         "last_accuracy": "last\naccuracy",
         "probe_accuracy": "mean of\nprobes",
@@ -61,7 +60,7 @@ def _probe_names(results: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result["probes"]))
 
 
-def _value(found: dict[str, Any], column: str) -> float | None:
+def value(found: dict[str, Any], column: str) -> float | None:
     """Return a column's number, of a result or of anything else with metrics and probes."""
     if column.startswith(_PROBE):
         accuracies = found["probes"].get(column.removeprefix(_PROBE))
@@ -119,11 +118,11 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
         parameters = f"{group[0]['model']['trainable_parameters']:,}"
         table.add_row(
             escape(name),
-            *(_cell([_value(r, key) for r in group], between) for key in shown),
+            *(_cell([value(r, key) for r in group], between) for key in shown),
             *(() if wide else (parameters, f"{statistics.fmean(seconds):.1f}")),
         )
         for other, found in compared(group).items():
-            cells = [_cell([_value(f, key) for f in found], between) for key in shown]
+            cells = [_cell([value(f, key) for f in found], between) for key in shown]
             table.add_row(f"  {escape(other)}", *cells, style="dim")
     return table
 
@@ -167,7 +166,7 @@ def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) ->
         found = {r["label"]: r}
         found |= {f"{r['label']} / {name}": others[0] for name, others in compared([r]).items()}
         for label, other in found.items():
-            values = [_value(other, name) for name in names]
+            values = [value(other, name) for name in names]
             rows.append([r["scenario"], label, r["seed"], *values, folder])
     return csv_text(["scenario", "strategy", "seed", *names, "folder"], rows)
 
@@ -190,7 +189,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
         chosen = mode.get("chosen_labels")
         table.add_row(
             mode["mode"] + (f" ({settings})" if settings else ""),
-            *(_cell([_value(mode, key)]) for key in shown),
+            *(_cell([value(mode, key)]) for key in shown),
             _cell([chosen["metrics"]["last_accuracy"]] if chosen else [None]),
             _cell([mode["routed"][-1]] if "routed" in mode else [None]),
         )
