@@ -1,4 +1,4 @@
-"""What a command needs before it trains: stream, plans, data, probes and model; finished runs."""
+"""What a command needs before it trains: stream, plans, data, probes and model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from cl_clipfit.building import build_strategy, select_first
 from cl_clipfit.clip import (
     MINI,
     CLIPClassifier,
@@ -17,25 +16,23 @@ from cl_clipfit.clip import (
     parse_model,
 )
 from cl_clipfit.clip.features import FEATURES, FeatureClassifier, hash_features
-from cl_clipfit.config import RunConfig, make_options, parse_settings, read_config
+from cl_clipfit.config import RunConfig, make_options, parse_settings
 from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.images import hashed_by
+from cl_clipfit.data.layout import Layout, make_layout
 from cl_clipfit.data.loading import ImageLoader, sized
 from cl_clipfit.data.source import DataRequest, Source, read_class_names
-from cl_clipfit.data.streams import Layout, Scenario, build_scenario, make_layout
-from cl_clipfit.environment import resolve_device, use_exact_fp32
-from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.data.streams import Scenario, build_scenario
+from cl_clipfit.environment import use_exact_fp32
+from cl_clipfit.errors import UserError
 from cl_clipfit.labels import split_label
 from cl_clipfit.plan import StreamPlan, load_source, plan_stream
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.runplan import RunPlan, plan_runs, run_digest
-from cl_clipfit.runs import RunFolder, read_result
-from cl_clipfit.strategy import CLIPStrategy
-from cl_clipfit.tuning.bank import DeltaBank
+from cl_clipfit.runs import RunFolder
 
 TOWERLESS = ("zero-shot", "linear-head")  # what a stream of features runs by default
-MERGED_FROM = "merged_from"  # in the config.yaml of a run that was merged from another one
 
 
 @dataclass(frozen=True)
@@ -214,87 +211,3 @@ def _import_plugins(registry: Registry, config: RunConfig, display: ConsoleDispl
             if entry.name in (*wanted, split_label(config.scenario)[0]):
                 raise
             display.warn(f"plug-in left out: {error}")
-
-
-def _available(device: str, display: ConsoleDisplay) -> str:
-    """Return the device a run was trained on, or the CPU where this machine has none such."""
-    try:
-        resolve_device(device)
-    except UserError:
-        display.note(f"this machine has no {device}, which the run was trained on: using the CPU")
-        return "cpu"
-    return device
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run of an earlier command, ready to be evaluated in other ways.
-
-    Attributes:
-        path: its folder.
-        result: its `result.json`.
-        prepared: the command that repeats it.
-        plan: its plan.
-        scenario: its stream.
-        strategy: at the pretrained weights, its selection made.
-        bank: what its tasks trained.
-    """
-
-    path: Path
-    result: dict[str, Any]
-    prepared: Prepared
-    plan: RunPlan
-    scenario: Scenario
-    strategy: CLIPStrategy
-    bank: DeltaBank
-
-    def at_task(self, task: int) -> None:
-        """Put the strategy's scopes where they were in a task, counted from 1."""
-        tasks = self.scenario.task_classes
-        self.strategy.task_classes = list(tasks[task - 1])
-        seen = (c for classes in tasks[:task] for c in classes)
-        self.strategy.seen_classes = list(dict.fromkeys(seen))
-
-
-def open_run(path: Path, display: ConsoleDisplay, device: str | None = None) -> FinishedRun:
-    """Open a finished run's folder.
-
-    Args:
-        path: the folder.
-        display: told what goes on.
-        device: where to evaluate; default where it was trained, or the CPU where that is missing.
-
-    Raises:
-        UserError: no finished run, one without a bank, or other data or weights than it was
-            trained with.
-    """
-    path = path.resolve()
-    if not is_file(path / "config.yaml"):
-        raise UserError(f"{path}: no run folder: it has no config.yaml")
-    result = read_result(path / "result.json")
-    if result is None:
-        raise UserError(f"{path}: this run is not finished: repeat the command that began it")
-    settings = read_config(path / "config.yaml", besides=(MERGED_FROM,))
-    trained_on = str(settings.get("device", "cpu"))
-    settings["device"] = device or _available(trained_on, display)
-    prepared = prepare(RunConfig.model_validate(settings | {"output": path.parent}), display)
-    plan = prepared.plans[0]
-    if plan.recipe is None:
-        raise UserError(f"{path}: {plan.label} trains nothing, so there is no bank")
-    if prepared.source.sha256 != result["data"]["sha256"]:
-        raise UserError(f"{path}: the data are not those of the run: give it its own back")
-    origin = result.get("merged") or {}
-    if prepared.folder(plan, trained_on=trained_on, **origin).digest != result.get("digest"):
-        raise UserError(
-            f"{path}: the code of the strategy, a probe, the model or this version are not those"
-            " that the run was made with: repeat the run"
-        )
-    scenario = prepared.scenario(plan.seed)
-    strategy = build_strategy(
-        plan, prepared.stream, prepared.model, scenario.class_names, scenario.templates
-    )
-    select_first(plan, strategy, scenario.task_classes[0])
-    bank = DeltaBank.open(path / "bank")
-    bank.check_base(prepared.model.identity)
-    bank.verify()
-    return FinishedRun(path, result, prepared, plan, scenario, strategy, bank)

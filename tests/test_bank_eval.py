@@ -14,7 +14,7 @@ from cl_clipfit.cli import main
 from cl_clipfit.commands import evaluate
 from cl_clipfit.commands.mode_settings import CLOSED_FORM, MODES, ModeSettings
 from cl_clipfit.commands.modes import merged_values
-from cl_clipfit.preparation import FinishedRun, open_run
+from cl_clipfit.finished import FinishedRun, open_run
 from cl_clipfit.report.display import ConsoleDisplay
 from tests.conftest import TINY
 

@@ -16,6 +16,7 @@ from cl_clipfit import CLIPClassifier, Recipe, Source, landscape
 from cl_clipfit.cli import main
 from cl_clipfit.commands import landscape as command_of_landscape
 from cl_clipfit.commands import train as command
+from cl_clipfit.finished import FinishedRun, open_run
 from cl_clipfit.landscape import (
     LINES,
     Sample,
@@ -25,7 +26,6 @@ from cl_clipfit.landscape import (
     profiles,
 )
 from cl_clipfit.merging import plane
-from cl_clipfit.preparation import FinishedRun, open_run
 from cl_clipfit.report import landscapes
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.strategy import CLIPStrategy

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from cl_clipfit.data.composed import base_and_novel, one_after_the_other
+from cl_clipfit.data.layout import make_layout
 from cl_clipfit.data.orders import class_order, split_tasks
 from cl_clipfit.data.source import ImageSet, Source, few_shots, read_class_names
-from cl_clipfit.data.streams import Scenario, build_scenario, make_layout
+from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.errors import UserError
 from tests.conftest import build_source
 

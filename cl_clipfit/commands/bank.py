@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.preparation import open_run
+from cl_clipfit.finished import open_run
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.figures import plot_changes
 from cl_clipfit.tuning.bank import INDEX, DeltaBank

@@ -12,9 +12,9 @@ from cl_clipfit.commands.mode_settings import ModeSettings
 from cl_clipfit.commands.modes import merged_values, used_settings
 from cl_clipfit.data.source import Source
 from cl_clipfit.errors import UserError
+from cl_clipfit.finished import FinishedRun
 from cl_clipfit.fisher import diagonal_fisher
 from cl_clipfit.metrics.tables import accuracy
-from cl_clipfit.preparation import FinishedRun
 from cl_clipfit.scoring import Scoreboard, Scores, score
 from cl_clipfit.strategy import CLIPStrategy
 from cl_clipfit.tuning.mixing import mixable, mixed_image_features

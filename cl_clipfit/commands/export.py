@@ -21,7 +21,7 @@ from cl_clipfit.commands.mode_settings import CLOSED_FORM, MODES, ModeSettings
 from cl_clipfit.commands.modes import check_settings, merged_values, used_settings
 from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.files import write_atomic
-from cl_clipfit.preparation import FinishedRun, open_run
+from cl_clipfit.finished import FinishedRun, open_run
 from cl_clipfit.report.display import ConsoleDisplay
 
 ENDINGS = (".safetensors", ".pt")

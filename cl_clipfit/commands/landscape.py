@@ -12,6 +12,7 @@ from rich.console import Console
 from cl_clipfit.building import failure
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment import LONG_RUN_SECONDS
+from cl_clipfit.finished import FinishedRun, open_run
 from cl_clipfit.landscape import (
     LINES,
     POINTS,
@@ -22,7 +23,6 @@ from cl_clipfit.landscape import (
     profiles,
 )
 from cl_clipfit.merging import plane
-from cl_clipfit.preparation import FinishedRun, open_run
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.landscapes import lines_table, plot_lines, plot_plane
 from cl_clipfit.runs import write_json

@@ -16,7 +16,7 @@ from cl_clipfit.config import parse_settings
 from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.experiment import Run
 from cl_clipfit.files import read_bytes, sha256, write_atomic
-from cl_clipfit.preparation import MERGED_FROM, FinishedRun, open_run
+from cl_clipfit.finished import MERGED_FROM, FinishedRun, open_run
 from cl_clipfit.recipes import make_settings
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.tables import modes_csv, modes_table, results_table

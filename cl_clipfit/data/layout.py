@@ -1,0 +1,113 @@
+"""Which class arrives when: options, files and the data themselves may say so."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_clipfit.data.orders import class_order, read_tasks, split_tasks
+from cl_clipfit.data.source import Source
+from cl_clipfit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which class arrives when. Labels count from 0 in order of arrival.
+
+    Attributes:
+        order: original label of each arrival label.
+        task_classes: arrival labels of each task; in a stream of domains tasks share classes.
+        task_names: names of the tasks; empty where they have none.
+    """
+
+    order: list[int]
+    task_classes: list[list[int]]
+    task_names: tuple[str, ...] = ()
+
+    @cached_property
+    def arrival(self) -> Tensor:
+        """Return the arrival label of each original label, (K,)."""
+        return torch.tensor(self.order).argsort()
+
+    @cached_property
+    def task_of_class(self) -> Tensor:
+        """Return the first task of each arrival label, (K,)."""
+        task_of = torch.empty(len(self.order), dtype=torch.long)
+        for task, classes in reversed(list(enumerate(self.task_classes))):
+            task_of[classes] = task
+        return task_of
+
+
+def make_layout(
+    source: Source,
+    *,
+    tasks: int | None = None,
+    order: str | None = None,
+    base_classes: int | None = None,
+    tasks_file: Path | None = None,
+) -> Layout:
+    """Decide which class arrives when; every class lands in a task.
+
+    Args:
+        source: the data set; the tasks that it has of its own come first.
+        tasks: number of tasks, the one of the base classes among them; default 1.
+        order: name or file of a class order, see `orders.class_order`; default natural.
+        base_classes: classes of the first task; the others share the rest.
+        tasks_file: YAML file that names each task's classes.
+
+    Raises:
+        UserError: options that contradict each other or the data, more tasks than classes.
+    """
+    if source.task_names:
+        _refuse_with_own_tasks(source, tasks, order, base_classes, tasks_file)
+        return _own_layout(source)
+    names = source.class_names
+    if tasks_file is not None:
+        if base_classes is not None or order not in (None, "natural"):
+            raise UserError(
+                f"--tasks {tasks_file}: the file says which classes arrive when, leave"
+                " --base-classes and --class-order out"
+            )
+        task_names, groups = read_tasks(tasks_file, names)
+        starts = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
+        spans = [list(range(*span)) for span in pairwise(starts)]
+        return Layout([label for group in groups for label in group], spans, tuple(task_names))
+    arrival = class_order(order or "natural", len(names), names)
+    return Layout(arrival, split_tasks(len(names), tasks or 1, base_classes))
+
+
+def _refuse_with_own_tasks(source: Source, tasks: Any, order: Any, base: Any, file: Any) -> None:
+    given = [
+        option
+        for option, value in (
+            ("--base-classes", base),
+            ("--tasks", file or (tasks not in (None, len(source.task_names)) and tasks)),
+            ("--class-order", order not in (None, "natural") and order),
+        )
+        if value
+    ]
+    if given:
+        raise UserError(
+            f"{given[0]}: the data say which tasks there are ({len(source.task_names)}:"
+            f" {', '.join(source.task_names[:12])}), leave the option out"
+        )
+
+
+def _own_layout(source: Source) -> Layout:
+    """Arrange the tasks that the data have: classes by their first task, then by label."""
+    members: list[set[int]] = [set() for _ in source.task_names]
+    for data in (source.train, source.test):
+        assert data.tasks is not None
+        pairs = torch.stack([data.tasks, data.labels]).unique(dim=1)
+        for task, label in pairs.T.tolist():
+            members[task].add(label)
+    order = list(dict.fromkeys(label for labels in members for label in sorted(labels)))
+    order += [label for label in range(len(source.class_names)) if label not in set(order)]
+    arrival = {label: new for new, label in enumerate(order)}
+    return Layout(
+        order, [sorted(arrival[label] for label in labels) for labels in members], source.task_names
+    )
