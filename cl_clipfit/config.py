@@ -35,7 +35,7 @@ def read_names(value: Any) -> Any:
     if not is_file(value):
         raise ValueError("expected a list, as [cat, dog], a file with one name a line, or imagenet")
     try:
-        lines = Path(value).read_text(encoding="utf-8").splitlines()
+        lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError("the file cannot be read as text") from error
     return tuple(name for line in lines if (name := line.strip()))
@@ -200,7 +200,7 @@ def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
         is_yaml = value == "null" or value.startswith(("[", "{", '"', "'"))
         try:
             settings.setdefault(name, {})[key] = yaml.safe_load(value) if is_yaml else value
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"--set {text}: the value is not valid YAML") from error
     return settings
 
@@ -248,11 +248,11 @@ def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"--config {file}: cannot read it: {reason}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
             f"--config {file}: not valid YAML: {' '.join(str(error).split())}"
         ) from error

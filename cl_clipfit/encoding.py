@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import PIL
 import torch
 from torch import Tensor
 
+from cl_clipfit import __version__
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.config import Recipe
 from cl_clipfit.data.feature_cache import FeatureCache, images_key
@@ -90,7 +92,7 @@ class FrozenImages:
             "weights": identity.weights_sha256,
             "transform": repr(self.model.preprocess),
             "device": self.device.type,
-            "torch": torch.__version__,
+            "made by": [__version__, torch.__version__, PIL.__version__],
         }
 
     def _encode(self, images: Any) -> Tensor:

@@ -139,7 +139,10 @@ class Run:
 
     def _learn(self, experience: Any) -> None:
         workers = THREADS if isinstance(self.scenario.train.images, LazyImages) else 0
-        self.strategy.train(experience, eval_streams=[], num_workers=workers)
+        try:
+            self.strategy.train(experience, eval_streams=[], num_workers=workers)
+        except UserError as error:  # of a worker process, with its traceback
+            raise UserError(str(error).rpartition("errors.UserError: ")[2].strip()) from error
 
     def _open_bank(self) -> None:
         """Start the bank; what an earlier run of the same settings left goes away."""

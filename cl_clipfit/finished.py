@@ -53,7 +53,7 @@ class FinishedRun:
 
     def at_task(self, task: int) -> None:
         """Put the strategy's scopes where they were in a task, counted from 1."""
-        tasks = self.scenario.task_classes
+        tasks = self.scenario.brought
         self.strategy.task_classes = list(tasks[task - 1])
         seen = (c for classes in tasks[:task] for c in classes)
         self.strategy.seen_classes = list(dict.fromkeys(seen))

@@ -49,7 +49,10 @@ def loss_and_accuracy(
         scores = strategy.score_all(sample.images)
     labels = sample.labels.to(scores.device)
     columns = torch.tensor(list(sample.classes), device=scores.device)
-    targets = (labels[:, None] == columns).int().argmax(1)
+    found = labels[:, None] == columns
+    if not found.any(1).all():
+        raise ValueError("some labels of the sample are not among its classes")
+    targets = found.int().argmax(1)
     among = scores[:, columns]
     right = int((among.argmax(1) == targets).sum())
     return float(F.cross_entropy(among, targets)), 100.0 * right / len(labels)

@@ -116,14 +116,17 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     parts = tuple(registry.get("scenarios", part) for part in options.parts())
     data = parts[0] if len(parts) == 1 else entry
     facts = read_facts(entry, data)
-    _check_data_options(config, data)
     model = config.model or facts.MODEL
     if (facts.MODEL == FEATURES) != (model == FEATURES):
         takes = "images, name a model" if model == FEATURES else "no model, leave --model out"
         raise UserError(f"--model {model}: {entry.name} takes {takes}")
+    if config.template and model == FEATURES:
+        raise UserError("--template: features come with their text encoded, leave the option out")
     for template in config.template or ():
         if template.count("{}") != 1:
             raise UserError(f"--template {template!r}: exactly one '{{}}' for the class name")
+    probes = _probes(config, registry, entry, facts, model)
+    _check_data_options(config, [data, *parts, *probes])
     by_file = config.tasks if isinstance(config.tasks, Path) else None
     if by_file is not None and not is_file(by_file):
         raise UserError(
@@ -146,17 +149,17 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
         online=config.online,
         blurry=config.blurry,
         templates=tuple(config.template) if config.template else None,
-        probes=_probes(config, registry, entry, facts, model),
+        probes=probes,
         model=model,
         device=resolve_device(config.device),
     )
 
 
-def _check_data_options(config: RunConfig, data: Entry) -> None:
-    if data.about.get("DOWNLOAD") == "none":
+def _check_data_options(config: RunConfig, used: list[Entry]) -> None:
+    if all(entry.about.get("DOWNLOAD") == "none" for entry in used):
         given = {"--data-dir": config.data_dir, "--unverified-data": config.unverified_data}
         for option in (option for option, value in given.items() if value):
-            raise UserError(f"{option}: {data.name} needs no data, leave the option out")
+            raise UserError(f"{option}: {used[0].name} needs no data, leave the option out")
     if config.data_dir is not None and not is_file(config.data_dir, or_folder=True):
         raise UserError(f"--data-dir {config.data_dir}: there is no such file or folder")
     for option, file in (("--split", config.split), ("--class-names", config.class_names)):

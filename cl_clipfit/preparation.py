@@ -21,8 +21,9 @@ from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.images import hashed_by
 from cl_clipfit.data.layout import Layout, make_layout
 from cl_clipfit.data.loading import ImageLoader, sized
-from cl_clipfit.data.source import DataRequest, Source, read_class_names
+from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
+from cl_clipfit.data.text_files import read_class_names
 from cl_clipfit.environment import use_exact_fp32
 from cl_clipfit.errors import UserError
 from cl_clipfit.labels import split_label
@@ -47,6 +48,7 @@ class Prepared:
         source: the stream's data set.
         layout: which of its classes arrive when.
         probes: data sets scored zero-shot.
+        probe_hashes: of their test images, names and templates.
         model: the pretrained classifier, without classes.
         loader: reads images into memory.
     """
@@ -58,6 +60,7 @@ class Prepared:
     source: Source
     layout: Layout
     probes: Mapping[str, Source]
+    probe_hashes: list[str]
     model: CLIPClassifier
     loader: ImageLoader
 
@@ -80,7 +83,18 @@ class Prepared:
         )
         if self.config.skip_bad_images:
             scenario.origin["skipped_images"] = self.loader.skipped - before
+        self._note_missing_shots(scenario)
         return scenario
+
+    def _note_missing_shots(self, scenario: Scenario) -> None:
+        """Say where images that cannot be read leave a class fewer than `--shots`."""
+        shots, counts = self.stream.shots, torch.bincount(scenario.train.labels)
+        short = int(((counts > 0) & (counts < (shots or 0))).sum())
+        if short and not scenario.task_names:
+            scenario.origin["classes_with_fewer_shots"] = short
+            self.loader.request.note(
+                f"{short} classes have fewer than {shots} shots: some of those drawn cannot be read"
+            )
 
     def folder(self, plan: RunPlan, name: str = "", trained_on: str = "", **more: Any) -> RunFolder:
         """Return where a run goes.
@@ -92,11 +106,12 @@ class Prepared:
             **more: joins what the folder's name holds a hash of.
         """
         assert self.model.identity is not None
-        data = [self.source.sha256, *(probe.sha256 for probe in self.probes.values())]
+        data = [self.source.sha256, *self.probe_hashes]
         precision = self.config.precision
         device = torch.device(trained_on or self.stream.device)
         stream = replace(self.stream, device=device)
-        more = {"layout": [self.layout.order, self.layout.task_classes], **more}
+        layout = self.layout
+        more = {"layout": [layout.order, layout.task_classes, layout.task_names], **more}
         digest = run_digest(stream, plan, precision, self.model.identity, data, more)
         scenario = self.stream.entry.name
         strategy = name or plan.strategy.name
@@ -136,11 +151,12 @@ def prepare(config: RunConfig, display: ConsoleDisplay) -> Prepared:
     model = _load_model(stream, source, layout)
     loader = ImageLoader(request, config.skip_bad_images)
     source = sized(source, model.preprocess)
+    hashes = [probe.sha256 for probe in probes.values()]  # before what fits is read into memory
     try:
         probes = {name: _read_test(probe, model, loader) for name, probe in probes.items()}
     finally:
         display.stop()
-    return Prepared(config, registry, stream, plans, source, layout, probes, model, loader)
+    return Prepared(config, registry, stream, plans, source, layout, probes, hashes, model, loader)
 
 
 def _read_sources(
@@ -148,6 +164,7 @@ def _read_sources(
 ) -> tuple[Source, dict[str, Source]]:
     """Read the stream's data, as the options change them, and those of the probes."""
     settings = parse_settings(config.set)
+    _check_data_dir(config, stream, request)
 
     def other(name: str, folder: Path | None) -> Source:
         entry = registry.get("scenarios", name)
@@ -168,7 +185,29 @@ def _read_sources(
         source = replace(source, class_names=names)
     if any(hashed_by(data.images) != "contents" for data in (source.train, source.test)):
         source = replace(source, origin={**source.origin, "hashed": "names and sizes"})
-    return source, {e.name: other(e.name, request.folder_of(e.name)) for e in stream.probes}
+    return source, {
+        e.name: _tested(other(e.name, request.folder_of(e.name))) for e in stream.probes
+    }
+
+
+def _tested(probe: Source) -> Source:
+    """Leave the training images of a probe out, which nothing looks at."""
+    nothing = torch.zeros(len(probe.train), dtype=torch.bool)
+    return replace(probe, train=probe.train.subset(nothing))
+
+
+def _check_data_dir(config: RunConfig, stream: StreamPlan, request: DataRequest) -> None:
+    """Refuse a folder that nothing would be read from; name what is read from elsewhere."""
+    members = [e for e in (*stream.parts, *stream.probes) if e.about.get("DOWNLOAD") != "none"]
+    absent = [e.name for e in members if request.folder_of(e.name) is None]
+    of_one = len(stream.parts) < 2 and stream.data.about.get("DOWNLOAD") != "none"
+    if config.data_dir is None or of_one or not members:
+        return
+    if len(absent) == len(members):
+        names = ", ".join(absent[:12])
+        raise UserError(f"--data-dir {config.data_dir} holds none of the folders {names}")
+    if absent:
+        request.note(f"not in --data-dir, so looked for where data are kept: {', '.join(absent)}")
 
 
 def _make_layout(source: Source, stream: StreamPlan) -> Layout:
@@ -187,9 +226,7 @@ def _load_model(stream: StreamPlan, source: Source, layout: Layout) -> CLIPClass
         return create_classifier(stream.model, stream.device)
     if source.text is None:
         raise UserError(f"scenario {stream.entry.name}: its features need text features too")
-    identity = ModelIdentity(
-        FEATURES, str(source.origin.get("file", "")), hash_features(source.text, source.logit_scale)
-    )
+    identity = ModelIdentity(FEATURES, "file", hash_features(source.text, source.logit_scale))
     model = FeatureClassifier(source.text[layout.order], source.logit_scale, identity)
     return model.to(stream.device)
 

@@ -11,7 +11,13 @@ import torch
 from pydantic import Field
 
 from cl_clipfit import DataRequest, ImageSet, Source, UserError
-from cl_clipfit.data.formats.folders import SplitOptions, Tree, read_tree, visible_folders
+from cl_clipfit.data.formats.folders import (
+    TEST_PARTS,
+    SplitOptions,
+    Tree,
+    read_tree,
+    visible_folders,
+)
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.errors import nearest
 
@@ -74,6 +80,10 @@ def _in_order(root: Path, order: tuple[str, ...]) -> tuple[str, ...]:
         raise UserError(f"{NAME}.order must name each domain once: {', '.join(sorted(there))}")
     if not there:
         raise UserError(f"{root} holds no domains: expected {root.name}/DOMAIN/CLASS/*.jpg")
+    if {name.lower() for name in there} <= {"train", *TEST_PARTS}:
+        raise UserError(
+            f"{root} holds {', '.join(there)} and no domains: --scenario folder reads it"
+        )
     return order or there
 
 

@@ -100,6 +100,7 @@ def test_a_head_learns_on_features_and_its_bank_is_evaluated(
         (["--strategy", "coop"], "works on the text tower"),
         (["--model", "mini"], "features takes no model, leave --model out"),
         (["--probe", "glyph-letters"], "without a model to score a probe"),
+        (["--template", "a {}"], "features come with their text encoded"),
         (["--split", "pyproject.toml"], "a split file needs image files"),
     ],
 )
@@ -131,6 +132,10 @@ def test_what_features_cannot_do_is_told(
         ({"logit_scale": np.array([1.0, 2.0])}, "logit_scale must be one number"),
         ({"logit_scale": np.array(-4.6)}, "logit_scale must be one number"),
         ({"classnames": np.array([{}], dtype=object)}, "cannot be read"),
+        ({"classnames": np.array([b"a"] * 7)}, "classnames must be a list of texts"),
+        ({"classnames": np.array([["a"]] * 7)}, "classnames must be a list of texts"),
+        ({"classnames": np.array("a")}, "classnames must be a list of texts"),
+        ({"classnames": np.array(["a\n"] * 7)}, "holds control characters"),
     ],
 )
 def test_files_that_do_not_fit_are_explained(

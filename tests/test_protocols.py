@@ -1,16 +1,20 @@
 """Scenarios made of others, and options of any stream, as a user types them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from cl_clipfit.cli import main
 from cl_clipfit.clip import create_classifier
+from cl_clipfit.finished import open_run
 from cl_clipfit.registry import Registry
+from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.runs import read_result
 from scenarios import split_digits
 from tests.conftest import FROZEN, TINY, TRAINED
@@ -256,3 +260,137 @@ def test_zero_shot_needs_no_probe_and_no_training(tmp_path: Path) -> None:
     assert result["stream"] == {"blurry": 0.2}
     (plain,) = run(tmp_path / "plain", *FROZEN, "--quiet").values()
     assert plain["all_classes_matrix"] == result["all_classes_matrix"]  # test images stay
+
+
+def folders(output: Path) -> list[Path]:
+    return sorted(path for path in output.iterdir() if path.is_dir())
+
+
+def test_a_run_is_the_same_whatever_fits_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder too, with a probe of files: another machine's memory must not disown it."""
+    write_folder(tmp_path / "data" / "folder")
+    command = ["--scenario", "split-digits", "--strategy", "linear-head", "--limit", "2",
+               "--data-dir", str(tmp_path / "data"), "--probe", "folder",
+               "--set", "folder.test_share=0.3", "--skip-bad-images", *QUICK]  # fmt: skip
+    for gib in ("1", "0"):
+        monkeypatch.setenv("CL_CLIPFIT_IMAGE_GIB", gib)
+        run(tmp_path / "runs", *command)
+    (folder,) = folders(tmp_path / "runs")
+    assert main(["bank", "eval", str(folder), "--mode", "latest"]) == 0
+
+
+def test_changed_images_are_never_scored_by_old_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of equal size and time stamp, two classes swapped, read anew at every use."""
+    monkeypatch.setenv("CL_CLIPFIT_IMAGE_GIB", "0")
+    for label, colour in enumerate(((250, 10, 10), (10, 10, 250))):
+        for part in ("train", "test"):
+            folder = tmp_path / "data" / part / ("red circle", "blue circle")[label]
+            folder.mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (20, 20 + number), colour).save(folder / f"{number}.bmp")
+
+    def stamp() -> None:
+        for file in tmp_path.glob("data/*/*/*.bmp"):
+            os.utime(file, (1e9, 1e9))
+
+    command = ["--scenario", "folder", "--data-dir", str(tmp_path / "data"), "--model", "mini",
+               "--tasks", "1", "--strategy", "zero-shot", "--probe", "--quiet"]  # fmt: skip
+    stamp()
+    (before,) = run(tmp_path / "a", *command).values()
+    for part in ("train", "test"):
+        root = tmp_path / "data" / part
+        (root / "red circle").rename(root / "x")
+        (root / "blue circle").rename(root / "red circle")
+        (root / "x").rename(root / "blue circle")
+    stamp()
+    (after,) = run(tmp_path / "b", *command).values()
+    assert after["digest"] != before["digest"]
+    last = [r["metrics"]["last_accuracy"] for r in (before, after)]
+    assert sum(last) == pytest.approx(100)
+    assert last[0] != last[1]
+
+
+def test_landscapes_of_blurry_runs_rank_the_classes_that_were_trained(tmp_path: Path) -> None:
+    run(tmp_path, *TRAINED, "--blurry", "0.5", "--quiet")
+    (folder,) = folders(tmp_path)
+    finished = open_run(folder, ConsoleDisplay(Console(), quiet=True))
+    for task, experience in enumerate(finished.scenario.benchmark.train_stream, 1):
+        finished.at_task(task)
+        assert finished.strategy.task_classes == experience.task_classes
+    assert main(["landscape", str(folder), "--no-plane", "--images", "8", "--task", "1"]) == 0
+    assert main(["bank", "eval", str(folder), "--mode", "fisher"]) == 0
+
+
+def test_skipped_images_are_counted_for_every_seed_and_shots_that_lack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folder(tmp_path / "data")
+    (data / "test" / "class_1" / "0.png").write_bytes(b"")
+    assert main([
+        "--scenario", "folder", "--data-dir", str(data), "--model", "mini", "--tasks", "2",
+        "--strategy", "zero-shot", "--probe", "--skip-bad-images", "--shots", "5", "--seed", "0",
+        "1", "--output", str(tmp_path / "runs"),
+    ]) == 0  # fmt: skip
+    results = [read_result(folder / "result.json") for folder in folders(tmp_path / "runs")]
+    assert [result["data"]["skipped_images"] for result in results if result] == [2, 2]
+    assert [r["data"]["classes_with_fewer_shots"] for r in results if r] == [1, 1]
+    assert "1 classes have fewer than 5 shots" in capsys.readouterr().err
+
+
+def test_a_file_that_turns_out_damaged_is_named_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker process finds it while training, since only headers were looked at before."""
+    monkeypatch.setenv("CL_CLIPFIT_IMAGE_GIB", "0")
+    data = write_folder(tmp_path / "data")
+    path = data / "train" / "class_2" / "0.png"
+    Image.fromarray(torch.randint(0, 256, (60, 60, 3)).byte().numpy()).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    assert main([
+        "--scenario", "folder", "--data-dir", str(data), "--model", "mini", "--tasks", "1",
+        "--strategy", "clipfit", "--probe", "--epochs", "1", "--output", str(tmp_path / "runs"),
+    ]) == 2  # fmt: skip
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "class_2/0.png cannot be read as an image" in line
+    assert "Traceback" not in line
+
+
+def test_validation_leaves_novel_classes_untested(tmp_path: Path) -> None:
+    found = run(tmp_path, "--scenario", "base-to-novel", "--validation", "0.3", "--strategy",
+                "zero-shot", "--limit", "6", "--quiet")  # fmt: skip
+    metrics = found["zero-shot"]["metrics"]
+    assert metrics["base"] is not None
+    assert metrics["novel"] is None
+    assert metrics["harmonic_mean"] is None
+
+
+def test_a_data_dir_that_nothing_is_read_from_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, data = tmp_path / "runs", write_folder(tmp_path / "data")
+    for scenario in ("mtil:datasets=[dtd,eurosat]", "split-digits"):
+        line = refuse(capsys, out, "--scenario", scenario, "--model", "mini", "--probe",
+                      "imagenet-v2", "--data-dir", str(data))  # fmt: skip
+        assert "holds none of the folders" in line
+        assert "imagenet-v2" in line
+    line = refuse(capsys, out, "--scenario", "split-digits", "--data-dir", str(data))
+    assert "split-digits needs no data" in line
+
+
+def test_other_task_names_are_another_run(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.yaml"
+    for names in ("one", "two"):
+        file.write_text(f"{names}: [0, 1, 2]\nlater: [3, 4, 5]\n")
+        run(tmp_path / "runs", *FROZEN, "--tasks", str(file), "--quiet")
+    assert len(folders(tmp_path / "runs")) == 2
+
+
+def test_train_and_test_are_no_domains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_folder(tmp_path / "data")
+    line = refuse(capsys, tmp_path / "runs", "--scenario", "domain-incremental", "--data-dir",
+                  str(data), "--model", "mini")  # fmt: skip
+    assert "--scenario folder reads it" in line

@@ -11,8 +11,9 @@ import torch
 from cl_clipfit.data.composed import base_and_novel, one_after_the_other
 from cl_clipfit.data.layout import make_layout
 from cl_clipfit.data.orders import class_order, split_tasks
-from cl_clipfit.data.source import ImageSet, Source, few_shots, read_class_names
+from cl_clipfit.data.source import ImageSet, Source, few_shots
 from cl_clipfit.data.streams import Scenario, build_scenario
+from cl_clipfit.data.text_files import read_class_names
 from cl_clipfit.errors import UserError
 from tests.conftest import build_source
 
@@ -297,16 +298,19 @@ def test_data_sets_one_after_the_other_keep_names_templates_and_images() -> None
 def test_names_are_taken_from_a_file(tmp_path: Path) -> None:
     names = ("n01", "n02", "n03")
     lines, mapping = tmp_path / "names.txt", tmp_path / "names.yaml"
-    lines.write_text("cat\n dog \nno\n")
+    lines.write_text("\ufeffcat\n dog \r\nno\n", encoding="utf-8", newline="")
     mapping.write_text("n02: no\nn03: 'on'\n")
     assert read_class_names(lines, names) == ("cat", "dog", "no")
     assert read_class_names(mapping, names) == ("n01", "no", "on")  # no YAML booleans
     for text, file, message in (
         ("cat\ndog", lines, "2 names, the data 3 classes"),
-        ("cat\n\ndog", lines, "class 1 is empty"),
+        ("cat\n\ndog", lines, "the name of class 1 is empty"),
+        ("cat\nd\x00g\nowl", lines, "the name of class 1 is empty or unreadable"),
+        ("n01: x\nn01: y", mapping, "'n01' is named twice"),
+        ("[" * 20_000, mapping, "this is no YAML"),
         ("n04: x", mapping, "no class is called 'n04'. Did you mean"),
         ("[a, b]", mapping, "expected lines 'old name: new name'"),
-        ("n01: [", mapping, "not valid YAML"),
+        ("n01: [", mapping, "this is no YAML"),
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -33,7 +33,8 @@ class ModeResult:
         settings: those it reads.
         board: its tables, labels being all classes.
         chosen: the same with the labels of the chosen task alone; None where none is chosen.
-        routed: share of test images of tasks seen sent to their own task, in percent, by row.
+        routed: share of test images of tasks seen sent to their own task, in percent, by row;
+            None where no task seen has test images.
         batches: "mixed" or "one task at a time", where tasks are chosen.
     """
 
@@ -41,7 +42,7 @@ class ModeResult:
     settings: dict[str, Any]
     board: Scoreboard
     chosen: Scoreboard | None = None
-    routed: list[float] | None = None
+    routed: list[float | None] | None = None
     batches: str | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class BankEvaluation:
             result.chosen.add(Scores(self._within(scores, choices), probes))
             known = true_tasks < task
             right = int((choices[known] == true_tasks[known]).sum())
-            result.routed.append(100.0 * right / int(known.sum()))
+            result.routed.append(100.0 * right / count if (count := int(known.sum())) else None)
 
     def _route(self, features: Tensor, statistics: Sequence[Mapping[str, Tensor]]) -> Tensor:
         own = self.settings

@@ -12,26 +12,42 @@ import torch
 from torch import Tensor
 
 from cl_clipfit.data.download import cache_folder
-from cl_clipfit.data.images import Images, LazyImages, images_digest
+from cl_clipfit.data.images import Images, LazyImages, hashed_by, images_digest
+from cl_clipfit.errors import UserError
 from cl_clipfit.files import write_atomic
 
 
 def images_key(images: Images) -> str:
-    """Return a hash over images: values; or names, sizes and times of files, and their choice."""
+    """Return a hash over images: values, or contents of files; of very many files their state.
+
+    The state is path, size, and times of change, which a copied time stamp cannot hide.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     digest = hashlib.sha256()
-    if not isinstance(images, LazyImages):
+    if hashed_by(images) == "contents":
         images_digest(images, digest)
         return digest.hexdigest()
+    assert isinstance(images, LazyImages)
     for row in range(len(images)):
-        path = images.name(row)
-        if path is not None:
-            found = path.stat()
-            digest.update(repr((str(path.resolve()), found.st_size, found.st_mtime_ns)).encode())
+        digest.update(_state(images.name(row)))
     for part in images.parts:
         if isinstance(part, Tensor):
             images_digest(part, digest)
     digest.update(images.index.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _state(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return repr((str(path.resolve()), found.st_size, times)).encode()
 
 
 class FeatureCache:

@@ -47,6 +47,11 @@ class ImageFiles:
         return len(self.paths)
 
     @cached_property
+    def digest(self) -> bytes:
+        """Return a hash of the files' contents; beyond `HASHED_BYTES`, of names and sizes."""
+        return _hash_files(self)
+
+    @cached_property
     def sizes(self) -> list[int]:
         """Return the bytes of each file."""
         try:
@@ -189,7 +194,7 @@ def images_digest(images: Images, digest: Any) -> None:
         if isinstance(part, Tensor):
             images_digest(part, digest)
         else:
-            _files_digest(part, digest)
+            digest.update(part.digest)
     if isinstance(images, LazyImages):
         digest.update(images.index.numpy().data)
 
@@ -201,15 +206,17 @@ def hashed_by(images: Images) -> str:
     return "names and sizes" if large else "contents"
 
 
-def _files_digest(files: ImageFiles, digest: Any) -> None:
+def _hash_files(files: ImageFiles) -> bytes:
+    digest = hashlib.sha256()
     if sum(files.sizes) > HASHED_BYTES:
         root = os.path.commonpath(files.paths)
         names = [str(path)[len(root) + 1 :] for path in files.paths]
         digest.update(repr(list(zip(names, files.sizes, strict=True))).encode())
-        return
+        return digest.digest()
     with ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(_file_digest, files.paths):
             digest.update(found)
+    return digest.digest()
 
 
 def _file_digest(path: Path) -> bytes:

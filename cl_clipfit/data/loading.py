@@ -24,9 +24,11 @@ def memory_budget() -> int:
     given = os.environ.get("CL_CLIPFIT_IMAGE_GIB")
     if given is not None:
         try:
-            return int(float(given) * 2**30)
-        except ValueError as error:
-            raise UserError(f"CL_CLIPFIT_IMAGE_GIB={given}: expected a number") from error
+            if float(given) >= 0:
+                return int(float(given) * 2**30)
+        except (ValueError, OverflowError):
+            pass
+        raise UserError(f"CL_CLIPFIT_IMAGE_GIB={given}: expected a number of GiB, from 0 on")
     return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
@@ -73,7 +75,9 @@ class ImageLoader:
         key = (*map(id, images.parts), images.index.numpy().tobytes(), data.labels.sum().item())
         if key not in self._done:
             self._done[key] = self._read(data, images)
-        return self._done[key]
+        loaded = self._done[key]
+        self.skipped += len(data) - len(loaded)
+        return loaded
 
     def _read(self, data: ImageSet, images: LazyImages) -> ImageSet:
         size = images.shape.numel()
@@ -92,7 +96,6 @@ class ImageLoader:
         loaded = data if tensor is None else replace(data, images=tensor)
         if not bad:
             return loaded
-        self.skipped += len(bad)
         self.request.note(f"{len(bad)} unreadable images left out, the first: {bad[0][1]}")
         keep = torch.ones(len(data), dtype=torch.bool)
         keep[[i for i, _ in bad]] = False

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cl_clipfit.data.text_files import read_text, scalar, yaml_node
 from cl_clipfit.errors import UserError, is_file, nearest
 
 # Of published results with OpenAI's weights: Continual-CLIP, ZSCL, MoE-Adapters, RAPF, MG-CLIP.
@@ -135,10 +136,10 @@ def read_tasks(file: Path, names: Sequence[str]) -> tuple[list[str], list[list[i
     import yaml
 
     place = f"--tasks {file}"
-    node = _yaml(file, place)
+    node = yaml_node(file, place)
     groups: list[tuple[str, Any]] = []
     if isinstance(node, yaml.MappingNode):
-        groups = [(_scalar(key, place), value) for key, value in node.value]
+        groups = [(scalar(key, place), value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
         groups = [(f"task {t}", value) for t, value in enumerate(node.value, 1)]
     if not groups:
@@ -157,37 +158,8 @@ def read_tasks(file: Path, names: Sequence[str]) -> tuple[list[str], list[list[i
     return [name for name, _ in groups], [[next(labels) for _ in task] for task in tasks]
 
 
-def _read(file: Path, place: str) -> str:
-    if not is_file(file):
-        raise UserError(f"{place}: there is no such file")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{place}: the file cannot be read as text") from error
-
-
-def _yaml(file: Path, place: str) -> Any:
-    """Return the file's tree of nodes: their values are text, and repeated keys are still there."""
-    import yaml
-
-    try:
-        return yaml.compose(_read(file, place), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{place}{where}: this is no YAML: {problem or 'unreadable'}") from error
-
-
-def _scalar(node: Any, place: str) -> str:
-    import yaml
-
-    if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
-        raise UserError(f"{place}, line {node.start_mark.line + 1}: expected a name or a label")
-    return node.value
-
-
 def _scalars(node: Any, place: str) -> list[_Entry]:
-    return [(f"line {n.start_mark.line + 1}", _scalar(n, place)) for n in node.value]
+    return [(f"line {n.start_mark.line + 1}", scalar(n, place)) for n in node.value]
 
 
 def _read_list(file: Path, place: str) -> list[_Entry]:
@@ -196,18 +168,18 @@ def _read_list(file: Path, place: str) -> list[_Entry]:
     if suffix in (".yaml", ".yml"):
         import yaml
 
-        node = _yaml(file, place)
+        node = yaml_node(file, place)
         if isinstance(node, yaml.SequenceNode):
             return _scalars(node, place)
     elif suffix == ".json":
         try:
-            values = json.loads(_read(file, place), parse_int=str, parse_float=str)
+            values = json.loads(read_text(file, place), parse_int=str, parse_float=str)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: this is no JSON: {error}") from error
         if isinstance(values, list) and all(isinstance(value, str) for value in values):
             return [(f"entry {i}", value) for i, value in enumerate(values, 1)]
     else:
-        lines = _read(file, place).splitlines()
+        lines = read_text(file, place).splitlines()
         return [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     raise UserError(f"{place}: must be a list of class names or labels")
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from cl_clipfit.data.images import images_digest
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.data.text_files import has_control
+from cl_clipfit.errors import UserError
 
-_YAML = (".yaml", ".yml", ".json")
 _LABELS = 2**32  # more than any data set has
 Templates = tuple[str, ...] | tuple[tuple[str, ...], ...]
 
@@ -131,6 +130,9 @@ class Source:
         for key, value in self.origin.items():
             if not isinstance(value, str | int | float | bool | None):
                 raise ValueError(f"origin['{key}'] must be text, a number or true/false")
+        for name in (*self.class_names, *self.task_names):
+            if has_control(name):
+                raise UserError(f"the name {name!r} holds control characters: give it another one")
         for kind, data in (("training", self.train), ("test", self.test)):
             _check_range(f"{kind} labels", data.labels, len(self.class_names), "class names")
             if (data.tasks is not None) != bool(self.task_names):
@@ -228,38 +230,3 @@ def few_shots(data: ImageSet, shots: int, seed: int, names: Sequence[str]) -> Im
             )
         chosen.append(members[:shots])
     return data.subset(torch.cat(chosen).sort().values) if chosen else data
-
-
-def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Read class names: one a line in label order, or YAML that maps old names to new ones.
-
-    Args:
-        file: ends in .yaml, .yml or .json for a mapping.
-        names: the data set's own, in label order.
-
-    Raises:
-        UserError: it cannot be read, or has the wrong number of names, or unknown or empty ones.
-    """
-    where = f"--class-names {file}"
-    try:
-        text = file.read_text(encoding="utf-8")
-        mapping = yaml.load(text, yaml.BaseLoader) if file.suffix in _YAML else None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"{where}: cannot read it: {reason}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
-    if file.suffix not in _YAML:
-        found = tuple(line.strip() for line in text.strip().splitlines())
-        if len(found) != len(names):
-            raise UserError(f"{where}: it has {len(found)} names, the data {len(names)} classes")
-    else:
-        texts = isinstance(mapping, dict) and all(isinstance(v, str) for v in mapping.values())
-        if mapping is None or not texts:
-            raise UserError(f"{where}: expected lines 'old name: new name'")
-        for old in (old for old in mapping if old not in names):
-            raise UserError(f"{where}: no class is called '{old}'. {nearest(old, names)}")
-        found = tuple(mapping.get(name, name) for name in names)
-    if not all(name.strip() for name in found):
-        raise UserError(f"{where}: class {[bool(n.strip()) for n in found].index(False)} is empty")
-    return found

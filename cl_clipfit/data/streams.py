@@ -99,12 +99,12 @@ class Scenario:
             experience.is_first_subexp = at == 0 or tasks[at - 1] != tasks[at]
             experience.is_last_subexp = at + 1 == len(tasks) or tasks[at + 1] != tasks[at]
             experience.task_samples = self.train_samples[tasks[at]]
-            experience.task_classes = self._brought[tasks[at]]
+            experience.task_classes = self.brought[tasks[at]]
         return benchmark
 
     @cached_property
-    def _brought(self) -> list[list[int]]:
-        """Return the classes of which each task brings images; where blurry, those of others."""
+    def brought(self) -> list[list[int]]:
+        """The labels of which each trained task brings images; where blurry, also of others."""
         return [
             self.train.labels[self._members(t)].unique().tolist() for t in range(self.trained_tasks)
         ]
@@ -198,7 +198,9 @@ def build_scenario(
     _check_every_class(train.labels, names, "training", needed)
     train, test = load(train), load(_arrived(test, layout))
     _check_every_class(train.labels, names, "readable training", needed)
-    _check_every_class(test.labels, names, "test", range(len(names)))
+    # Images held out of training are of trained classes.
+    tested = range(len(names)) if validation is None else needed
+    _check_every_class(test.labels, names, "test", tested)
     if blurry is not None:
         train = replace(train, tasks=_blur(train, blurry, trained))
     experiences, of_task = _cut(_tasks(train), trained, online)

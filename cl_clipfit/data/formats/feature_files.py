@@ -40,7 +40,7 @@ def read_features(file: Path) -> Source:
     missing = [key for key in NEEDED if key not in content]
     if missing:
         raise UserError(f"{file}: '{missing[0]}' is missing; needed: {', '.join(NEEDED)}")
-    names = tuple(str(name) for name in content["classnames"])
+    names = _names(file, content["classnames"])
     text = _matrix(file, "text", content["text"])
     if len(text) != len(names):
         raise UserError(f"{file}: text has {len(text)} rows, classnames {len(names)} names")
@@ -56,8 +56,19 @@ def read_features(file: Path) -> Source:
     )
 
 
+def _names(file: Path, values: Any) -> tuple[str, ...]:
+    if isinstance(values, np.ndarray):
+        values = values.tolist() if values.ndim == 1 and values.dtype.kind == "U" else None
+    if not isinstance(values, list) or not all(isinstance(v, str) and v.strip() for v in values):
+        raise UserError(f"{file}: classnames must be a list of texts, (K,)")
+    return tuple(values)
+
+
 def _read_npz(file: Path) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as archive:
+    loaded = np.load(file, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise ValueError("a single array, not an archive of several")
+    with loaded as archive:
         return {key: archive[key] for key in (*NEEDED, "logit_scale") if key in archive.files}
 
 
@@ -68,8 +79,6 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     # NumPy knows no bfloat16
     found = {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in tensors.items()}
     if names is not None:
-        if not isinstance(names, list):
-            raise ValueError("classnames in the metadata must be a JSON list")
         found["classnames"] = names
     return found
 

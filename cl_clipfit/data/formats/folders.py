@@ -16,6 +16,7 @@ from cl_clipfit.config import Options
 from cl_clipfit.data.decode import open_image
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import ImageSet
+from cl_clipfit.data.text_files import has_control
 from cl_clipfit.errors import UserError, nearest
 
 SUFFIXES = (*IMG_EXTENSIONS, ".gif")
@@ -113,7 +114,7 @@ def list_classes(
     taken: dict[int, Path] = {}
     for path in folders:
         name = plain_name(path.name)
-        if not name or not path.name.isprintable():
+        if not name or has_control(path.name):
             raise UserError(f"{str(path)!a}: the name of a class folder must be readable")
         if name not in labels_of:
             raise UserError(f"{path}: no class is called '{name}'. {nearest(name, labels_of)}")

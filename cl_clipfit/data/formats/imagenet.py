@@ -147,7 +147,7 @@ def read_table(file: Path, columns: int, separator: str | None = None) -> list[l
         UserError: it cannot be read as text, or a line has fewer columns.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as text: {error}") from error
     rows = [line.strip().split(separator, columns - 1) for line in lines if line.strip()]

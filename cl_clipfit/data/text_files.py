@@ -1,0 +1,103 @@
+"""Text and YAML files of users: names, and trees of nodes whose values stay text."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cl_clipfit.errors import UserError, nearest
+
+_MAPPINGS = (".yaml", ".yml", ".json")
+
+
+def read_text(file: Path, place: str) -> str:
+    """Return a text file's content, without a byte-order mark.
+
+    Args:
+        file: the file.
+        place: what the message begins with, as "--tasks FILE".
+
+    Raises:
+        UserError: it is missing, or no text.
+    """
+    if not file.is_file():
+        raise UserError(f"{place}: there is no such file")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{place}: the file cannot be read as text") from error
+
+
+def yaml_node(file: Path, place: str) -> Any:
+    """Return a YAML file's tree of nodes: values are text, and repeated keys are still there.
+
+    Raises:
+        UserError: it cannot be read, or is no YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.compose(read_text(file, place), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{place}{where}: this is no YAML: {problem or 'unreadable'}") from error
+
+
+def scalar(node: Any, place: str) -> str:
+    """Return the text of a node.
+
+    Raises:
+        UserError: it is a list or a mapping, or empty.
+    """
+    import yaml
+
+    if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
+        raise UserError(f"{place}, line {node.start_mark.line + 1}: expected a name or a label")
+    return node.value
+
+
+def has_control(name: str) -> bool:
+    """Tell whether a name holds control characters, which spoil prompts, tables and terminals."""
+    return any(unicodedata.category(c) in ("Cc", "Cs") or c == "\ufeff" for c in name)
+
+
+def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Read class names: one a line in label order, or YAML that maps old names to new ones.
+
+    Args:
+        file: ends in .yaml, .yml or .json for a mapping.
+        names: the data set's own, in label order.
+
+    Raises:
+        UserError: it cannot be read, or has the wrong number of names, or unknown, empty or
+            unreadable ones.
+    """
+    place = f"--class-names {file}"
+    if file.suffix in _MAPPINGS:
+        mapping = _mapping(file, place)
+        for old in (old for old in mapping if old not in names):
+            raise UserError(f"{place}: no class is called '{old}'. {nearest(old, names)}")
+        found = tuple(mapping.get(name, name) for name in names)
+    else:
+        found = tuple(line.strip() for line in read_text(file, place).strip().split("\n"))
+        if len(found) != len(names):
+            raise UserError(f"{place}: it has {len(found)} names, the data {len(names)} classes")
+    for label, name in enumerate(found):
+        if not name or has_control(name):
+            raise UserError(f"{place}: the name of class {label} is empty or unreadable: {name!r}")
+    return found
+
+
+def _mapping(file: Path, place: str) -> dict[str, str]:
+    import yaml
+
+    node = yaml_node(file, place)
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{place}: expected lines 'old name: new name'")
+    pairs = [(scalar(key, place), scalar(value, place)) for key, value in node.value]
+    twice = [old for old, count in Counter(old for old, _ in pairs).items() if count > 1]
+    if twice:
+        raise UserError(f"{place}: '{twice[0]}' is named twice")
+    return dict(pairs)
