@@ -183,11 +183,11 @@ def _read_sources(
     if config.class_names is not None:
         names = read_class_names(config.class_names, source.class_names)
         source = replace(source, class_names=names)
-    if any(hashed_by(data.images) != "contents" for data in (source.train, source.test)):
+    probes = {e.name: _tested(other(e.name, request.folder_of(e.name))) for e in stream.probes}
+    hashed = [source.train, source.test, *(probe.test for probe in probes.values())]
+    if any(hashed_by(data.images) != "contents" for data in hashed):
         source = replace(source, origin={**source.origin, "hashed": "names and sizes"})
-    return source, {
-        e.name: _tested(other(e.name, request.folder_of(e.name))) for e in stream.probes
-    }
+    return source, probes
 
 
 def _tested(probe: Source) -> Source:
@@ -199,11 +199,13 @@ def _tested(probe: Source) -> Source:
 def _check_data_dir(config: RunConfig, stream: StreamPlan, request: DataRequest) -> None:
     """Refuse a folder that nothing would be read from; name what is read from elsewhere."""
     members = [e for e in (*stream.parts, *stream.probes) if e.about.get("DOWNLOAD") != "none"]
-    absent = [e.name for e in members if request.folder_of(e.name) is None]
     of_one = len(stream.parts) < 2 and stream.data.about.get("DOWNLOAD") != "none"
-    if config.data_dir is None or of_one or not members:
+    if of_one:  # the folder is its own; that of probes may lie in it
+        members = [e for e in members if e in stream.probes]
+    absent = [e.name for e in members if request.folder_of(e.name) is None]
+    if config.data_dir is None or not members:
         return
-    if len(absent) == len(members):
+    if len(absent) == len(members) and not of_one:
         names = ", ".join(absent[:12])
         raise UserError(f"--data-dir {config.data_dir} holds none of the folders {names}")
     if absent:

@@ -45,5 +45,6 @@ def load(options: MtilOptions, request: DataRequest) -> Source:
     names = options.parts()
     if len(set(names)) != len(names):
         raise UserError(f"--set {NAME}.datasets: a data set is named twice")
-    sources = {name: request.other(name, request.folder_of(name)) for name in names}
+    alone = request.data_dir if len(names) == 1 else None
+    sources = {name: request.other(name, request.folder_of(name) or alone) for name in names}
     return one_after_the_other(sources)

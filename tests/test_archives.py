@@ -188,10 +188,30 @@ def test_bombs_in_headers_and_behind_the_end_stop(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz", format=tarfile.GNU_FORMAT) as tar:
         add(tar, "fine", b"1")
         add(tar, "x", bytes(20 << 20), type=tarfile.GNUTYPE_LONGNAME)  # a name of 20 MB
-    refused(tmp_path / "x.tar.gz", "a header of 20,971,520 bytes")
+    refused(tmp_path / "x.tar.gz", "a header of more than 16,777,216 bytes")
     plain = pack(tmp_path / "y.tar", {"a": b"1"}).read_bytes()
     (tmp_path / "y.tar.gz").write_bytes(gzip.compress(plain + bytes(20 << 20)))
     refused(tmp_path / "y.tar.gz", "what follows its end is too large")
+    add_sparse = io.BytesIO()
+    with tarfile.open(fileobj=add_sparse, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("sparse")
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        table = b"9000000\n" + b"0\n" * (10 << 20)  # its map is read line by line
+        info.size = len(table)
+        tar.addfile(info, io.BytesIO(table))
+    (tmp_path / "z.tar").write_bytes(add_sparse.getvalue())
+    refused(tmp_path / "z.tar", "a header of more than 16,777,216 bytes")
+
+
+def test_a_hole_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    """As a copy that was broken off leaves it: later members must not be lost in silence."""
+    whole = pack(tmp_path / "x.tar", {f"{n}": b"content" for n in range(6)})
+    with tarfile.open(whole) as tar:
+        headers = [member.offset for member in tar.getmembers()]
+    data = whole.read_bytes()
+    for offset in headers:
+        whole.write_bytes(data[:offset] + bytes(512) + data[offset + 512 :])
+        refused(whole, "is no whole archive")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -327,14 +347,52 @@ def test_other_archives_than_the_official_ones_must_be_accepted(tmp_path: Path) 
     found = get([official], other.parent, unverified=True)
     assert found.origin == {"kind": "archive", "verified": False}
     assert contents(found.folder)["set/a.txt"] == b"another"
-    assert not get([official], unverified=True).origin["verified"]
-    with pytest.raises(UserError, match="cannot be downloaded"):  # accepted once, not for ever
-        get([official])
+    for unverified in (True, False):  # accepted for this file, not for the data set
+        with pytest.raises(UserError, match="cannot be downloaded"):
+            get([official], unverified=unverified)
+    accepted = found.folder
     with pytest.raises(UserError, match="not the official file"):
         get([official], other.parent)
     found = get([official], tmp_path / "official")
     assert found.origin["verified"]
     assert contents(found.folder) == FILES
+    assert contents(accepted)["set/a.txt"] == b"another"  # another job may be reading it
+    assert get([official], other.parent, unverified=True).folder == accepted
+    assert get([official]).folder == found.folder
+
+
+def test_an_archive_changed_behind_its_time_stamp_is_read_again(tmp_path: Path) -> None:
+    file = pack(tmp_path / "in" / "x.tar", FILES)
+    official, about = archive_of(file), file.stat()
+    assert get([official], file.parent).origin["verified"]
+    data = bytearray(file.read_bytes())
+    data[600] ^= 1
+    file.write_bytes(bytes(data))
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with pytest.raises(UserError, match="not the official file"):
+        get([official], file.parent)
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    file = pack(tmp_path / "in" / "x.tar", FILES)
+    left = tmp_path / ROOT.parent / ".files.abc" / "new"
+    left.mkdir(parents=True)
+    (left / "half.jpg").write_bytes(b"half")
+    get([archive_of(file)], file.parent)
+    assert sorted(path.name for path in (tmp_path / ROOT).parent.iterdir()) == [".lock", "files"]
+
+
+def test_the_folder_itself_may_be_named_in_any_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "at" / "set"
+    (inner / "deep").mkdir(parents=True)
+    (inner / "a.txt").write_text("")
+    (tmp_path / "link").symlink_to(inner)
+    monkeypatch.chdir(inner)
+    archives = [Archive("", "", name="photos.tar.gz", into="")]
+    for given in (inner, Path(), tmp_path / "link"):
+        assert get(archives, given).folder == tmp_path / "at"
 
 
 def test_unpacked_folders_at_below_and_above(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cl_clipfit.data.layout import make_layout
 from cl_clipfit.data.orders import class_order, split_tasks
 from cl_clipfit.data.source import ImageSet, Source, few_shots
 from cl_clipfit.data.streams import Scenario, build_scenario
-from cl_clipfit.data.text_files import read_class_names
+from cl_clipfit.data.text_files import has_control, read_class_names
 from cl_clipfit.errors import UserError
 from tests.conftest import build_source
 
@@ -302,7 +302,15 @@ def test_names_are_taken_from_a_file(tmp_path: Path) -> None:
     mapping.write_text("n02: no\nn03: 'on'\n")
     assert read_class_names(lines, names) == ("cat", "dog", "no")
     assert read_class_names(mapping, names) == ("n01", "no", "on")  # no YAML booleans
+    assert has_control("a\u202e")  # would turn the rest of a line around
+    assert not has_control("\u0915\u094d\u200d\u0937")  # joined letters of Hindi
+    table = tmp_path / "names.json"
+    table.write_text('{\n\t"n02": "\\ud83d\\ude00 face"}')
+    assert read_class_names(table, names) == ("n01", "\U0001f600 face", "n03")
     for text, file, message in (
+        ('{"n01": 1}', table, "expected lines"),
+        ('{"n01": "a", "n01": "b"}', table, "'n01' is named twice"),
+        ("[1", table, "this is no JSON"),
         ("cat\ndog", lines, "2 names, the data 3 classes"),
         ("cat\n\ndog", lines, "the name of class 1 is empty"),
         ("cat\nd\x00g\nowl", lines, "the name of class 1 is empty or unreadable"),

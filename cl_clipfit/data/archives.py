@@ -1,6 +1,7 @@
 """Data sets in archives: found or fetched, verified, and unpacked whole or not at all."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from cl_clipfit.data.download import (
 from cl_clipfit.data.source import DataRequest
 from cl_clipfit.data.unpacking import LIMIT_BYTES, new_folder, unpack, unpack_into, writing
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.files import write_atomic
+from cl_clipfit.files import sha256, write_atomic
 
 __all__ = ["Archive", "Located", "obtain", "unpack"]
 
@@ -82,16 +83,18 @@ def obtain(
         UserError: something is missing, is not the official file, cannot be fetched or written.
     """
     files: list[Path] | None = None
+    stamps: list[Any] = []
     home = cache_folder() / name
     root = home / "files"
-    wanted = ["" if request.unverified or not a.checksum else full_checksum(a.checksum)
-              for a in archives]  # fmt: skip
+    official = [a.checksum and full_checksum(a.checksum) for a in archives]
+    wanted = ["" if request.unverified else checksum for checksum in official]
     if request.data_dir is not None:
         if found := _unpacked_in(request.data_dir, name, archives, expected):
             request.note(f"{name}: the files in {found} are used unverified; results say so")
             return Located(found, {"kind": "folder", "verified": False})
         files = _archives_in(request.data_dir, name, archives, expected)
-        wanted = _verify(archives, files, root, request)
+        wanted, stamps = _verify(archives, files, home, request)
+        root = _place_for(home, official, wanted)
     if not _is_kept(root, archives, expected, wanted):
         with writing(home):
             home.mkdir(parents=True, exist_ok=True)
@@ -101,12 +104,12 @@ def obtain(
             if not _is_kept(root, archives, expected, wanted):
                 if files is None:
                     files = [_fetch(name, archive, home, request, help) for archive in archives]
-                    wanted = _verify(archives, files, root, request)
-                _unpack_all(root, archives, files, wanted, expected, request)
+                    wanted, stamps = _verify(archives, files, home, request)
+                _unpack_all(root, archives, files, wanted, stamps, expected, request)
         finally:
             lock.release()
     digests = [entry["digest"] for entry in _read_marker(root)]
-    verified = digests == [a.checksum and full_checksum(a.checksum) for a in archives]
+    verified = digests == official
     if not verified:
         request.note(f"{name}: these files are not verified; results say so")
     return Located(root, {"kind": "archive", "verified": verified})
@@ -116,6 +119,8 @@ def _unpacked_in(
     given: Path, name: str, archives: Sequence[Archive], expected: Sequence[str]
 ) -> Path | None:
     """Return the folder at, below or above `given` that holds all that is expected."""
+    if given.name in ("", "..") or given.is_symlink():
+        given = given.resolve()
     below = {name, *(a.into.partition("/")[0] for a in archives)}
     below |= {a.name.partition(".")[0] for a in archives}
     for folder in (given, *(given / part for part in sorted(below)), given.absolute().parent):
@@ -169,25 +174,40 @@ def _fetch(name: str, archive: Archive, home: Path, request: DataRequest, help: 
         raise DownloadError(f"{error}, {elsewhere}") from error
 
 
+def _place_for(home: Path, official: Sequence[str], digests: Sequence[str]) -> Path:
+    """Return where archives that a user names are unpacked to: never in the place of others."""
+    usual = home / "files"
+    kept = [entry["digest"] for entry in _read_marker(usual)]
+    right = all(wanted in ("", digest) for wanted, digest in zip(official, digests, strict=True))
+    if right and (all(official) or kept in ([], list(digests))):
+        return usual
+    return home / f"files-{sha256(' '.join(digests).encode())[:12]}"
+
+
 def _stamp(file: Path) -> list[Any]:
-    """Return what tells a file from another without reading it."""
-    about = file.stat()
-    return [str(file.resolve()), about.st_size, about.st_mtime_ns]
+    """Return what tells a file from another without reading it; `cp -p` keeps all but the last."""
+    try:
+        about = file.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    times = [about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+    return [str(file.resolve()), about.st_size, *times]
 
 
 def _verify(
-    archives: Sequence[Archive], files: Sequence[Path], root: Path, request: DataRequest
-) -> list[str]:
-    """Return the files' checksums; a file that was unpacked before is not read again.
+    archives: Sequence[Archive], files: Sequence[Path], home: Path, request: DataRequest
+) -> tuple[list[str], list[Any]]:
+    """Return the files' checksums, and stamps; one that was unpacked before is not read again.
 
     Raises:
         UserError: a file is not the official one.
     """
-    known = {repr(entry["stamp"]): entry["digest"] for entry in _read_marker(root)}
-    digests = []
-    for archive, file in zip(archives, files, strict=True):
+    unpacked = [entry for root in home.glob("files*") for entry in _read_marker(root)]
+    known = {repr(entry["stamp"]): entry["digest"] for entry in unpacked}
+    digests, stamps = [], [_stamp(file) for file in files]  # as they are before they are read
+    for archive, file, stamp in zip(archives, files, stamps, strict=True):
         algorithm = full_checksum(archive.checksum).partition(":")[0]
-        digest = known.get(repr(_stamp(file)), "")
+        digest = known.get(repr(stamp), "")
         if not digest.startswith(f"{algorithm}:"):
             digest = file_checksum(file, archive.checksum)
         official = full_checksum(archive.checksum)
@@ -200,7 +220,7 @@ def _verify(
                 " it as it is with --unverified-data"
             )
         digests.append(digest)
-    return digests
+    return digests, stamps
 
 
 def _read_marker(root: Path) -> list[dict[str, Any]]:
@@ -229,16 +249,19 @@ def _unpack_all(
     archives: Sequence[Archive],
     files: Sequence[Path],
     digests: Sequence[str],
+    stamps: Sequence[Any],
     expected: Sequence[str],
     request: DataRequest,
 ) -> None:
     """Unpack into a folder beside `root`, which takes its place when it is whole."""
+    for left_behind in root.parent.glob(f".{root.name}.*"):  # by a killed process: the lock is ours
+        shutil.rmtree(left_behind, ignore_errors=True)
     kept = []
     with new_folder(root) as stage:
-        for archive, file, digest in zip(archives, files, digests, strict=True):
+        for archive, file, digest, stamp in zip(archives, files, digests, stamps, strict=True):
             unpack_into(file, stage / archive.into, archive.limit_bytes, request.progress)
             about = {"name": archive.name, "into": archive.into}
-            kept.append({**about, "digest": digest, "stamp": _stamp(file)})
+            kept.append({**about, "digest": digest, "stamp": stamp})
         if missing := _missing(stage, expected):
             raise UserError(f"{', '.join(map(str, files))}: there is no {missing} in it")
         write_atomic(stage / MARKER, json.dumps({"archives": kept}, indent=1))

@@ -1,5 +1,6 @@
 """Text and YAML files of users: names, and trees of nodes whose values stay text."""
 
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import Any
 
 from cl_clipfit.errors import UserError, nearest
 
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = "\ufeff\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # text directions
 _MAPPINGS = (".yaml", ".yml", ".json")
 
 
@@ -60,7 +63,7 @@ def scalar(node: Any, place: str) -> str:
 
 def has_control(name: str) -> bool:
     """Tell whether a name holds control characters, which spoil prompts, tables and terminals."""
-    return any(unicodedata.category(c) in ("Cc", "Cs") or c == "\ufeff" for c in name)
+    return any(unicodedata.category(c) in _CONTROL or c in _TURNING for c in name)
 
 
 def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
@@ -93,10 +96,18 @@ def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
 def _mapping(file: Path, place: str) -> dict[str, str]:
     import yaml
 
-    node = yaml_node(file, place)
-    if not isinstance(node, yaml.MappingNode):
+    pairs: Any = None
+    if file.suffix == ".json":
+        try:
+            pairs = json.loads(read_text(file, place), object_pairs_hook=list)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: this is no JSON: {error}") from error
+        texts = isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)
+        pairs = pairs if texts and all(isinstance(t, str) for p in pairs for t in p) else None
+    elif isinstance(node := yaml_node(file, place), yaml.MappingNode):
+        pairs = [(scalar(key, place), scalar(value, place)) for key, value in node.value]
+    if pairs is None:
         raise UserError(f"{place}: expected lines 'old name: new name'")
-    pairs = [(scalar(key, place), scalar(value, place)) for key, value in node.value]
     twice = [old for old, count in Counter(old for old, _ in pairs).items() if count > 1]
     if twice:
         raise UserError(f"{place}: '{twice[0]}' is named twice")

@@ -173,6 +173,8 @@ def _members(archive: Path) -> Iterator[Member]:
         rest = 0
         while chunk := plain.read(CHUNK):  # to its end, where the checksum of the compression is
             rest += len(chunk)
+            if chunk.strip(b"\0"):  # the end was none, but a hole
+                raise EOFError("there are data behind its end")
             if rest > LARGEST_HEADER:
                 raise UserError(f"{archive}: what follows its end is too large")
 
@@ -193,25 +195,34 @@ def _zip_members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
 
 
 class _Bounded:
-    """A file that refuses to be read in very large pieces, as forged headers of a tar ask."""
+    """A file that refuses headers of very large size, at once or piece by piece."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.seek, self.tell, self._file = file.seek, file.tell, file
         self.last = b""
+        self.room: float = LARGEST_HEADER
 
     def read(self, size: int) -> bytes:
         """Return bytes, and keep them."""
-        if size > LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        self.room -= size
+        if self.room < 0:
+            raise tarfile.ReadError(f"a header of more than {LARGEST_HEADER:,} bytes")
         self.last = self._file.read(size)
         return self.last
+
+
+def _next_header(file: Any, bounded: _Bounded) -> Any:
+    bounded.room = LARGEST_HEADER
+    member = file.next()
+    bounded.room = float("inf")  # for its content, which is counted elsewhere
+    return member
 
 
 def _tar_members(archive: Path, plain: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     bounded: Any = _Bounded(plain)
     file: Any
     with tarfile.open(fileobj=bounded, mode="r:") as file:
-        while (member := file.next()) is not None:
+        while (member := _next_header(file, bounded)) is not None:
             file.members.clear()  # millions of them would fill the memory
             if not (member.isreg() or member.isdir()):
                 raise UserError(f"{archive}: {member.name!r} is a link or a device")
