@@ -151,6 +151,19 @@ def test_a_set_is_read_once_for_all_seeds(tmp_path: Path) -> None:
     assert whole == [6, 12, 6]  # two draws of training images, one test set
 
 
+def test_images_read_once_keep_the_labels_they_are_asked_with(tmp_path: Path) -> None:
+    """Two orders of classes whose labels add up to the same."""
+    data = sized(photo_source(tmp_path), FIT).train
+    data.images.parts[0].paths[0].write_bytes(b"")
+    loader = ImageLoader(DataRequest(), skip_bad=True)
+    turned = ImageSet(data.images, CLASSES - 1 - data.labels)
+    assert turned.labels.sum() == data.labels.sum()
+    for wanted in (data, turned):
+        loaded = loader(wanted)
+        assert loaded.labels.tolist() == wanted.labels.tolist()[1:]
+        assert torch.equal(loaded.images, data.images[1:].to("cpu"))
+
+
 def test_changed_files_change_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = photo_source(tmp_path)
     before = source.sha256

@@ -61,7 +61,7 @@ class ImageLoader:
     skip_bad: bool = False
     skipped: int = 0
     bytes_kept: int = 0
-    _done: dict[tuple[object, ...], ImageSet] = field(default_factory=dict)
+    _done: dict[tuple[object, ...], "_Read"] = field(default_factory=dict)
 
     def __call__(self, data: ImageSet) -> ImageSet:
         """Return a set with its images in memory, as a tensor, where they fit; else as they were.
@@ -72,34 +72,50 @@ class ImageLoader:
         images = data.images
         if not isinstance(images, LazyImages):
             return data
-        key = (*map(id, images.parts), images.index.numpy().tobytes(), data.labels.sum().item())
+        key = (*map(id, images.parts), images.index.numpy().tobytes())
         if key not in self._done:
-            self._done[key] = self._read(data, images)
-        loaded = self._done[key]
-        self.skipped += len(data) - len(loaded)
-        return loaded
+            self._done[key] = self._read(images)
+        done = self._done[key]
+        if done.keep is not None:
+            data = data.subset(done.keep)
+            self.skipped += int((~done.keep).sum())
+        return replace(data, images=done.images)
 
-    def _read(self, data: ImageSet, images: LazyImages) -> ImageSet:
+    def _read(self, images: LazyImages) -> "_Read":
         size = images.shape.numel()
+        found: Tensor | LazyImages = images
         if self.bytes_kept + size <= memory_budget():
             self.bytes_kept += size
-            tensor: Tensor | None
-            tensor, bad = images.decode(self.request.count)
+            found, bad = images.decode(self.request.count)
         else:
             self.request.note(
                 f"{len(images):,} images take {size / 2**30:.1f} GiB of memory:"
                 " they are decoded again whenever they are needed"
             )
-            tensor, bad = None, _check(images, self.request)
-        if bad and not self.skip_bad:
-            raise UserError(report_bad(bad, [images.name(i) or Path() for i in range(len(images))]))
-        loaded = data if tensor is None else replace(data, images=tensor)
+            bad = _check(images, self.request)
         if not bad:
-            return loaded
+            return _Read(images.parts, found)
+        if not self.skip_bad:
+            raise UserError(report_bad(bad, [images.name(i) or Path() for i in range(len(images))]))
         self.request.note(f"{len(bad)} unreadable images left out, the first: {bad[0][1]}")
-        keep = torch.ones(len(data), dtype=torch.bool)
+        keep = torch.ones(len(images), dtype=torch.bool)
         keep[[i for i, _ in bad]] = False
-        return loaded.subset(keep)
+        return _Read(images.parts, found[keep], keep)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was read once.
+
+    Attributes:
+        parts: where from; held, so that their ids stay theirs.
+        images: those that can be read.
+        keep: mask of these; None where all can.
+    """
+
+    parts: tuple[object, ...]
+    images: Tensor | LazyImages
+    keep: Tensor | None = None
 
 
 def _check(images: LazyImages, request: DataRequest) -> list[tuple[int, str]]:
