@@ -14,12 +14,13 @@ import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cl_clipfit import DataRequest, UserError
 from cl_clipfit.data import download, unpacking
-from cl_clipfit.data.archives import Archive, Located, obtain, unpack
+from cl_clipfit.data.archives import Archive, Located, obtain
 from tests.official import serve
 
 FILES = {"set/a.txt": b"a" * 3_000_000, "set/deep/er/b.bin": os.urandom(70_000), "top": b""}
@@ -61,6 +62,12 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith(".")
     }
+
+
+def unpack(archive: Path, target: Path, **options: Any) -> None:
+    """Unpack into a folder that appears when all of it is there, as `obtain` does."""
+    with unpacking.new_folder(target) as stage:
+        unpacking.unpack_into(archive, stage, **options)
 
 
 def refused(archive: Path, message: str, **options: int) -> None:
@@ -250,7 +257,7 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path) -> None:
     assert contents(tmp_path / "full") == {"out/mine": b""}
     code = (  # a file may have 100 kB: the error of a full disk, but for its number
         "import resource, sys; from pathlib import Path\n"
-        "from cl_clipfit.data.archives import unpack; from cl_clipfit.errors import UserError\n"
+        "from tests.test_archives import unpack; from cl_clipfit.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: unpack(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "except UserError as error: print(error)"

@@ -17,11 +17,9 @@ from cl_clipfit.data.download import (
     full_checksum,
 )
 from cl_clipfit.data.source import DataRequest
-from cl_clipfit.data.unpacking import LIMIT_BYTES, new_folder, unpack, unpack_into, writing
+from cl_clipfit.data.unpacking import LIMIT_BYTES, new_folder, unpack_into, writing
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.files import sha256, write_atomic
-
-__all__ = ["Archive", "Located", "obtain", "unpack"]
 
 MARKER = ".cl_clipfit.json"
 

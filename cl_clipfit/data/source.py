@@ -179,6 +179,30 @@ def _shuffled_classes(data: ImageSet, seed: int) -> Iterator[tuple[int, Tensor]]
         yield group % _LABELS, members[torch.randperm(len(members), generator=generator)]
 
 
+def draw_share(data: ImageSet, share: float, seed: int, lone: Callable[[int], str]) -> Tensor:
+    """Draw a share of every class, at least one image and not all.
+
+    Args:
+        data: images and labels.
+        share: between 0 and 1.
+        seed: of the draw.
+        lone: what to say of a class (its label) that has a single image.
+
+    Returns:
+        mask (N,).
+
+    Raises:
+        UserError: a class with a single image.
+    """
+    held = torch.zeros(len(data), dtype=torch.bool)
+    for label, members in _shuffled_classes(data, seed):
+        if len(members) < 2:
+            raise UserError(lone(label))
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        held[members[:count]] = True
+    return held
+
+
 def hold_out(data: ImageSet, fraction: float, names: Sequence[str]) -> tuple[ImageSet, ImageSet]:
     """Split off a share of every class, at least one image, by a fixed draw.
 
@@ -193,14 +217,11 @@ def hold_out(data: ImageSet, fraction: float, names: Sequence[str]) -> tuple[Ima
     Raises:
         UserError: a class with a single image.
     """
-    held = torch.zeros(len(data), dtype=torch.bool)
-    for label, members in _shuffled_classes(data, seed=0):
-        if len(members) < 2:
-            raise UserError(
-                f"--validation {fraction}: '{names[label]}' has only one training image"
-            )
-        count = min(len(members) - 1, max(1, round(fraction * len(members))))
-        held[members[:count]] = True
+
+    def lone(label: int) -> str:
+        return f"--validation {fraction}: '{names[label]}' has only one training image"
+
+    held = draw_share(data, fraction, 0, lone)
     return data.subset(~held), data.subset(held)
 
 

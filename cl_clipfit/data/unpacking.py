@@ -33,27 +33,6 @@ def _silent(label: str, done: int, total: int | None) -> None:
     """Say nothing."""
 
 
-def unpack(
-    archive: Path, target: Path, limit_bytes: int = LIMIT_BYTES, progress: Progress = _silent
-) -> None:
-    """Unpack a tar, tar.gz, tar.xz, tar.bz2, zip, or gz of one file into a new folder.
-
-    A file .mat is no archive and is copied.
-
-    Args:
-        archive: the file; its content tells the kind.
-        target: the folder, which appears when all of it is there; it may be there if it is empty.
-        limit_bytes: most that may come out.
-        progress: told a label, the bytes of the archive so far, and its size.
-
-    Raises:
-        UserError: the archive is damaged, holds links, devices or names that leave the folder,
-            more than the limit or `LIMIT_MEMBERS` members; or the disk cannot be written.
-    """
-    with new_folder(target) as stage:
-        unpack_into(archive, stage, limit_bytes, progress)
-
-
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Give a folder beside `target` that takes its name, and place, when all went well."""
@@ -83,9 +62,19 @@ def writing(target: Path) -> Iterator[None]:
 def unpack_into(
     archive: Path, folder: Path, limit_bytes: int = LIMIT_BYTES, progress: Progress = _silent
 ) -> None:
-    """Unpack into a folder that may hold other files; what was written stays on an error.
+    """Unpack a tar, tar.gz, tar.xz, tar.bz2, zip, or gz of one file; copy a .mat, which is none.
 
-    Arguments and errors are those of `unpack`.
+    What was written stays on an error: unpack into a `new_folder`.
+
+    Args:
+        archive: the file; its content tells the kind.
+        folder: may hold other files.
+        limit_bytes: most that may come out.
+        progress: told a label, the bytes of the archive so far, and its size.
+
+    Raises:
+        UserError: the archive is damaged, holds links, devices or names that leave the folder,
+            more than the limit or `LIMIT_MEMBERS` members; or the disk cannot be written.
     """
     total, room, members = 0, limit_bytes, 0
     try:

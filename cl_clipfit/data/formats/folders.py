@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from cl_clipfit.config import Options
 from cl_clipfit.data.decode import open_image
 from cl_clipfit.data.images import ImageFiles
-from cl_clipfit.data.source import ImageSet
+from cl_clipfit.data.source import ImageSet, draw_share
 from cl_clipfit.data.text_files import has_control
 from cl_clipfit.errors import UserError, nearest
 
@@ -203,19 +203,10 @@ def read_tree(folder: Path, options: SplitOptions, root: Path | None = None) -> 
             " have test images drawn from it"
         )
     names, files, labels = list_classes(folder, root=root)
-    held = _draw(labels, [folder / name for name in names], options)
     data = ImageSet(files, labels)
+
+    def lone(label: int) -> str:
+        return f"{folder / names[label]} holds one image: it takes two, to train and to test"
+
+    held = draw_share(data, options.test_share, options.split_seed, lone)
     return Tree(tuple(map(plain_name, names)), data.subset(~held), data.subset(held), drawn=True)
-
-
-def _draw(labels: Tensor, folders: Sequence[Path], options: SplitOptions) -> Tensor:
-    """Return a mask (N,) with the share of every class that tests, at least one image."""
-    generator = torch.Generator().manual_seed(options.split_seed)
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for label, folder in enumerate(folders):
-        members = (labels == label).nonzero().flatten()
-        if len(members) < 2:
-            raise UserError(f"{folder} holds one image: it takes two, to train and to test")
-        count = min(len(members) - 1, max(1, round(options.test_share * len(members))))
-        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return held
