@@ -5,7 +5,7 @@ class is drawn to test.
 """
 
 from cl_clipfit import DataRequest, Source, UserError
-from cl_clipfit.data.formats.folders import SplitOptions, read_tree
+from cl_clipfit.data.formats.folders import SplitOptions, plain_name, read_tree
 
 NAME = "folder"
 CLASSES = "yours"
@@ -31,6 +31,12 @@ def load(options: FolderOptions, request: DataRequest) -> Source:
         )
     tree = read_tree(folder, options)
     drawn = options.model_dump() if tree.drawn else {}
+    deep = all(plain_name(path.parent.name) != tree.names[0] for path in tree.train.images.paths)
+    if len(tree.names) == 1 and deep:  # the folder above the data
+        raise UserError(
+            f"{folder} holds one class, '{tree.names[0]}': name the folder that holds"
+            " the folders of all classes"
+        )
     return Source(
         class_names=tree.names,
         templates=("a photo of a {}.",),

@@ -394,3 +394,12 @@ def test_train_and_test_are_no_domains(tmp_path: Path, capsys: pytest.CaptureFix
     line = refuse(capsys, tmp_path / "runs", "--scenario", "domain-incremental", "--data-dir",
                   str(data), "--model", "mini")  # fmt: skip
     assert "--scenario folder reads it" in line
+
+
+def test_a_folder_above_the_data_is_not_taken_for_one_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "all" / "data")
+    line = refuse(capsys, tmp_path / "runs", "--scenario", "folder", "--data-dir",
+                  str(tmp_path / "all"), "--model", "mini")  # fmt: skip
+    assert "holds one class, 'data': name the folder that holds the folders of all" in line
