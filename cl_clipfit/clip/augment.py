@@ -59,5 +59,6 @@ def random_resized_crop(
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror every image (B, 3, H, W) left to right with probability one half."""
-    mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    mirrored = mirrored.to(images.device, non_blocking=True)
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cl_clipfit.clip.context import context_in_place, insert_context
+from cl_clipfit.clip.context import insert_context
 from cl_clipfit.clip.preprocess import Preprocess
+from cl_clipfit.clip.towers import Precision, Towers
 from cl_clipfit.errors import UserError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-TEXT_CHUNK = 256  # prompts encoded at once
 TemplatesLike = Sequence[str] | Sequence[Sequence[str]]
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -62,15 +62,28 @@ class CLIPClassifier(nn.Module):
         pretrained_values: what every parameter that was ever selected held at first, by name.
         backbone_names: names of the pretrained parameters, as `named_parameters` gives them.
         context: (n, width), what every prompt begins with; None unless `learn_context` was called.
+        precision: "fp32", or "bf16" for matrix products and attention in bfloat16; parameters,
+            LayerNorms, the residual stream and everything after the towers stay in fp32.
+        micro_batch: images that hold activations at once in training; None all. Fewer are encoded
+            twice, first for their features, then for their gradients (Gao et al. 2021, arXiv
+            2101.06983), so that any loss over the whole batch stays what it is.
+        recompute: keep the input of each block alone and compute the rest again when it is needed.
     """
 
     zero_shot_text_features: Tensor
     context: nn.Parameter | None
+    micro_batch: int | None = None
+    recompute: bool = False
 
     def __init__(
-        self, clip: nn.Module, tokenizer: Tokenizer, identity: ModelIdentity | None = None
+        self,
+        clip: nn.Module,
+        tokenizer: Tokenizer,
+        identity: ModelIdentity | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
+        self.precision: Precision = precision
         self.clip: Any = clip.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.identity = identity
@@ -80,14 +93,21 @@ class CLIPClassifier(nn.Module):
         self.pretrained_values: dict[str, Tensor] = {}
         self._text_cache: list[Tensor] | None = None
         self._known_images: tuple[Tensor, Tensor] | None = None
+        self._embedded: tuple[Tensor, Tensor] | None = None
+        self._along: tuple[Sequence[Tensor], list[Tensor]] | None = None
+        self._towers = Towers()
         self.register_buffer("zero_shot_text_features", torch.empty(0), persistent=False)
         self.register_parameter("context", None)
         self.backbone_names = frozenset(f"clip.{name}" for name, _ in clip.named_parameters())
         self._context_words: list[int] = []  # token ids of the words it took the place of
 
     def train(self, mode: bool = True) -> "CLIPClassifier":
-        """Set the mode of everything but the backbone, which stays in evaluation mode."""
+        """Set the mode of everything but the backbone, which stays in evaluation mode.
+
+        It also drops all copies of weights: one changed through `.data` goes unnoticed otherwise.
+        """
         super().train(mode)
+        self._towers.forget()
         self.clip.eval()
         return self
 
@@ -195,9 +215,43 @@ class CLIPClassifier(nn.Module):
             return self._known_images[1]
         if images.dim() == 2:
             return F.normalize(images, dim=-1)
-        if images.dtype == torch.uint8:
-            images = self.preprocess(images)
-        return self.clip.encode_image(images, normalize=True)
+        embedded = self._embedded is not None and images is self._embedded[0]
+        inputs = self._embedded[1] if embedded and self._embedded else self._pixels(images)
+        parts = [inputs]
+        if self.micro_batch and torch.is_grad_enabled():
+            parts = list(inputs.split(self.micro_batch))
+        found = [
+            checkpoint(self._encode_images, part, embedded, use_reentrant=False)
+            if len(parts) > 1
+            else self._encode_images(part, embedded)
+            for part in parts
+        ]
+        return F.normalize(torch.cat(found), dim=-1)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return self.preprocess(images) if images.dtype == torch.uint8 else images
+
+    def _encode_images(self, inputs: Tensor, embedded: bool) -> Tensor:
+        if embedded:
+            return self._towers.encode_embedded(self.clip, inputs, self.precision, self.recompute)
+        return self._towers.encode_images(self.clip, inputs, self.precision, self.recompute)
+
+    @contextlib.contextmanager
+    def shared_embedding(self, images: Tensor) -> Iterator[None]:
+        """Preprocess and embed this very tensor of images once for a `with` block.
+
+        What comes before the first LayerNorm must not change in it. Nothing is shared where that
+        trains, or where the tower is not one of open_clip's ViTs.
+        """
+        if images.dim() == 4 and self._towers.knows_image(self.clip):
+            names = ("conv1.weight", "class_embedding", "positional_embedding")
+            if not any(self.clip.visual.get_parameter(n).requires_grad for n in names):
+                pixels = self._pixels(images)
+                self._embedded = images, self._towers.embed(self.clip, pixels, self.precision)
+        try:
+            yield
+        finally:
+            self._embedded = None
 
     @contextlib.contextmanager
     def known_images(self, images: Tensor, features: Tensor) -> Iterator[None]:
@@ -224,13 +278,49 @@ class CLIPClassifier(nn.Module):
         labels = list(range(len(self.class_names)) if classes is None else classes)
         if not labels:
             raise ValueError("no classes to encode: call add_classes first")
-        if self._text_cache is not None:
+        if self._along is not None:
+            features = self._encode_along(labels)
+        elif self._text_cache is not None:
             if not self._text_cache:
                 self._text_cache.append(self.encode_prompts(self._tokens, normalize=False))
             features = self._text_cache[0][labels]
         else:
-            features = self.encode_prompts([self._tokens[c] for c in labels], normalize=False)
+            prompts = [self._tokens[c] for c in labels]
+            weights = [*self._towers.text_weights(self.clip), self.context]
+            if any(p is not None and p.requires_grad for p in weights):
+                features = self.encode_prompts(prompts, normalize=False)
+            else:
+                state = self.precision, tuple(labels), len(self._tokens)
+                features = self._towers.unchanged(
+                    weights, state, lambda: self.encode_prompts(prompts, normalize=False)
+                )
         return F.normalize(features, dim=-1) if normalize else features
+
+    @contextlib.contextmanager
+    def encoding_along(self, prompts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Encode further prompts in the passes that `text_features` makes in a `with` block.
+
+        Args:
+            prompts: one (templates, L) of token ids for each name.
+
+        Yields:
+            a list; after each call of `text_features` it holds their features, (P, d), not
+            normalised.
+        """
+        found: list[Tensor] = []
+        self._along = prompts, found
+        try:
+            yield found
+        finally:
+            self._along = None
+
+    def _encode_along(self, labels: list[int]) -> Tensor:
+        assert self._along is not None
+        prompts, found = self._along
+        both = self.encode_prompts([*(self._tokens[c] for c in labels), *prompts], normalize=False)
+        features, further = both.tensor_split([len(labels)])
+        found[:] = [further]
+        return features
 
     def encode_names(
         self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
@@ -271,25 +361,17 @@ class CLIPClassifier(nn.Module):
         A template ensemble is the mean of its normalised features, normalised again (Radford et
         al. 2021, section 3.1.4).
         """
-        prompts = torch.cat(list(tokens)).to(self.clip.logit_scale.device)
-        parts = prompts.split(TEXT_CHUNK)
-        # Many prompts with gradients: keep the activations of one part at a time.
-        again = torch.is_grad_enabled() and len(parts) > 1
-        features = torch.cat([self._encode_part(part, again) for part in parts])
+        features = self._towers.encode_prompts(
+            self.clip, tokens, self.context, self.precision, self.recompute
+        )
         counts = [len(t) for t in tokens]
         if max(counts) > 1:
-            groups = F.normalize(features, dim=-1).split(counts)
-            features = torch.stack([group.mean(0) for group in groups])
+            features = F.normalize(features, dim=-1)
+            if len(set(counts)) == 1:
+                features = features.view(len(counts), -1, features.shape[1]).mean(1)
+            else:
+                features = torch.stack([group.mean(0) for group in features.split(counts)])
         return F.normalize(features, dim=-1) if normalize else features
-
-    def _encode_part(self, tokens: Tensor, compute_again: bool) -> Tensor:
-        if compute_again:
-            return checkpoint(self._encode_tokens, tokens, use_reentrant=False)
-        return self._encode_tokens(tokens)
-
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        with context_in_place(self.clip, self.context):
-            return self.clip.encode_text(tokens, normalize=False)
 
     def _check_length(self, name: str, templates: Sequence[str]) -> None:
         """Refuse a prompt that the tokenizer would cut: classes could become one and the same."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity
+from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity, Precision
 from cl_clipfit.clip.weights import (
     MINI,
     MINI_FOLDER,
@@ -28,7 +28,9 @@ from cl_clipfit.errors import UserError
 RANDOM_SEED = 0  # of the weights of ARCH:random
 
 
-def create_classifier(name: str = MINI, device: str | torch.device = "cpu") -> CLIPClassifier:
+def create_classifier(
+    name: str = MINI, device: str | torch.device = "cpu", precision: Precision = "fp32"
+) -> CLIPClassifier:
     """Load a model with its weights, tokenizer and preprocessing, ready to `add_classes`.
 
     Args:
@@ -36,6 +38,7 @@ def create_classifier(name: str = MINI, device: str | torch.device = "cpu") -> C
             the same from a file; `ARCH:FILE` with any checkpoint; `ARCH:random` for untrained
             weights; `hf-hub:ORG/REPO`; `local-dir:FOLDER`.
         device: where the model goes.
+        precision: arithmetic of the towers; see `CLIPClassifier`.
 
     Raises:
         UserError: unknown architecture or tag, activation mismatch, a file that cannot be loaded,
@@ -49,7 +52,7 @@ def create_classifier(name: str = MINI, device: str | torch.device = "cpu") -> C
     tokenizer = _tokenizer(architecture)
     bundled = architecture == MINI and not pretrained
     identity = ModelIdentity(label, "bundled" if bundled else weights.label, hash_weights(clip))
-    return CLIPClassifier(clip, tokenizer, identity).to(device)
+    return CLIPClassifier(clip, tokenizer, identity, precision).to(device)
 
 
 def check_model(name: str) -> Weights:

@@ -1,7 +1,7 @@
 """What open_clip's evaluation transform does, on batches of uint8 images on any device."""
 
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -50,9 +50,7 @@ class Preprocess:
     def __call__(self, images: Tensor) -> Tensor:
         """Turn uint8 (B, 3, H, W) into float32 (B, 3, *size), ready for the image tower."""
         images = self.fit(images).float() / 255
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        return (images - mean) / std
+        return (images - _channels(self.mean, images.device)) / _channels(self.std, images.device)
 
     def fit_image(self, image: Image.Image) -> Tensor:
         """Resize and crop an RGB image with open_clip's own transform: uint8 (3, *size)."""
@@ -100,3 +98,9 @@ class Preprocess:
         # F.pad crops where a margin is negative
         right, bottom = self.size[1] - width + left, self.size[0] - height + top
         return F.pad(images, [-left, right, -top, bottom], value=self.fill_color)
+
+
+@lru_cache(maxsize=16)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a value for each channel (C, 1, 1), kept on the device: a copy would wait for it."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)

@@ -1,0 +1,200 @@
+"""How a model's towers are run: by the fast encoders where these know them, else by open_clip."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdKeyDictionary
+
+from cl_clipfit.clip import text, vision
+from cl_clipfit.clip.blocks import Arithmetic, WeightCopies
+from cl_clipfit.clip.context import context_in_place
+from cl_clipfit.clip.packing import Packed, divide, pack, to_device
+
+Precision = Literal["fp32", "bf16"]
+TEXT_PART = 8192  # tokens encoded at once
+_FULL_LENGTH_PART = 256  # prompts encoded at once, where they are not packed
+_PLANS = 8  # packed sets of prompts that are kept
+_log = logging.getLogger(__name__)
+
+
+class Towers:
+    """The encoders of a model, with copies of its weights and its packed prompts.
+
+    A deep copy starts empty. Nothing here belongs to the state of the model.
+    """
+
+    def __init__(self) -> None:
+        self._copies = WeightCopies(), WeightCopies()
+        self._plans: dict[Any, tuple[Sequence[Tensor], list[Packed], Tensor]] = {}
+        self._ids: Any = WeakIdKeyDictionary()  # token ids of a tensor, as lists
+        self._unchanged: tuple[list[Tensor | None], Any, Tensor] | None = None
+        self._told = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Towers":
+        return Towers()
+
+    def __reduce__(self) -> tuple[type["Towers"], tuple[()]]:
+        return Towers, ()
+
+    def knows_image(self, clip: nn.Module) -> bool:
+        """Tell whether the fast encoder runs the image tower."""
+        from open_clip.model import CLIP, CustomTextCLIP
+
+        own = type(clip) in (CLIP, CustomTextCLIP) and "encode_image" not in vars(clip)
+        return own and vision.known_tower(clip.visual)  # type: ignore[arg-type]
+
+    def embed(self, clip: Any, images: Tensor, precision: Precision) -> Tensor:
+        """Return what enters the blocks of a tower that `knows_image`: (B, N, width)."""
+        return vision.embed_patches(clip.visual, images, self._arithmetic(0, precision))
+
+    def encode_embedded(
+        self, clip: Any, embedded: Tensor, precision: Precision, recompute: bool
+    ) -> Tensor:
+        """Encode what `embed` returned: (B, d), not normalised."""
+        arithmetic = self._arithmetic(0, precision)
+        return vision.encode_embedded(clip.visual, embedded, arithmetic, recompute)
+
+    def encode_images(
+        self, clip: Any, images: Tensor, precision: Precision, recompute: bool
+    ) -> Tensor:
+        """Encode preprocessed images (B, 3, H, W): (B, d), not normalised."""
+        if self.knows_image(clip):
+            embedded = self.embed(clip, images, precision)
+            return self.encode_embedded(clip, embedded, precision, recompute)
+        with _own_precision(images.device, precision):
+            if recompute and torch.is_grad_enabled():
+                found = checkpoint(clip.encode_image, images, use_reentrant=False)
+            else:
+                found = clip.encode_image(images)
+        return found.float() if precision == "bf16" else found
+
+    def encode_prompts(
+        self,
+        clip: Any,
+        prompts: Sequence[Tensor],
+        context: Tensor | None,
+        precision: Precision,
+        recompute: bool,
+    ) -> Tensor:
+        """Encode prompts, each entry (n, L) of token ids: (P, d), not normalised.
+
+        Args:
+            clip: the model.
+            prompts: token ids; the same tensor objects are packed once.
+            context: learned words; see `clip.context`.
+            precision: of the products.
+            recompute: keep little for the backward pass.
+        """
+        if not text.known_tower(clip):
+            return self._encode_full_length(clip, prompts, context, precision, recompute)
+        parts, order = self._packed(clip, prompts)
+        arithmetic = self._arithmetic(1, precision)
+        again = torch.is_grad_enabled() and len(parts) > 1
+        found = []
+        for packed in parts:
+            tower = text.PackedText(clip, packed, arithmetic)
+            if again:  # keep the activations of one part at a time
+                found.append(checkpoint(tower.encode, context, use_reentrant=False))
+            else:
+                found.append(tower.encode(context, recompute))
+        return torch.cat(found)[order]
+
+    def forget(self) -> None:
+        """Drop what was made of the weights; it is made again when it is needed."""
+        self._copies = WeightCopies(), WeightCopies()
+        self._unchanged = None
+
+    def unchanged(
+        self, weights: Sequence[Tensor | None], state: Any, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """Return what `make` returned last, if neither frozen weights nor `state` have changed.
+
+        A weight changes in place, which its version counts, or it is another tensor.
+        """
+        versions = [(p.device, p._version) for p in weights if p is not None]
+        known = self._unchanged
+        if known is not None and known[1] == (state, versions):
+            same = all(a is b for a, b in zip(known[0], weights, strict=True))
+            if same:
+                return known[2]
+        made = make()
+        self._unchanged = list(weights), (state, versions), made
+        return made
+
+    def text_weights(self, clip: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of the text tower."""
+        visual = {id(p) for p in clip.visual.parameters()}  # type: ignore[union-attr]
+        return [p for p in clip.parameters() if id(p) not in visual]
+
+    def tokens(self, clip: Any, prompts: Sequence[Tensor]) -> int:
+        """Return how many tokens a pass over these prompts encodes."""
+        if not text.known_tower(clip):
+            return sum(t.numel() for t in prompts)
+        return sum(len(part) for part in self._packed(clip, prompts)[0])
+
+    def _packed(self, clip: Any, prompts: Sequence[Tensor]) -> tuple[list[Packed], Tensor]:
+        """Return packed parts, on the model's device, and where each prompt is among their rows."""
+        device = clip.logit_scale.device
+        key = device, *map(id, prompts)
+        if key not in self._plans:
+            ids = [row for tokens in prompts for row in self._rows(clip, tokens)]
+            members = divide(ids, TEXT_PART)
+            parts = [pack([ids[i] for i in part]).to(device) for part in members]
+            order = torch.tensor([i for part in members for i in part]).argsort()
+            while len(self._plans) >= _PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[key] = (
+                list(prompts),
+                parts,
+                to_device(order, device),
+            )  # held: ids of objects are used again
+        _, parts, order = self._plans[key]
+        return parts, order
+
+    def _rows(self, clip: nn.Module, tokens: Tensor) -> list[list[int]]:
+        """Return the token ids of prompts (n, L), each up to its end token."""
+        if tokens not in self._ids:
+            ends = text.end_positions(clip, tokens).tolist()
+            pairs = zip(tokens.tolist(), ends, strict=True)
+            self._ids[tokens] = [row[: end + 1] for row, end in pairs]
+        return self._ids[tokens]
+
+    def _encode_full_length(
+        self,
+        clip: Any,
+        prompts: Sequence[Tensor],
+        context: Tensor | None,
+        precision: Precision,
+        recompute: bool,
+    ) -> Tensor:
+        if not self._told:
+            self._told = True
+            _log.info("this text tower is not a causal one of open_clip's: no prompt is shortened")
+        tokens = torch.cat(list(prompts)).to(clip.logit_scale.device)
+        parts = tokens.split(_FULL_LENGTH_PART)
+
+        def encode(part: Tensor) -> Tensor:
+            with context_in_place(clip, context), _own_precision(part.device, precision):
+                found = clip.encode_text(part)
+            return found.float() if precision == "bf16" else found
+
+        again = torch.is_grad_enabled() and (recompute or len(parts) > 1)
+        return torch.cat(
+            [checkpoint(encode, p, use_reentrant=False) if again else encode(p) for p in parts]
+        )
+
+    def _arithmetic(self, tower: int, precision: Precision) -> Arithmetic:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return Arithmetic(self._copies[tower], dtype)
+
+
+def _own_precision(device: torch.device, precision: Precision) -> Any:
+    """Let open_clip's own forward compute in a precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
