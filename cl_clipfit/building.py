@@ -14,6 +14,7 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.classifier import TemplatesLike
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
+from cl_clipfit.memory import NEEDS_LESS, out_of_memory
 from cl_clipfit.plan import StreamPlan
 from cl_clipfit.runplan import RunPlan
 from cl_clipfit.strategy import CLIPStrategy
@@ -31,7 +32,7 @@ def build_strategy(
 
     Args:
         plan: the strategy, its recipe and options.
-        stream: names the device.
+        stream: names the device, and how memory is saved.
         model: the pretrained classifier.
         class_names: names in label order.
         templates: prompt templates of the classes.
@@ -40,9 +41,11 @@ def build_strategy(
     Raises:
         UserError: the method's own code fails.
     """
+    own = copy.deepcopy(model)
+    own.micro_batch, own.recompute = stream.micro_batch, stream.recompute
     try:
         return plan.cls(
-            model=copy.deepcopy(model),
+            model=own,
             class_names=class_names,
             templates=templates,
             recipe=plan.recipe,
@@ -102,6 +105,8 @@ def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
     own = [f for f in frames if Path(f.filename).resolve() in files]
     where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     when = f"in task {task}" if task else "before the first task"
+    if out_of_memory(error):
+        return f"strategy {name} failed {when}{where}: out of memory: {NEEDS_LESS}"
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return f"strategy {name} failed {when}{where}: {kind}{error}"
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from cl_clipfit import __version__
+from cl_clipfit.allocator import keep_freed_memory
 from cl_clipfit.cli_bank import bank
 from cl_clipfit.commands.mode_settings import ModeSettings
 from cl_clipfit.config import RunConfig, explain, read_config
@@ -170,6 +171,7 @@ def _quiet_libraries() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for bad input, 130 when interrupted."""
     _quiet_libraries()
+    keep_freed_memory()
     try:
         app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         return 0

@@ -145,7 +145,16 @@ class RunConfig(BaseModel):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps"
     )
-    precision: Literal["fp32"] = Field("fp32", description="arithmetic of the model")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "auto",
+        description="arithmetic of the towers; auto: bf16 for wide ones on hardware that has it",
+    )
+    micro_batch: Literal["auto"] | Count = Field(
+        "auto", description="training images in memory at once; auto: fewer where they do not fit"
+    )
+    recompute: bool = Field(
+        False, description="keep fewer activations in memory, and compute them a second time"
+    )
     set: list[str] = Field([], description="NAME.key=value: an option of a strategy or scenario")
     config: Path | None = Field(None, description="YAML file of these settings; options win")
     plugin: list[Path] = Field([], description="Python file with a strategy or scenario")

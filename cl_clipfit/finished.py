@@ -60,7 +60,7 @@ class FinishedRun:
 
 
 def open_run(path: Path, display: ConsoleDisplay, device: str | None = None) -> FinishedRun:
-    """Open a finished run's folder.
+    """Open a finished run's folder, to go on in the precision it was trained with.
 
     Args:
         path: the folder.

@@ -21,6 +21,7 @@ from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.environment import resolve_device
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.labels import split_label
+from cl_clipfit.precision import AUTO, resolve_precision
 from cl_clipfit.registry import Entry, Registry
 
 BUNDLED_PROBES = ("glyph-letters", "pretraining-shapes")
@@ -81,6 +82,10 @@ class StreamPlan:
         probes: scenarios whose test sets are scored zero-shot after every task.
         model: model name.
         device: where everything runs.
+        precision: arithmetic of the towers; "auto" until the model is loaded.
+        micro_batch: images that hold activations at once in training, or None for all, and fewer
+            where memory runs out.
+        recompute: keep the input of each block alone for the backward pass.
     """
 
     entry: Entry
@@ -101,6 +106,9 @@ class StreamPlan:
     probes: tuple[Entry, ...]
     model: str
     device: torch.device
+    precision: str
+    micro_batch: int | None
+    recompute: bool
 
 
 def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
@@ -133,6 +141,7 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
             f"--tasks {by_file}: expected a number or a YAML file; there is no such file"
         )
     given = config.tasks if isinstance(config.tasks, int) else None
+    device = resolve_device(config.device)
     return StreamPlan(
         entry=entry,
         data=data,
@@ -151,8 +160,20 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
         templates=tuple(config.template) if config.template else None,
         probes=probes,
         model=model,
-        device=resolve_device(config.device),
+        device=device,
+        precision=_plan_precision(config.precision, device, model),
+        micro_batch=None if config.micro_batch == "auto" else config.micro_batch,
+        recompute=config.recompute,
     )
+
+
+def _plan_precision(name: str, device: torch.device, model: str) -> str:
+    """Refuse what cannot be before any data is read; `auto` needs the model, and waits for it."""
+    if model != FEATURES:
+        return name if name == AUTO else resolve_precision(name, device, None)
+    if name == "bf16":
+        raise UserError("--precision bf16: features come encoded, leave the option out")
+    return "fp32"
 
 
 def _check_data_options(config: RunConfig, used: list[Entry]) -> None:

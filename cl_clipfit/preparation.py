@@ -28,6 +28,7 @@ from cl_clipfit.environment import use_exact_fp32
 from cl_clipfit.errors import UserError
 from cl_clipfit.labels import split_label
 from cl_clipfit.plan import StreamPlan, load_source, plan_stream
+from cl_clipfit.precision import announce_precision, resolve_precision, tower_width
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.runplan import RunPlan, plan_runs, run_digest
@@ -107,12 +108,11 @@ class Prepared:
         """
         assert self.model.identity is not None
         data = [self.source.sha256, *self.probe_hashes]
-        precision = self.config.precision
         device = torch.device(trained_on or self.stream.device)
         stream = replace(self.stream, device=device)
         layout = self.layout
         more = {"layout": [layout.order, layout.task_classes, layout.task_names], **more}
-        digest = run_digest(stream, plan, precision, self.model.identity, data, more)
+        digest = run_digest(stream, plan, self.model.identity, data, more)
         scenario = self.stream.entry.name
         strategy = name or plan.strategy.name
         return RunFolder(self.config.output, scenario, strategy, plan.seed, digest)
@@ -149,6 +149,10 @@ def prepare(config: RunConfig, display: ConsoleDisplay) -> Prepared:
     if stream.tasks_file is None:
         stream = replace(stream, tasks=len(layout.task_classes))
     model = _load_model(stream, source, layout)
+    # Before classes are added: their anchors are encoded in it.
+    model.precision = resolve_precision(stream.precision, stream.device, tower_width(model.clip))
+    announce_precision(stream.precision, model.precision, stream.device, display)
+    stream = replace(stream, precision=model.precision)
     loader = ImageLoader(request, config.skip_bad_images)
     source = sized(source, model.preprocess)
     hashes = [probe.sha256 for probe in probes.values()]  # before what fits is read into memory

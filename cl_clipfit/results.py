@@ -64,6 +64,8 @@ def build_result(
             "parameters": sum(p.numel() for p in parameters),
             "trainable_parameters": sum(p.numel() for p in strategy.selection.values()),
         },
+        "precision": strategy.model.precision,
+        "micro_batch": strategy.model.micro_batch,
         "data": scenario.origin,
         "scored_on": "test images" if stream.validation is None else "validation images",
         "templates": list(scenario.templates),

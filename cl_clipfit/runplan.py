@@ -148,7 +148,6 @@ def find_host(registry: Registry, name: str, host: str) -> tuple[Entry, type[Any
 def run_digest(
     stream: StreamPlan,
     run: RunPlan,
-    precision: str,
     identity: ModelIdentity,
     data: Sequence[str],
     more: Mapping[str, Any] | None = None,
@@ -161,7 +160,6 @@ def run_digest(
     Args:
         stream: what all runs of the command share.
         run: the run.
-        precision: arithmetic of the model.
         identity: the model's weights.
         data: hash of the stream's data set, then of each probe's.
         more: further settings, of a run that starts from another one.
@@ -184,7 +182,8 @@ def run_digest(
             "seed": run.seed,
             "model": [identity.architecture, identity.pretrained, identity.weights_sha256],
             "device": stream.device.type,
-            "precision": precision,
+            "precision": stream.precision,
+            # Neither micro_batch nor recompute: they change numbers by rounding alone.
             **(more or {}),
         }
     )
@@ -239,7 +238,9 @@ def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, 
         "data_dir": _full_path(config.data_dir),
         "unverified_data": config.unverified_data or None,
         "device": stream.device.type,
-        "precision": config.precision,
+        "precision": stream.precision,
+        "micro_batch": config.micro_batch,
+        "recompute": config.recompute or None,
         "set": [f"{n}.{key}={format_setting(v)}" for n, vs in own for key, v in vs.items()],
         "plugin": [str(file.resolve()) for file in config.plugin],
         "probe": [probe.name for probe in stream.probes],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -9,8 +10,22 @@ from torch import Tensor
 
 def keep_columns(logits: Tensor, classes: Sequence[int]) -> Tensor:
     """Set all columns but those of `classes` to -inf."""
-    index = torch.tensor(list(classes), device=logits.device)
-    return torch.full_like(logits, -torch.inf).index_copy(1, index, logits[:, index])
+    index = label_index(classes, logits.device)
+    kept = logits.index_select(1, index)
+    return torch.full_like(logits, -torch.inf).index_copy(1, index, kept)
+
+
+def label_index(classes: Sequence[int], device: torch.device) -> Tensor:
+    """Return labels as an index (C,) on a device; the latest ones are kept there.
+
+    `torch.tensor(classes, device=...)`, and a list as an index, wait for the device in every step.
+    """
+    return _label_index(tuple(classes), device)
+
+
+@lru_cache(maxsize=64)
+def _label_index(classes: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(classes, dtype=torch.long).to(device, non_blocking=True)
 
 
 @dataclass

@@ -19,9 +19,11 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config import Options, Recipe
+from cl_clipfit.errors import UserError
+from cl_clipfit.memory import NEEDS_LESS, Draws, fits, in_batches, release
 from cl_clipfit.optimization import make_optimizer, make_schedule, online_steps
 from cl_clipfit.registry import defined_class
-from cl_clipfit.step import StepFeatures, Workload, keep_columns
+from cl_clipfit.step import StepFeatures, Workload, keep_columns, label_index
 
 _AUGMENTATION_SEED = 1_000_003  # keeps crops from following the same draws as the data order
 
@@ -81,6 +83,11 @@ class CLIPStrategy(SupervisedTemplate):
     Images are uint8 (C, H, W) of any size, preprocessed on the device, or float as the image tower
     takes them.
 
+    A step that runs out of memory is undone and repeated with fewer images at a time
+    (`model.micro_batch`, unless that is set), with the same draws; so hooks from
+    `training_logits` to `add_gradients` may be called again for the same batch. Evaluation lowers
+    `eval_mb_size`.
+
     Args:
         model: the classifier; it gets the classes it does not know yet.
         class_names: names in label order, of every class the stream will bring, beginning with
@@ -117,6 +124,9 @@ class CLIPStrategy(SupervisedTemplate):
     that does both, and its options have a field `host`."""
 
     model: CLIPClassifier
+    eval_mb_size: int
+    mbatch: Any
+    mb_output: Any
 
     def __init__(
         self,
@@ -156,6 +166,7 @@ class CLIPStrategy(SupervisedTemplate):
             evaluator=_silent_evaluator() if evaluator is None else evaluator,
             **kwargs,
         )
+        self._micro_batch_given = model.micro_batch is not None
         self.features: StepFeatures | None = None
         self.selection: dict[str, nn.Parameter] = {}
         self.task_classes: list[int] = []
@@ -200,7 +211,8 @@ class CLIPStrategy(SupervisedTemplate):
         text = F.normalize(raw_text, dim=-1)
         self.features = StepFeatures(image, text, classes, raw_text)
         logits = self._spread(self.model.logits(image, text), classes)
-        return keep_columns(logits, self.label_space())
+        ranked = list(self.label_space())
+        return logits if ranked == classes else keep_columns(logits, ranked)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a step.
@@ -268,19 +280,36 @@ class CLIPStrategy(SupervisedTemplate):
         """Score all images (N, 3, H, W) of the stream, in batches: (N, K) on the CPU."""
         self.model.eval()
         with self.model.cached_text():
-            batches = images.split(self.eval_mb_size)
-            return torch.cat([self.scores(batch.to(self.device)).cpu() for batch in batches])
+            return self.in_batches(lambda batch: self.scores(batch).cpu(), images)
 
     @torch.no_grad()
     def score_probe(self, images: Tensor, names: Sequence[str], templates: TemplatesLike) -> Tensor:
         """Score images (N, 3, H, W) zero-shot against other class names: (N, len(names))."""
         self.model.eval()
         text = self.probe_features(names, templates)
-        scores = [
-            self.model.logits(self.model.image_features(batch.to(self.device)), text).cpu()
-            for batch in images.split(self.eval_mb_size)
-        ]
-        return torch.cat(scores)
+        model = self.model
+        return self.in_batches(
+            lambda batch: model.logits(model.image_features(batch), text).cpu(), images
+        )
+
+    def in_batches(self, function: Callable[[Tensor], Tensor], images: Any) -> Tensor:
+        """Apply a function to `eval_mb_size` images at a time; to fewer once memory runs out.
+
+        Args:
+            function: takes images (B, ...) on the device; a row of its result for each.
+            images: (N, ...), or what stands for such a tensor.
+
+        Returns:
+            the results one after the other, (N, ...).
+
+        Raises:
+            UserError: there is not memory enough for one image.
+        """
+        found, size = in_batches(function, images, self.device, self.eval_mb_size)
+        if size != self.eval_mb_size:
+            self.eval_mb_size = size
+            self.warn(f"out of memory in evaluation: {size} images at a time from now on")
+        return found
 
     # ---- the loop -------------------------------------------------------------------------------
 
@@ -403,6 +432,56 @@ class CLIPStrategy(SupervisedTemplate):
         images, labels = zip(*(data[i][:2] for i in order.sort().values.tolist()), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Run the steps of an epoch: Avalanche's loop, but for the passes that may be repeated."""
+        for batch in self.dataloader:
+            if self._stop_training:
+                break
+            self.mbatch = batch
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            self.optimizer.zero_grad()
+            self.loss = self._make_empty_loss()
+            self._before_forward(**kwargs)
+            self._run_passes(**kwargs)
+            self._after_backward(**kwargs)
+            self._before_update(**kwargs)
+            self.optimizer_step()
+            self._after_update(**kwargs)
+            self._after_training_iteration(**kwargs)
+
+    def _run_passes(self, **kwargs: Any) -> None:
+        """Compute loss and gradients of a step; fewer images at a time once memory runs out."""
+        batch, before = list(self.mbatch), self.model.micro_batch
+        draws = Draws(self, self.device)
+        while not fits(lambda: self._passes(**kwargs)):
+            self.model.micro_batch = self._fewer_images(len(batch[0]))
+            self.mb_output, self.features, self.mbatch = None, None, list(batch)
+            self.optimizer.zero_grad()
+            self.loss = self._make_empty_loss()
+            release()
+            draws.restore()
+        if self.model.micro_batch != before:
+            self.warn(f"out of memory: {self.model.micro_batch} images at a time from now on")
+
+    def _passes(self, **kwargs: Any) -> None:
+        self.mb_output = self.forward()
+        self._after_forward(**kwargs)
+        self.loss += self.criterion()
+        self._before_backward(**kwargs)
+        self.backward()
+
+    def _fewer_images(self, batch_size: int) -> int:
+        size = min(self.model.micro_batch or batch_size, batch_size)
+        if size == 1:
+            raise UserError(f"out of memory in training, with one image at a time: {NEEDS_LESS}")
+        if self._micro_batch_given:
+            raise UserError(
+                f"out of memory with --micro-batch {self.model.micro_batch}: give a smaller one,"
+                f" or auto; {NEEDS_LESS}"
+            )
+        return (size + 1) // 2
+
     def backward(self) -> None:
         """Run the backward pass of a step, then `add_gradients`."""
         super().backward()
@@ -422,7 +501,8 @@ class CLIPStrategy(SupervisedTemplate):
         if self.is_training:
             return self.training_logits(self.mb_x)
         everything = range(len(self.model.class_names))
-        return keep_columns(self.scores(self.mb_x), self.seen_classes or everything)
+        scores = self.in_batches(self.scores, self.mb_x)
+        return keep_columns(scores, self.seen_classes or everything)
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a step at the current weights, with gradients."""
@@ -436,7 +516,7 @@ class CLIPStrategy(SupervisedTemplate):
     def _spread(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """Put columns for `classes` at their labels: (B, C) to (B, K), -inf elsewhere."""
         full = logits.new_full((len(logits), len(self.model.class_names)), -torch.inf)
-        return full.index_copy(1, torch.tensor(classes, device=logits.device), logits)
+        return full.index_copy(1, label_index(classes, logits.device), logits)
 
     def criterion(self) -> Tensor:
         """Return the loss of the minibatch: `compute_loss` in training, else cross-entropy."""

@@ -146,6 +146,7 @@ def _load(file: Path, run: FinishedRun) -> Any:
 def _feature_gap(loaded: Any, run: FinishedRun) -> tuple[float, str]:
     """Return the largest difference between features of both models, and of what they are."""
     model, scenario = run.strategy.model, run.scenario
+    model.precision = "fp32"  # as open_clip computes: this is about what the file holds
     every = max(1, len(scenario.test.images) // _SAMPLE)
     images = scenario.test.images[::every][:_SAMPLE].to("cpu")
     names = scenario.class_names[:_SAMPLE]

@@ -18,6 +18,7 @@ from cl_clipfit.landscape import (
     POINTS,
     Sample,
     Values,
+    encode_shared,
     loss_and_accuracy,
     plane_landscape,
     profiles,
@@ -117,10 +118,11 @@ def take_samples(run: FinishedRun, task: int, count: int) -> Samples:
     draws = torch.Generator().manual_seed(0)
     chosen = known[torch.randperm(len(known), generator=draws)[:count].sort().values]
     device = strategy.device
-    return {
+    samples = {
         "train": Sample(images, labels, list(strategy.label_space())),
         "test": Sample(test.images[chosen].to(device), test.labels[chosen].to(device), seen),
     }
+    return {n: encode_shared(strategy, strategy.selection, s) for n, s in samples.items()}
 
 
 def _measure(

@@ -1,0 +1,120 @@
+"""When memory runs out: what was under way is dropped, and tried again with fewer images."""
+
+import gc
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cl_clipfit.errors import UserError
+
+NEEDS_LESS = "a smaller model, --precision bf16 or --recompute needs less"
+# Of CUDA, of PyTorch's allocators on CPUs and on MPS, and of cuBLAS and cuDNN, in this order.
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def fits(work: Callable[[], Any]) -> bool:
+    """Do `work`; return False where memory ran out, once what it held has been let go.
+
+    Tensors that outlive `work` in attributes are the caller's to drop.
+    """
+    try:
+        work()
+        return True
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    # Here, not in the handler: the error's traceback still holds the tensors there.
+    return False
+
+
+def release() -> None:
+    """Give back what nothing holds any more, so that smaller pieces of it can be had."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def in_batches(
+    function: Callable[[Tensor], Tensor], images: Any, device: torch.device, size: int
+) -> tuple[Tensor, int]:
+    """Apply a function to `size` images at a time, to half as many whenever memory runs out.
+
+    Args:
+        function: takes images (B, ...) on the device; a row of its result for each.
+        images: (N, ...), or what stands for such a tensor.
+        device: where to bring them.
+        size: images at a time.
+
+    Returns:
+        the results one after the other, (N, ...), and the images at a time at the end.
+
+    Raises:
+        UserError: there is not memory enough for one image.
+    """
+    found: list[Tensor] = []
+
+    def add(batch: Any) -> None:
+        found.append(function(batch.to(device)))
+
+    done = 0
+    while done < len(images) or not found:
+        batch = images[done : done + size]
+        if fits(partial(add, batch)):
+            done += size
+            continue
+        if len(batch) <= 1:
+            raise UserError(f"out of memory in evaluation, with one image at a time: {NEEDS_LESS}")
+        size = (min(size, len(batch)) + 1) // 2
+        release()
+    return torch.cat(found), size
+
+
+class Draws:
+    """States of all generators that a step may draw from, for a repeated step to draw the same.
+
+    They are the global ones of Python, NumPy and PyTorch, and the `torch.Generator`s among the
+    attributes of an object, or among those of an attribute, such as `PromptDraws`.
+
+    Args:
+        owner: the strategy.
+        device: where it computes.
+    """
+
+    def __init__(self, owner: object, device: torch.device) -> None:
+        self._own = [(generator, generator.get_state()) for generator in _generators(owner)]
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._torch, self._device = torch.get_rng_state(), device
+        # The state lies on the host: to read it waits for nothing.
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        """Put every generator back to where it was."""
+        for generator, state in self._own:
+            generator.set_state(state)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+def _generators(owner: object) -> list[torch.Generator]:
+    found: dict[int, torch.Generator] = {}
+    for value in vars(owner).values():
+        within = [] if isinstance(value, nn.Module) else getattr(value, "__dict__", {}).values()
+        for one in (value, *within):
+            if isinstance(one, torch.Generator):
+                found[id(one)] = one
+    return list(found.values())
