@@ -4,12 +4,15 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from cl_clipfit import CLIPStrategy, Options
-from cl_clipfit.config import NotNegative, Positive, check_names, read_names
+from cl_clipfit.config import Count, NotNegative, Positive, check_names, read_names
 from cl_clipfit.losses.anchors import cosine_distance
+from cl_clipfit.losses.sampling import PromptDraws, PromptSample
+from cl_clipfit.step import label_index
 from cl_clipfit.tuning.deltas import squared_change_by_layer
 from cl_clipfit.tuning.selectors import check_layers, parse_layers, select_clipfit
 
@@ -27,7 +30,7 @@ PUBLISHED = {
     "schedule": "epoch-cosine", "warmup_epochs": 1, "warmup_lr": 1e-5,
     "augmentation": "crop-flip", "crop_scale": 0.08,
     "text_biases": "second-ffn", "layer_norms": "all", "image_anchor": 0.0,
-    "ce_scope": "task", "kd": "cosine", "kd_weight": 8.0, "kd_scope": "seen",
+    "ce_scope": "task", "kd": "cosine", "kd_weight": 8.0, "kd_scope": "seen", "kd_prompts": None,
 }  # fmt: skip
 
 LayerRange = Annotated[str, AfterValidator(check_layers)]
@@ -56,6 +59,9 @@ class ClipFitOptions(Options):
     vocabulary: Names = Field(
         (), description="further names to distil: a list, a file of lines, or imagenet"
     )
+    kd_prompts: Count | None = Field(
+        None, description="prompts distilled besides the ranked ones, drawn each step; default all"
+    )
     image_anchor: NotNegative = Field(
         0.0, description="weight of 1 - cos of image features to their zero-shot ones"
     )
@@ -70,6 +76,8 @@ class ClipFitOptions(Options):
             raise ValueError("vocabulary and kd_scope=seen+vocabulary need each other")
         if self.vocabulary and (self.kd != "cosine" or self.kd_weight == 0):
             raise ValueError("a vocabulary needs kd=cosine and a kd_weight above 0")
+        if self.kd_prompts:
+            self._check_draws()
         if self.kd == "mse" and self.text_biases == "none":
             raise ValueError("kd=mse holds text biases, and text_biases=none trains none")
         if self.text_biases == "none" and self.layer_norms == "none":
@@ -80,16 +88,41 @@ class ClipFitOptions(Options):
             raise ValueError("image_layers needs layer_norms=all")
         return self
 
+    def _check_draws(self) -> None:
+        if self.kd != "cosine" or self.kd_weight == 0:
+            raise ValueError("kd_prompts needs kd=cosine and a kd_weight above 0")
+        if self.text_biases == "none":
+            raise ValueError("kd_prompts has no effect with text_biases=none: no text moves")
+        if self.kd_scope == "task":
+            raise ValueError("kd_prompts has no effect with kd_scope=task, which draws nothing")
+        if self.ce_scope == "seen" and not self.vocabulary:
+            raise ValueError(
+                "kd_prompts has no effect with ce_scope=seen, which ranks every class seen: set"
+                " ce_scope=task, or kd_scope=seen+vocabulary and a vocabulary"
+            )
+
 
 class ClipFit(CLIPStrategy):
     """Cross-entropy + kd_weight * (1 - mean cos): Li et al. 2024, on a stream.
 
-    The mean runs over the prompts in `kd_scope`; their anchors are the text features of the
-    pretrained model.
+    The mean runs over the prompts in `kd_scope`, or is estimated from `kd_prompts` of them; their
+    anchors are the text features of the pretrained model.
     """
 
     options: ClipFitOptions
     _vocabulary: Sequence[Tensor] = ()  # token ids of each name, once encoded
+    _vocabulary_anchors: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kd_draws = PromptDraws()
+        self._distilled: PromptSample | None = None  # of the pass under way
+        self._names_text: list[Tensor] = []  # features of the vocabulary in that pass, once encoded
+
+    def before_task(self) -> None:
+        """Begin the draws of the task."""
+        super().before_task()
+        self.kd_draws.start_task(self.tasks_seen)
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return the published selection, or the ablation that the options ask for."""
@@ -123,25 +156,42 @@ class ClipFit(CLIPStrategy):
         return self.options.kd == "cosine" and self.options.kd_weight > 0
 
     def text_space(self) -> Sequence[int]:
-        """Return the classes that are ranked or distilled."""
-        if self._distils_features and self.options.kd_scope != "task":
-            return self.seen_classes
+        """Return the classes that are ranked or distilled; drawn ones as in the latest pass."""
+        if self._distilled and self.options.kd_scope != "task":
+            return self._distilled.classes
         return self.label_space()
 
     def training_logits(self, images: Tensor) -> Tensor:
-        """Encode the images' anchors first: putting weights back would spoil a later backward."""
+        """Choose the prompts to distil, and encode the vocabulary along with the classes."""
+        # The images' anchors first: putting weights back would spoil a later backward.
         if self.options.image_anchor:
             with torch.no_grad(), self.model.pretrained_weights():
                 self._image_anchors = self.model.image_features(images)
-        if self.options.kd_scope == "seen+vocabulary" and not self._vocabulary:
+        self._names_text = []  # lets go of the graph of the pass before
+        self._distilled = self._choose_prompts() if self._distils_features else None
+        names = self._distilled.names if self._distilled else []
+        if not names:
+            return super().training_logits(images)
+        further = [self._vocabulary[i] for i in names]
+        with self.model.encoding_along(further) as self._names_text:
+            return super().training_logits(images)
+
+    def _choose_prompts(self) -> PromptSample:
+        own = self.options
+        if own.kd_scope == "task":
+            return PromptSample(self.task_classes, [])
+        if own.vocabulary and not self._vocabulary:
             self._encode_vocabulary()
-        return super().training_logits(images)
+        ranked, names = self.label_space(), len(own.vocabulary)
+        return self.kd_draws.sample(ranked, self.seen_classes, names, own.kd_prompts)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Add distillation and anchor to the cross-entropy."""
         own, loss = self.options, super().compute_loss(logits, labels)
         if self._distils_features:
-            loss = loss + own.kd_weight * cosine_distance(*self._text_and_anchors())
+            assert self._distilled is not None
+            distance = self._distilled.distance(*self._text_and_anchors())
+            loss = loss + own.kd_weight * distance
         elif own.kd == "mse" and own.kd_weight > 0:
             loss = loss + own.kd_weight * self._bias_change()
         if own.image_anchor:
@@ -151,16 +201,20 @@ class ClipFit(CLIPStrategy):
         return loss
 
     def _text_and_anchors(self) -> tuple[Tensor, Tensor]:
-        """Return text features in `kd_scope` and their zero-shot anchors, both (P, d)."""
-        assert self.features is not None
-        text, classes = self.features.text, self.features.classes
-        if self.options.kd_scope == "task" and classes != self.task_classes:
-            rows = [classes.index(c) for c in self.task_classes]
-            text, classes = text[rows], self.task_classes
-        anchors = self.model.zero_shot_text_features[classes]
-        if self.options.kd_scope == "seen+vocabulary":
-            text = torch.cat([text, self.model.encode_prompts(self._vocabulary)])
-            anchors = torch.cat([anchors, self._vocabulary_anchors])
+        """Return the text features distilled in this pass and their zero-shot anchors, (P, d)."""
+        assert self.features is not None and self._distilled is not None
+        text, encoded = self.features.text, self.features.classes
+        classes, names = self._distilled.classes, self._distilled.names
+        if encoded != classes:  # more were encoded: to be ranked, or for a second stage
+            text = text[label_index([encoded.index(c) for c in classes], text.device)]
+        anchors = self.model.zero_shot_text_features[label_index(classes, text.device)]
+        if names:
+            if not self._names_text:  # the text of the classes was known already
+                own = [self._vocabulary[i] for i in names]
+                self._names_text = [self.model.encode_prompts(own)]
+            known = self._vocabulary_anchors[label_index(names, text.device)]
+            text = torch.cat([text, F.normalize(self._names_text[0], dim=-1)])
+            anchors = torch.cat([anchors, known])
         return text, anchors
 
     def _encode_vocabulary(self) -> None:

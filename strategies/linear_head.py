@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_clipfit import CLIPStrategy, Options
-from cl_clipfit.step import StepFeatures
+from cl_clipfit.step import StepFeatures, label_index
 
 NAME = "linear-head"
 PAPER = "Wortsman et al. 2022, arXiv 2109.01903 (CVPR)"
@@ -69,7 +69,8 @@ class LinearHead(CLIPStrategy):
     def training_logits(self, images: Tensor) -> Tensor:
         """Encode the images alone; `features.text` holds rows of the head, of any length."""
         classes = list(self.label_space())
-        image, rows = self.model.image_features(images), self.head[classes]
+        image = self.model.image_features(images)
+        rows = self.head.index_select(0, label_index(classes, self.head.device))
         self.features = StepFeatures(image, rows, classes)
         return self._spread(self.model.logits(image, rows), classes)
 

@@ -21,7 +21,7 @@ from cl_clipfit.merging import (
     interpolate,
     path_positions,
 )
-from cl_clipfit.step import Workload
+from cl_clipfit.step import Workload, label_index
 
 NAME = "mergetune"
 PAPER = "Wang et al. 2026, arXiv 2601.10497 (ICLR)"
@@ -149,13 +149,15 @@ class MergeTune(ContinuedStrategy):
         if self.merge.beta > 0:
             alphas = path_positions(self.merge.alpha, self.path_draws)
             weights = self.current_values()
-            with self._frozen_images():
+            with self._shared_images():
                 for alpha in alphas:
                     self._add_path_point(stage.host, weights, alpha, self.merge.beta / len(alphas))
 
-    def _frozen_images(self) -> contextlib.AbstractContextManager[None]:
-        """Encode no image again where the image tower is the same all along the line."""
-        if self.features is None or any(name.startswith("clip.visual.") for name in self.selection):
+    def _shared_images(self) -> contextlib.AbstractContextManager[None]:
+        """Compute once what is the same all along the line: all of a frozen image tower."""
+        if any(name.startswith("clip.visual.") for name in self.selection):
+            return self.model.shared_embedding(self.mb_x)
+        if self.features is None:
             return contextlib.nullcontext()
         return self.model.known_images(self.mb_x, self.features.image.detach())
 
@@ -204,15 +206,17 @@ class MergeTune(ContinuedStrategy):
         """
         features, own = self.features, self.merge
         assert features is not None and features.raw_text is not None
-        zero_shot = self.model.zero_shot_text_features[features.classes]
+        device = labels.device
+        encoded = label_index(features.classes, device)
+        zero_shot = self.model.zero_shot_text_features.index_select(0, encoded)
         total = features.image.new_zeros(())
         for weight, point, _ in self._anchors(stage):
             anchor = self._previous_text if point is stage.previous else zero_shot
             total = total + weight * cosine_distance(features.text, anchor)
-        ranked = [features.classes.index(c) for c in self.label_space()]
-        rows = torch.tensor(self.label_space(), device=labels.device)
-        targets = (labels[:, None] == rows).int().argmax(1)
-        end, start = features.raw_text[ranked], self._host_text[ranked]
+        classes = self.label_space()
+        targets = (labels[:, None] == label_index(classes, device)).int().argmax(1)
+        ranked = label_index([features.classes.index(c) for c in classes], device)
+        end, start = (f.index_select(0, ranked) for f in (features.raw_text, self._host_text))
         alphas = path_positions(own.alpha, self.path_draws) if own.beta > 0 else []
         for alpha in alphas:
             text = F.normalize(start + alpha * (end - start), dim=-1)
