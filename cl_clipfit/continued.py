@@ -13,6 +13,7 @@ from torch import Tensor
 from cl_clipfit.config import Number, Options, Positive
 from cl_clipfit.landscape import LINES, POINTS, Sample, profiles
 from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
+from cl_clipfit.sharing import leaves_images
 from cl_clipfit.step import Workload
 from cl_clipfit.strategy import CLIPStrategy
 from cl_clipfit.tuning.deltas import tensor_groups
@@ -87,6 +88,7 @@ class ContinuedStrategy(CLIPStrategy):
         self._previous: Values | None = None  # merged weights of the task before
         self._trajectory: Values | None = None  # where a read-out's host goes on
         self._last: Stage | None = None
+        self._ratio = 1.0  # how far its merged weights are from zero-shot, the host being at 1
         self._task_started = 0.0
 
     def default_options(self) -> ContinuedOptions:
@@ -184,7 +186,10 @@ class ContinuedStrategy(CLIPStrategy):
     def workload(self) -> Workload:
         """Count the second stage and what is measured after it."""
         host, epochs, trained = super().workload(), self._epochs(), self._solutions is None
-        points = 0 if self.merge.landscape == "off" else len(LINES) * POINTS
+        points = 0
+        if self.merge.landscape != "off":  # where images look the same at all points, one is enough
+            shared = self.selection and leaves_images(self, self.selection)
+            points = 1 if shared else 4 + len(LINES) * (POINTS - 2)  # lines share their four ends
         # scored: the merged weights, the host, WiSE-FT, and the ensemble where it is asked for
         passes = 3 + (self.merge.ensemble is not None)
         return Workload(
@@ -205,7 +210,9 @@ class ContinuedStrategy(CLIPStrategy):
             ratio = length_ratio(merged, point, stage.host)
             found[f"ratio_to_{name}"] = ratio if math.isfinite(ratio) else None
             found[f"cosine_to_{name}"] = direction_cosine(merged, point, stage.host)
-        ratio = length_ratio(merged, stage.zero_shot, stage.host)
+            if point is stage.zero_shot:
+                self._ratio = ratio
+        ratio = self._ratio
         if not ratio <= FAR:  # nor where it is no number
             self.warn(
                 f"task {self.tasks_seen}: the second stage diverged, {ratio:.3g} times as far from"
@@ -226,8 +233,7 @@ class ContinuedStrategy(CLIPStrategy):
         stage, merged = self._last, self._previous
         if stage is None or merged is None:
             return {}
-        ratio = length_ratio(merged, stage.zero_shot, stage.host)
-        ratio = ratio if math.isfinite(ratio) else 1.0  # the host never left zero-shot
+        ratio = self._ratio if math.isfinite(self._ratio) else 1.0  # the host never left zero-shot
         found: dict[str, Mapping[str, Tensor]] = {
             "host": stage.host,
             "wise-ft at the same distance": interpolate(stage.zero_shot, stage.host, ratio),

@@ -1,6 +1,6 @@
 """Images that a frozen image tower encodes once, for all tasks, methods and seeds of a command."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,17 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.report.display import ConsoleDisplay
 
 BATCH = 256  # as in evaluation
+
+
+def with_features(
+    scenario: Scenario, probes: Mapping[str, Source], encode: Callable[[Any], Tensor]
+) -> tuple[Scenario, dict[str, Source]]:
+    """Put what `encode` makes of them in place of the test images of a stream and of probes."""
+    encoded = {
+        name: replace(p, test=replace(p.test, images=encode(p.test.images)))
+        for name, p in probes.items()
+    }
+    return scenario.with_images(scenario.train.images, encode(scenario.test.images)), encoded
 
 
 class FrozenImages:
@@ -57,11 +68,12 @@ class FrozenImages:
         train = scenario.train.images
         if recipe is not None and recipe.augmentation == "none":
             train = self.features(train)
-        encoded = {
-            name: replace(p, test=replace(p.test, images=self.features(p.test.images)))
-            for name, p in probes.items()
-        }
-        return scenario.with_images(train, self.features(scenario.test.images)), encoded
+        scenario = scenario.with_images(train, scenario.test.images)
+        return with_features(scenario, probes, self.features)
+
+    def known(self, images: Any) -> Tensor | None:
+        """Return the features (N, d) of images encoded by this command already, else None."""
+        return self._known.get(images_key(images)) if self._known else None
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
@@ -92,6 +104,7 @@ class FrozenImages:
             "weights": identity.weights_sha256,
             "transform": repr(self.model.preprocess),
             "device": self.device.type,
+            "precision": self.model.precision,
             "made by": [__version__, torch.__version__, PIL.__version__],
         }
 

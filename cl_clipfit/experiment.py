@@ -23,13 +23,14 @@ from cl_clipfit.plan import StreamPlan
 from cl_clipfit.results import Progress, build_result
 from cl_clipfit.runplan import RunPlan
 from cl_clipfit.runs import RunFolder
-from cl_clipfit.scoring import Scoreboard, Scores, score
+from cl_clipfit.scoring import Scoreboard, Scorer, Scores
 from cl_clipfit.strategy import CLIPStrategy, StepCallback
 from cl_clipfit.tuning.bank import DeltaBank
 from cl_clipfit.tuning.deltas import change_by_layer
 from cl_clipfit.tuning.routing import class_statistics
 
 LONG_RUN_SECONDS = 120
+_OWN = ""  # the weights that a strategy has now, among those it is compared with
 STATISTICS_IMAGES = 2000  # a task: enough for its means, little beside its training
 
 
@@ -90,6 +91,7 @@ class Run:
             plan, stream, model, scenario.class_names, scenario.templates,
             plugins=[StepCallback(display.step)],
         )  # fmt: skip
+        self.scorer = Scorer(self.strategy, scenario, probes, model, encoder)
         self.progress = Progress(Scoreboard(scenario))
         self.progress.encode_seconds.append(time.perf_counter() - started)
         self._before: Scores | None = None  # of the model as it was before training
@@ -180,13 +182,13 @@ class Run:
 
     def _statistics(self) -> dict[str, torch.Tensor]:
         """Summarise the task's training images as zero-shot CLIP sees them, to route by."""
-        model, experience = self.strategy.model, self.scenario.of_task(self.task - 1)
-        images, labels = self.strategy.task_sample(STATISTICS_IMAGES, experience, by_class=True)
-        batches = images.split(self.strategy.eval_mb_size)
-        device = self.strategy.device
+        # Encoded here, even if another method has encoded all of them: in other batches, whose
+        # last bits differ, and a bank does not depend on the methods that run beside it.
+        strategy, model = self.strategy, self.strategy.model
+        experience = self.scenario.of_task(self.task - 1)
+        images, labels = strategy.task_sample(STATISTICS_IMAGES, experience, by_class=True)
         with torch.no_grad(), model.pretrained_weights():
-            found = [model.image_features(batch.to(device)).cpu() for batch in batches]
-        features = torch.cat(found)
+            features = strategy.in_batches(lambda x: model.image_features(x).cpu(), images)
         return class_statistics(features, labels)
 
     def _show_warnings(self) -> None:
@@ -205,31 +207,39 @@ class Run:
         self.display.start_task(task, tasks, epochs, epochs * steps)
 
     def _evaluate(self) -> None:
-        """Fill one row of every table from one pass over the test images."""
+        """Fill one row of every table; an image tower sees the test images once."""
         started = time.perf_counter()
-        strategy, scenario, board = self.strategy, self.scenario, self.progress.board
+        strategy, scenario, compared = self.strategy, self.scenario, self.strategy.compared()
+        boards = {_OWN: self.progress.board}
+        for name in compared:
+            boards[name] = self.progress.compared.setdefault(name, Scoreboard(scenario))
+        weights: dict[str, Mapping[str, torch.Tensor]] = {_OWN: {}, **compared}
         if strategy.frozen and self._before:
-            scores = self._before
-        else:
-            scores = score(strategy, scenario, self.probes)
-        if self._before is None:
-            self._before = scores
-            self.progress.zero_shot = seen_curve(
-                scores.test, scenario.test.labels,
-                scenario.task_classes[: scenario.trained_tasks], scenario.test_tasks,
-            )  # fmt: skip
-        board.add(scores)
-        for name, values in strategy.compared().items():
-            other = self.progress.compared.setdefault(name, Scoreboard(scenario))
-            if not other.tables.seen:
-                other.add(self._before)
-            other.add(score(strategy, scenario, self.probes, values))
+            boards[_OWN].add(self._before)
+            del weights[_OWN]
+        for name, scores in self.scorer.score(weights):
+            if self._before is None:
+                self._keep_before(scores)
+            elif not boards[name].tables.seen:
+                boards[name].add(self._before)
+            boards[name].add(scores)
         self.progress.eval_seconds.append(time.perf_counter() - started)
+        self._show_warnings()
+
+    def _keep_before(self, scores: Scores) -> None:
+        self._before, scenario = scores, self.scenario
+        tasks = scenario.task_classes[: scenario.trained_tasks]
+        self.progress.zero_shot = seen_curve(
+            scores.test, scenario.test.labels, tasks, scenario.test_tasks
+        )
 
     def _announce(self) -> None:
         """Say how long the run will take and how much it will write, where that is much."""
         name, where = self.plan.strategy.name, self.stream.device
-        seconds = estimate_seconds(self.plan, self.scenario, self.strategy, self.probes)
+        seconds = estimate_seconds(
+            self.plan, self.scenario, self.strategy, self.probes,
+            STATISTICS_IMAGES if self.bank is not None else 0, self.scorer.at_hand(),
+        )  # fmt: skip
         if seconds > LONG_RUN_SECONDS:
             self.display.note(
                 f"{name}: about {seconds / 60:.0f} minutes on {where}, estimated from a few images"

@@ -1,8 +1,8 @@
 """Loss and accuracy at other weights of a strategy: on lines and planes between solutions."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_clipfit.merging import Plane, barrier, segment
+from cl_clipfit.sharing import compares_as_clip, leaves_images, reads_features
 
 if TYPE_CHECKING:
     from cl_clipfit.strategy import CLIPStrategy
@@ -25,7 +26,7 @@ class Sample:
     """Images that a landscape is measured on.
 
     Attributes:
-        images: (N, 3, H, W).
+        images: (N, 3, H, W), or their features (N, d).
         labels: (N,).
         classes: the classes among which an image is classified.
     """
@@ -45,17 +46,44 @@ def loss_and_accuracy(
         values: values of the selection.
         sample: what to classify.
     """
-    with strategy.model.weights(values):
-        scores = strategy.score_all(sample.images)
-    labels = sample.labels.to(scores.device)
-    columns = torch.tensor(list(sample.classes), device=scores.device)
-    found = labels[:, None] == columns
+    columns = torch.tensor(list(sample.classes))
+    found = sample.labels.cpu()[:, None] == columns
     if not found.any(1).all():
         raise ValueError("some labels of the sample are not among its classes")
-    targets = found.int().argmax(1)
-    among = scores[:, columns]
+    with strategy.model.weights(values):
+        among = _scores(strategy, sample)
+    targets = found.int().argmax(1).to(among.device)
     right = int((among.argmax(1) == targets).sum())
-    return float(F.cross_entropy(among, targets)), 100.0 * right / len(labels)
+    return float(F.cross_entropy(among, targets)), 100.0 * right / len(targets)
+
+
+@torch.no_grad()
+def _scores(strategy: "CLIPStrategy", sample: Sample) -> Tensor:
+    """Score a sample against its classes: (N, C); no other class is encoded where CLIP compares."""
+    model, classes = strategy.model, list(sample.classes)
+    if not compares_as_clip(strategy):
+        return strategy.score_all(sample.images)[:, classes]
+    text = model.eval().text_features(classes)
+    return strategy.in_batches(
+        lambda batch: model.logits(model.image_features(batch), text).cpu(), sample.images
+    )
+
+
+@torch.no_grad()
+def encode_shared(strategy: "CLIPStrategy", names: Iterable[str], sample: Sample) -> Sample:
+    """Put features in place of images where points that differ in some parameters share them.
+
+    Args:
+        strategy: classifies; its image tower must not change as long as the sample is in use.
+        names: of the parameters.
+        sample: returned as it is where its images look different from point to point.
+    """
+    shared = reads_features(strategy) and leaves_images(strategy, names)
+    if sample.images.dim() == 2 or not shared:
+        return sample
+    encode = strategy.model.eval().image_features
+    features = strategy.in_batches(lambda batch: encode(batch).cpu(), sample.images)
+    return replace(sample, images=features)
 
 
 def profile(
@@ -104,12 +132,20 @@ def profiles(
         a `profile` for "zero-shot to host", "previous to host", "merged to host" and "zero-shot to
         merged", where both ends are given.
     """
-    known = {name: loss_and_accuracy(strategy, values, sample) for name, values in points.items()}
+    sample = encode_shared(
+        strategy, {name for values in points.values() for name in values}, sample
+    )
+    first = "previous" in points and _same(points["previous"], points.get("zero-shot"))
+    known = {
+        name: loss_and_accuracy(strategy, values, sample)
+        for name, values in points.items()
+        if not (name == "previous" and first)
+    }
     found: dict[str, dict[str, Any]] = {}
     for a, b in LINES:
         if a not in points or b not in points:
             continue
-        if a == "previous" and _same(points[a], points.get("zero-shot")):  # in task 1
+        if a == "previous" and first:
             found[f"{a} to {b}"] = found[f"zero-shot to {b}"]
             continue
         ends = known[a], known[b]

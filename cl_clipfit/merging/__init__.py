@@ -16,6 +16,7 @@ from cl_clipfit.merging.distance import (
     fisher_distance,
     group_distances,
     length_ratio,
+    relative_distance,
 )
 from cl_clipfit.merging.path import (
     Plane,
@@ -43,6 +44,7 @@ __all__ = [
     "mean",
     "path_positions",
     "plane",
+    "relative_distance",
     "segment",
     "task_arithmetic",
     "ties",

@@ -5,7 +5,7 @@ against how far a reference moved, one weight fits every group of tensors.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,18 +36,8 @@ def group_distances(
     Raises:
         ValueError: other names or shapes, a tensor without a group, or a floor not above 0.
     """
-    _check(values, groups, floor)
-    values, anchor, reference = aligned(values, anchor, reference)
-    moved: dict[str, list[Tensor]] = {}
-    units: dict[str, list[Tensor]] = {}
-    for name, value in values.items():
-        moved.setdefault(groups[name], []).append((value - anchor[name]).square().sum())
-        unit = (reference[name] - anchor[name]).square().sum()
-        units.setdefault(groups[name], []).append(unit)
-    return {
-        group: torch.stack(parts).sum() / torch.stack(units[group]).sum().clamp(min=floor)
-        for group, parts in moved.items()
-    }
+    units = _units(anchor, reference, groups, floor)
+    return _by_group(values, anchor, groups, units)
 
 
 def distance(
@@ -67,10 +57,7 @@ def distance(
         >>> distance(reference, anchor, reference, {"a": "gains", "b": "biases"})
         tensor(2.)
     """
-    parts = group_distances(values, anchor, reference, groups, floor)
-    if not parts:
-        raise ValueError("no values given: there is nothing to measure a distance of")
-    return torch.stack(list(parts.values())).sum()
+    return relative_distance(anchor, reference, groups, floor=floor)(values)
 
 
 def fisher_distance(
@@ -100,18 +87,76 @@ def fisher_distance(
         ValueError: other names or shapes, a tensor without a group, a floor not above 0, or a
             Fisher whose mean is not above 0.
     """
-    _check(values, groups, floor)
-    values, anchor, reference, fisher = aligned(values, anchor, reference, fisher)
-    if not values:
+    return relative_distance(anchor, reference, groups, fisher, floor)(values)
+
+
+def relative_distance(
+    anchor: Values,
+    reference: Values,
+    groups: Mapping[str, str],
+    fisher: Values | None = None,
+    floor: float = 1e-12,
+) -> Callable[[Values], Tensor]:
+    """Return `distance`, or with a Fisher `fisher_distance`, as a function of the values alone.
+
+    Units and scale are computed here, once for however many values are measured.
+
+    Args:
+        anchor: as in `distance`.
+        reference: likewise.
+        groups: likewise.
+        fisher: as in `fisher_distance`.
+        floor: as in `distance`.
+
+    Raises:
+        ValueError: as these two; the function, for values with other names or shapes.
+    """
+    units = _units(anchor, reference, groups, floor)
+    if not units:
         raise ValueError("no values given: there is nothing to measure a distance of")
-    entries = sum(value.numel() for value in values.values())
+    if fisher is None:
+        return lambda values: torch.stack(
+            list(_by_group(values, anchor, groups, units).values())
+        ).sum()
+    anchor, reference, fisher = aligned(anchor, reference, fisher)
+    entries = sum(value.numel() for value in anchor.values())
     scale = torch.stack([f.sum() for f in fisher.values()]).sum() / entries
     if not scale > 0:
         raise ValueError(f"the Fisher's mean is {float(scale)}: it must be above 0")
-    moved = [(f / scale * (values[n] - anchor[n]).square()).sum() for n, f in fisher.items()]
-    units = [(f / scale * (reference[n] - anchor[n]).square()).sum() for n, f in fisher.items()]
-    count = len({groups[name] for name in values})
-    return count * torch.stack(moved).sum() / torch.stack(units).sum().clamp(min=floor)
+    weights = {name: f / scale for name, f in fisher.items()}
+    unit = _weighted(reference, anchor, weights).clamp(min=floor)
+    count = len(units)
+    return lambda values: count * _weighted(values, anchor, weights) / unit
+
+
+def _units(
+    anchor: Values, reference: Values, groups: Mapping[str, str], floor: float
+) -> dict[str, Tensor]:
+    """Return max(||r_g - a_g||^2, floor) of every group g."""
+    _check(anchor, groups, floor)
+    return {g: u.clamp(min=floor) for g, u in _squares(anchor, reference, groups).items()}
+
+
+def _by_group(
+    values: Values, anchor: Values, groups: Mapping[str, str], units: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    return {g: moved / units[g] for g, moved in _squares(values, anchor, groups).items()}
+
+
+def _squares(values: Values, anchor: Values, groups: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return ||w_g - a_g||^2 of every group g, in the order of the values."""
+    parts: dict[str, list[Tensor]] = {}
+    values, anchor = aligned(values, anchor)
+    for name, value in values.items():
+        parts.setdefault(groups[name], []).append((value - anchor[name]).square().sum())
+    return {group: torch.stack(own).sum() for group, own in parts.items()}
+
+
+def _weighted(values: Values, anchor: Values, weights: Values) -> Tensor:
+    """Return sum F (w - a)^2 over all tensors."""
+    values, anchor, weights = aligned(values, anchor, weights)
+    parts = [(f * (values[n] - anchor[n]).square()).sum() for n, f in weights.items()]
+    return torch.stack(parts).sum()
 
 
 def _check(values: Values, groups: Mapping[str, str], floor: float) -> None:
