@@ -7,17 +7,12 @@ process; peak memory is that of two further processes, one for each kind of step
 """
 
 import argparse
-import json
-import resource
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from benchmarks import timing
 from cl_clipfit import Recipe, create_classifier
 from cl_clipfit.continued import Stage
 from cl_clipfit.optimization import make_optimizer, make_schedule
@@ -28,8 +23,7 @@ from strategies.mergetune import MergeTune, MergeTuneOptions
 def build(arguments: argparse.Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return functions that take a step of the host, and one of the second stage in a task > 1."""
     torch.manual_seed(0)
-    name = arguments.model
-    model = create_classifier(name if ":" in name or name == "mini" else f"{name}:random")
+    model = create_classifier(timing.model_name(arguments.model))
     strategy: Any = MergeTune.over(ClipFit)(
         model=model, class_names=[f"thing {i}" for i in range(arguments.classes)],
         recipe=Recipe(optimizer="sgd", lr=1e-3), host_options=ClipFitOptions(),
@@ -64,11 +58,10 @@ def build(arguments: argparse.Namespace) -> tuple[Callable[[], None], Callable[[
 
 def peak_bytes(arguments: argparse.Namespace, kind: str) -> int:
     """Return the peak resident memory of a process that takes steps of one kind."""
-    command = [sys.executable, "-m", "benchmarks.merge_step", "--memory-of", kind]
+    options = []
     for option in ("model", "classes", "batch_size", "threads", "alpha"):
-        command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])
+        options += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    return timing.peak_of_child("benchmarks.merge_step", "--memory-of", kind, *options)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -76,14 +69,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     # Memory first: a process that is started begins with the peak of the one that starts it.
     memory = {name: peak_bytes(arguments, name) for name in ("host", "second_stage")}
     steps = dict(zip(memory, build(arguments), strict=True))
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(arguments.repeats + 1):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if turn:  # the first turn warms up
-                found[name].append(time.perf_counter() - begin)
-    medians = {name: statistics.median(values) for name, values in found.items()}
+    medians = timing.medians(timing.take_turns(steps, arguments.repeats))
     return {
         "model": arguments.model, "classes": arguments.classes,
         "batch_size": arguments.batch_size, "alpha": arguments.alpha,
@@ -94,35 +80,27 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Read the options, measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="ViT-B-16")
+    timing.add_options(parser, model="ViT-B-16", batch_size=16, repeats=3)
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0: as PyTorch chooses")
     parser.add_argument("--alpha", default="uniform", help="points of the line")
     parser.add_argument("--memory-of", choices=["host", "second_stage"], help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        step = build(arguments)[arguments.memory_of == "second_stage"]
-        step()
-        step()
-        # ru_maxrss counts kilobytes on Linux
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-        return
-    result = measure(arguments)
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-        return
-    print(
+    arguments = timing.parse(parser, given, "classes")
+    with timing.one_line(parser):
+        if arguments.memory_of:
+            step = build(arguments)[arguments.memory_of == "second_stage"]
+            step()
+            step()
+            print(timing.peak_bytes())
+            return
+        result = measure(arguments)
+    line = (
         f"a second-stage step takes {result['time_ratio']:.2f} times a step of the host and"
         f" {result['memory_ratio']:.2f} times its peak memory"
     )
+    timing.show(result, arguments.json, [line])
 
 
 if __name__ == "__main__":

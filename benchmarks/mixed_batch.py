@@ -7,15 +7,13 @@ turns within one run, so that a machine that slows down slows all of them.
 """
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import timing
 from cl_clipfit.clip import CLIPClassifier, create_classifier
 from cl_clipfit.tuning.mixing import mixed_image_features
 from cl_clipfit.tuning.selectors import select_layer_norms
@@ -44,20 +42,11 @@ def loop_over_tasks(
     return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
-def seconds(function: Callable[[], Tensor], device: torch.device) -> float:
-    """Return how long a call takes, including what it left running on a GPU."""
-    begin = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
 @torch.no_grad()
 def measure(name: str, tasks: int, batch_size: int, repeats: int, device: str) -> dict[str, Any]:
     """Time the mixed pass, the loop and a plain pass; see `main` for the arguments."""
     torch.manual_seed(0)
-    model = create_classifier(name if ":" in name or name == "mini" else f"{name}:random", device)
+    model = create_classifier(timing.model_name(name), device)
     deltas, where = draw_deltas(model, tasks), torch.device(device)
     size = model.clip.visual.image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
@@ -68,13 +57,8 @@ def measure(name: str, tasks: int, batch_size: int, repeats: int, device: str) -
         "loop": lambda: loop_over_tasks(model, images, choices, deltas),
         "plain": lambda: model.image_features(images),
     }
-    difference = float((ways["mixed"]() - ways["loop"]()).abs().max())  # warms up as well
-    ways["plain"]()
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(repeats):
-        for way, function in ways.items():
-            times[way].append(seconds(function, where))
-    medians = {way: statistics.median(values) for way, values in times.items()}
+    difference = float((ways["mixed"]() - ways["loop"]()).abs().max())
+    medians = timing.medians(timing.take_turns(ways, repeats, device))
     return {
         "model": name,
         "tasks": tasks,
@@ -92,24 +76,12 @@ def measure(name: str, tasks: int, batch_size: int, repeats: int, device: str) -
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="ViT-B-32", help="an architecture, or a model's name")
+    timing.add_options(parser, model="ViT-B-32", batch_size=32, repeats=3, device="cpu")
     parser.add_argument("--tasks", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's choice")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_args(arguments)
-    if min(given.tasks, given.batch_size, given.repeats, given.threads or 1) < 1:
-        parser.error("--tasks, --batch-size, --repeats and --threads must be 1 or more")
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    found = measure(given.model, given.tasks, given.batch_size, given.repeats, given.device)
-    if given.json:
-        print(json.dumps(found, indent=1))
-        return
-    for key, value in found.items():
-        print(f"{key}: {value}")
+    given = timing.parse(parser, arguments, "tasks")
+    with timing.one_line(parser):
+        found = measure(given.model, given.tasks, given.batch_size, given.repeats, given.device)
+    timing.show(found, given.json)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ one run, so that a machine that slows down slows all of them.
 """
 
 import argparse
-import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from benchmarks import timing
 from cl_clipfit.clip import CLIPClassifier, create_classifier
 from cl_clipfit.data.decode import THREADS
 from cl_clipfit.data.images import ImageFiles, LazyImages
@@ -95,19 +93,10 @@ def make_ways(
 def measure(name: str, batch_size: int, repeats: int, device: torch.device) -> dict[str, Any]:
     """Time all ways in turns; see `main` for the arguments."""
     torch.manual_seed(0)
-    model = create_classifier(name if ":" in name or name == "mini" else f"{name}:random", device)
+    model = create_classifier(timing.model_name(name), device)
     with tempfile.TemporaryDirectory() as folder:
         ways = make_ways(model, Path(folder), batch_size, device)
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for turn in range(repeats + 1):
-            for way, function in ways.items():
-                begin = time.perf_counter()
-                function()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if turn:  # the first turn warms up
-                    times[way].append(time.perf_counter() - begin)
-    medians = {way: statistics.median(values) for way, values in times.items()}
+        medians = timing.medians(timing.take_turns(ways, repeats, device))
     towers = ("tower_forward", "tower_training")
     return {
         "model": name,
@@ -132,23 +121,11 @@ def measure(name: str, batch_size: int, repeats: int, device: torch.device) -> d
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the options, measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="ViT-B-16", help="an architecture, or a model's name")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu", help="of the tensors and the image tower")
-    parser.add_argument("--threads", type=int, default=0, help="0: as PyTorch chooses")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-    given = parser.parse_args(arguments)
-    if min(given.batch_size, given.repeats) < 1 or given.threads < 0:
-        parser.error("--batch-size and --repeats must be 1 or more, --threads 0 or more")
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    found = measure(given.model, given.batch_size, given.repeats, torch.device(given.device))
-    if given.json:
-        print(json.dumps(found, indent=1))
-        return
-    for key, value in found.items():
-        print(f"{key}: {value}")
+    timing.add_options(parser, model="ViT-B-16", batch_size=32, repeats=5, device="cpu")
+    given = timing.parse(parser, arguments)
+    with timing.one_line(parser):
+        found = measure(given.model, given.batch_size, given.repeats, torch.device(given.device))
+    timing.show(found, given.json)
 
 
 if __name__ == "__main__":

