@@ -109,6 +109,8 @@ def test_text_features_and_gradients_are_open_clips(
 ) -> None:
     if name == "no projection" and kind is open_clip.CLIP:
         pytest.skip("CLIP projects its text")
+    if "eos_id" in TEXT[name] and not hasattr(open_clip.model.CLIPTextCfg, "eos_id"):
+        pytest.skip("this open_clip does not look for an end token")
     model = build(text=TEXT[name], kind=kind)
     assert packed_text.known_tower(model.clip)
     tokens = [model.tokenizer([t.replace("{}", n) for t in templates]) for n in NAMES]

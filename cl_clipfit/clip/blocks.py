@@ -85,6 +85,8 @@ def _known_parts(block: Any) -> bool:
         and list(mlp._modules) == ["c_fc", "gelu", "c_proj"]
         and plain(mlp.c_fc, nn.Linear)
         and plain(mlp.c_proj, nn.Linear)
+        and mlp.c_fc.bias is not None
+        and mlp.c_proj.bias is not None
         and plain(attention.out_proj, NonDynamicallyQuantizableLinear)
     )
 
@@ -126,12 +128,18 @@ class Arithmetic:
         """Add what a block's second half computes to the rows, in fp32."""
         hidden = self.linear(block.mlp.c_fc, norm(block.ln_2, rows, samples).to(self.dtype))
         hidden = activation(block.mlp.gelu)(hidden)
-        return rows + scaled(block.ls_2, self.linear(block.mlp.c_proj, hidden))
+        return self.add_linear(rows, block.mlp.c_proj, hidden, block.ls_2)
 
+    def add_linear(
+        self, rows: Tensor, module: Any, inputs: Tensor, layer_scale: nn.Module
+    ) -> Tensor:
+        """Add a linear layer of the inputs, scaled where a block does that, to the rows, in fp32.
 
-def scaled(layer_scale: nn.Module, rows: Tensor) -> Tensor:
-    """Apply a block's layer scale, where it has one."""
-    return rows if isinstance(layer_scale, nn.Identity) else layer_scale(rows)
+        The bias is added last: in fp32, and without a copy of it for every row.
+        """
+        if not isinstance(layer_scale, nn.Identity):
+            return rows + layer_scale(self.linear(module, inputs))
+        return (rows + F.linear(inputs, self.weight(module, "weight"))).add_(module.bias)
 
 
 def activation(module: nn.Module) -> Callable[[Tensor], Tensor]:

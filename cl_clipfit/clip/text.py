@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cl_clipfit.clip.blocks import Arithmetic, attend, known_blocks, norm, plain, scaled
+from cl_clipfit.clip.blocks import Arithmetic, attend, known_blocks, norm, plain
 from cl_clipfit.clip.packing import Packed
 
 
@@ -116,7 +116,7 @@ class PackedText:
         query, key, value = self._grid(qkv, heads)
         found = attend(query, *self._behind_prefix(key, value, self.owners), self.mask)
         found = found.transpose(1, 2).reshape(-1, width)[self.packed.slots]
-        rows = rows + scaled(block.ls_1, self.arithmetic.linear(block.attn.out_proj, found))
+        rows = self.arithmetic.add_linear(rows, block.attn.out_proj, found, block.ls_1)
         return self.arithmetic.mlp(block, rows, len(rows))
 
     def _last_block(self, block: Any, rows: Tensor) -> Tensor:
@@ -132,9 +132,10 @@ class PackedText:
         own = (places < packed.lengths[self.prefixes :, None])[:, None, None]
         mask = torch.cat([self.before, own], 3)
         found = attend(query.view(len(query), heads, 1, -1), key, value, mask)
+        found = found.reshape(len(query), width)
         tokens = rows[packed.last]
-        linear = self.arithmetic.linear(block.attn.out_proj, found.reshape(len(query), width))
-        return self.arithmetic.mlp(block, tokens + scaled(block.ls_1, linear), len(tokens))
+        tokens = self.arithmetic.add_linear(tokens, block.attn.out_proj, found, block.ls_1)
+        return self.arithmetic.mlp(block, tokens, len(tokens))
 
     def _grid(self, rows: Tensor, heads: int) -> tuple[Tensor, ...]:
         """Put rows (T, n width) at their places: n tensors (sequences, heads, room, size)."""
@@ -153,6 +154,9 @@ class PackedText:
         """
         length, pairs = self.packed.grids[0], []
         for part in (key, value):
-            before = part[: self.prefixes, :, :length][owners]
+            before = part[: self.prefixes, :, :length]
+            if self.prefixes > 1:
+                before = before[owners]
+            before = before.expand(len(owners), -1, -1, -1)
             pairs.append(torch.cat([before, part[-len(owners) :]], 2))
         return pairs[0], pairs[1]

@@ -18,7 +18,6 @@ from cl_clipfit.clip.blocks import (
     known_blocks,
     norm,
     plain,
-    scaled,
     self_attention,
 )
 
@@ -89,7 +88,7 @@ def _block(block: Any, rows: Tensor, samples: int, arithmetic: Arithmetic) -> Te
     normed = norm(block.ln_1, rows, samples).to(arithmetic.dtype)
     qkv = arithmetic.linear(block.attn, normed, "in_proj_")
     found = self_attention(qkv, samples, block.attn.num_heads)
-    rows = rows + scaled(block.ls_1, arithmetic.linear(block.attn.out_proj, found))
+    rows = arithmetic.add_linear(rows, block.attn.out_proj, found, block.ls_1)
     return arithmetic.mlp(block, rows, samples)
 
 
@@ -103,7 +102,7 @@ def _last_block(block: Any, rows: Tensor, samples: int, arithmetic: Arithmetic) 
     key, value = pairs.view(samples, -1, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
     found = attend(query.view(samples, heads, 1, -1), key, value).reshape(samples, width)
     tokens = rows.view(samples, -1, width)[:, 0]
-    tokens = tokens + scaled(block.ls_1, arithmetic.linear(block.attn.out_proj, found))
+    tokens = arithmetic.add_linear(tokens, block.attn.out_proj, found, block.ls_1)
     return arithmetic.mlp(block, tokens, samples)
 
 
