@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip import text as packed_text
-from cl_clipfit.clip.packing import divide, pack
+from cl_clipfit.clip.packing import Packed, pack
 from tests.conftest import TINY_CLIP
 
 VISION: dict[str, dict[str, Any]] = {
@@ -318,21 +318,34 @@ def test_packed_prompts_can_be_read_back(seed: int) -> None:
         [0, *(draw.randint(1, 2 + seed % 3) for _ in range(draw.randint(0, 6))), 9]
         for _ in range(draw.randint(1, 12))
     ]
-    packed = pack(prompts)
-    assert len(packed) <= sum(map(len, prompts))
-    sequences = packed.ids.split(packed.lengths.tolist())
-    prefixes, rests = sequences[: -len(prompts)], sequences[-len(prompts) :]
-    for i, prompt in enumerate(prompts):
-        assert [*prefixes[packed.groups[i]].tolist(), *rests[i].tolist()] == prompt
-        assert packed.ids[packed.last[i]] == 9
-        assert packed.positions[packed.last[i]] == len(prompt) - 1
-    parts = divide(prompts, limit=10)
-    assert sorted(i for part in parts for i in part) == list(range(len(prompts)))
+    for limit in (3, 12, 1000):
+        parts, order = pack(prompts, limit)
+        found = [read_back(part, row) for part in parts for row in part.last.tolist()]
+        assert [found[i] for i in order.tolist()] == prompts
+        assert all(len(part) <= max(limit, *map(len, prompts)) for part in parts)
 
 
-def test_prefixes_of_an_ensemble_are_encoded_once_each() -> None:
-    one, other = [0, 1, 2, 3], [0, 4, 5, 6]
+def read_back(packed: Packed, row: int) -> list[int]:
+    """Return what the token of a row sees, in the order of the positions."""
+    bundle, place = divmod(row, packed.hidden.shape[-1])
+    seen = (~packed.hidden[bundle, 0, place]).nonzero()[:, 0] + bundle * packed.hidden.shape[-1]
+    assert packed.positions[seen].tolist() == list(range(len(seen)))
+    return packed.ids[seen].tolist()
+
+
+def test_what_prompts_begin_with_is_encoded_once() -> None:
+    one, other = [0, 1, 2, 3], [0, 1, 5, 6]
     prompts = [[*start, name, 9] for name in range(10, 30) for start in (one, other)]
-    packed = pack(prompts)
-    assert len(packed) == len(one) + len(other) + 2 * len(prompts)
-    assert packed.lengths.tolist() == [4, 4, *[2] * len(prompts)]
+    (packed,), _ = pack(prompts, 1000)
+    assert len(packed) == len(one) + len(other) - 2 + 2 * len(prompts)
+    twice, _ = pack([*prompts, *prompts], 1000)
+    assert len(twice[0]) == len(packed)
+
+
+@pytest.mark.parametrize("count", [1, 30, 1000])
+def test_bundles_are_nearly_full(count: int) -> None:
+    draw = random.Random(0)
+    prompts = [[0, 1, 2, *draw.choices(range(3, 500), k=1 + i % 4), 9] for i in range(count)]
+    (packed,), _ = pack(prompts, 10**6)
+    filler = (packed.hidden.logical_not().sum(-1) == 1).sum() - len(packed.hidden)  # but the roots
+    assert filler <= 0.05 * len(packed)

@@ -6,7 +6,7 @@ the frozen weights made once; the residual stream, LayerNorms and whatever train
 """
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.utils.checkpoint import checkpoint
+
+from cl_clipfit.clip.attention import self_attention
 
 _QUICK = 1.702  # of QuickGELU, x * sigmoid(1.702 x)
 
@@ -61,7 +64,7 @@ def plain(module: nn.Module, kind: type) -> bool:
 
 
 def known_blocks(transformer: nn.Module) -> bool:
-    """Tell whether `run_blocks` computes what these blocks compute."""
+    """Tell whether `Arithmetic.run` computes what these blocks do."""
     from open_clip.transformer import ResidualAttentionBlock, Transformer
 
     blocks: Iterable[Any] = getattr(transformer, "resblocks", ())
@@ -124,6 +127,38 @@ class Arithmetic:
         weight, bias = (self.weight(module, f"{prefix}{n}") for n in ("weight", "bias"))
         return F.linear(rows, weight[part], bias[part])
 
+    def run(
+        self, blocks: Sequence[Any], rows: Tensor, samples: int,
+        hidden: Tensor | None = None, recompute: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Run blocks on rows (T, width) of `samples` of equal length N.
+
+        Args:
+            blocks: for which `known_blocks` holds.
+            rows: what enters the first.
+            samples: how many.
+            hidden: (samples, 1, N, N), True where a row must not look.
+            recompute: keep the input of each block alone, and compute the rest again in the
+                backward pass.
+        """
+        for block in blocks:
+            if recompute and torch.is_grad_enabled():
+                rows = checkpoint(self._block, block, rows, samples, hidden, use_reentrant=False)
+            else:
+                rows = self._block(block, rows, samples, hidden)
+        return rows
+
+    def _block(self, block: Any, rows: Tensor, samples: int, hidden: Tensor | None) -> Tensor:
+        found = self.attention(block, rows, samples, hidden)
+        rows = self.add_linear(rows, block.attn.out_proj, found, block.ls_1)
+        return self.mlp(block, rows, samples)
+
+    def attention(self, block: Any, rows: Tensor, samples: int, hidden: Tensor | None) -> Tensor:
+        """Return what every row finds, (T, width), in the products' type; see `run`."""
+        normed = norm(block.ln_1, rows, samples).to(self.dtype)
+        qkv = self.linear(block.attn, normed, "in_proj_")
+        return self_attention(qkv, samples, block.attn.num_heads, hidden)
+
     def mlp(self, block: Any, rows: Tensor, samples: int) -> Tensor:
         """Add what a block's second half computes to the rows, in fp32."""
         hidden = self.linear(block.mlp.c_fc, norm(block.ln_2, rows, samples).to(self.dtype))
@@ -165,88 +200,3 @@ class _QuickGelu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (stretched,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(gradient, stretched)
-
-
-def self_attention(qkv: Tensor, samples: int, heads: int) -> Tensor:
-    """Let every row attend to all rows of its sample.
-
-    Args:
-        qkv: (T, 3 width), queries, keys and values of `samples` of equal length.
-        samples: how many.
-        heads: of the attention.
-
-    Returns:
-        (T, width).
-    """
-    if qkv.requires_grad and qkv.device.type == "cpu":
-        return _SelfAttention.apply(qkv, samples, heads)
-    parts = qkv.view(samples, -1, 3, heads, qkv.shape[1] // (3 * heads))
-    query, key, value = (part.transpose(1, 2) for part in parts.unbind(2))
-    found = F.scaled_dot_product_attention(query, key, value)
-    return found.transpose(1, 2).reshape(len(qkv), -1)
-
-
-class _SelfAttention(torch.autograd.Function):
-    """Softmax attention as batched products: PyTorch's fused backward pass on CPUs is slow.
-
-    On two cores of a Xeon with AMX the fused one takes 55 ms for a block of ViT-B/16 at batch 16
-    in bf16, this one 13 ms.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, samples: int, heads: int) -> Tensor:
-        size = qkv.shape[1] // (3 * heads)
-        length = len(qkv) // samples
-        split = qkv.view(samples, length, 3, heads, size).permute(2, 0, 3, 1, 4).contiguous()
-        split = split.view(3, samples * heads, length, size)
-        query, key, value = split.unbind(0)
-        shares = torch.baddbmm(
-            split.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=size**-0.5
-        )
-        torch.softmax(shares, -1, out=shares)
-        ctx.save_for_backward(split, shares)
-        ctx.shape = samples, heads, length, size
-        return _join(torch.bmm(shares, value), ctx.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        split, shares = ctx.saved_tensors
-        samples, heads, length, size = ctx.shape
-        query, key, value = split.unbind(0)
-        gradient = gradient.view(samples, length, heads, size).transpose(1, 2)
-        gradient = gradient.reshape(samples * heads, length, size)
-        found = torch.empty_like(split)
-        scores = torch.bmm(gradient, value.transpose(1, 2))
-        torch.bmm(shares.transpose(1, 2), gradient, out=found[2])
-        torch.ops.aten._softmax_backward_data.out(
-            scores, shares, -1, shares.dtype, grad_input=scores
-        )
-        scale = size**-0.5
-        torch.baddbmm(found[0], scores, key, beta=0, alpha=scale, out=found[0])
-        torch.baddbmm(found[1], scores.transpose(1, 2), query, beta=0, alpha=scale, out=found[1])
-        found = found.view(3, samples, heads, length, size).permute(1, 3, 0, 2, 4)
-        return found.reshape(samples * length, -1), None, None
-
-
-def _join(heads_first: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    samples, heads, length, size = shape
-    rows = heads_first.view(samples, heads, length, size).transpose(1, 2)
-    return rows.reshape(samples * length, heads * size)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attend with few queries: (..., Q, d), (..., N, d), (..., N, d) -> (..., Q, d).
-
-    Args:
-        query: unscaled.
-        key: what it is compared with.
-        value: what is averaged.
-        mask: (..., Q, N), False where a key is hidden; every query sees at least one.
-    """
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1) @ value

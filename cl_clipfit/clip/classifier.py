@@ -215,16 +215,15 @@ class CLIPClassifier(nn.Module):
             return self._known_images[1]
         if images.dim() == 2:
             return F.normalize(images, dim=-1)
-        embedded = self._embedded is not None and images is self._embedded[0]
-        inputs = self._embedded[1] if embedded and self._embedded else self._pixels(images)
-        parts = [inputs]
-        if self.micro_batch and torch.is_grad_enabled():
-            parts = list(inputs.split(self.micro_batch))
+        known, inputs = self._embedded or (None, images)
+        embedded = known is images
+        if not embedded:
+            inputs = self._pixels(images)
+        if not (self.micro_batch and torch.is_grad_enabled()):
+            return F.normalize(self._encode_images(inputs, embedded), dim=-1)
         found = [
             checkpoint(self._encode_images, part, embedded, use_reentrant=False)
-            if len(parts) > 1
-            else self._encode_images(part, embedded)
-            for part in parts
+            for part in inputs.split(self.micro_batch)
         ]
         return F.normalize(torch.cat(found), dim=-1)
 

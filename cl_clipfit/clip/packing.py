@@ -1,53 +1,48 @@
 """Prompts without padding, in which what several begin with stands once.
 
 With causal attention the features of a token depend on the tokens before it alone. So what prompts
-have in common at their start needs encoding once, and what follows the end token not at all.
+have in common at their start needs encoding once, and what follows the end token not at all: they
+form a tree of tokens, in which each looks back along its own branch.
 """
 
+import bisect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_GROUP_COST = 4  # tokens that a further group must save, for the room its prefix takes
+# Of a bundle, about: attention costs as much more as there are, and the more bundles there are, the
+# more often the first tokens of all prompts are repeated.
+_ROWS = 96
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts as rows of one matrix: the prefixes of all groups first, then every prompt's rest.
-
-    Prefixes and rests are the sequences, G + P of them.
+    """Prompts as trees of tokens, in B bundles of S rows each.
 
     Attributes:
-        ids: (T,), token ids.
-        positions: (T,), of each token in its prompt.
-        slots: (T,), where the rows stand in a grid (G + P, longest sequence).
-        groups: (P,), the group of every prompt.
-        lengths: (G + P,), of the sequences.
+        ids: (B S,), token ids.
+        positions: (B S,), of each token in its prompts.
+        hidden: (B, 1, S, S), True where a token must not look: it sees itself and those before it
+            in its prompts.
         last: (P,), the row of each prompt's end token.
-        grids: longest prefix and longest sequence.
     """
 
     ids: Tensor
     positions: Tensor
-    slots: Tensor
-    groups: Tensor
-    lengths: Tensor
+    hidden: Tensor
     last: Tensor
-    grids: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Packed":
         """Move all tensors to a device, which nothing waits for."""
-        moved: dict[str, Any] = {
-            name: to_device(value, device) for name, value in vars(self).items() if name != "grids"
-        }
-        return replace(self, **moved)
+        return Packed(**{name: to_device(value, device) for name, value in vars(self).items()})
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -57,108 +52,115 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def divide(prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-    """Divide prompts, neighbours in order of their tokens together, into parts.
+def pack(prompts: Sequence[Sequence[int]], limit: int) -> tuple[list[Packed], Tensor]:
+    """Pack prompts, each a sequence of token ids up to its end token.
 
     Args:
         prompts: token ids.
-        limit: of the tokens of a part, less those a prompt shares with the one before it; a longer
-            prompt is a part of its own.
+        limit: of the rows of a part; a prompt that is longer is a part of its own.
 
     Returns:
-        the indices of each part's prompts.
-    """
-    parts: list[list[int]] = []
-    used, before = 0, prompts[0]
-    for i in sorted(range(len(prompts)), key=lambda i: tuple(prompts[i])):
-        cost = len(prompts[i]) - _shared(before, prompts[i])
-        if not parts or used + cost > limit:
-            parts.append([])
-            used, cost = 0, len(prompts[i])
-        parts[-1].append(i)
-        used, before = used + cost, prompts[i]
-    return parts
-
-
-def pack(prompts: Sequence[Sequence[int]]) -> Packed:
-    """Pack prompts, each a sequence of token ids up to its end token.
-
-    Prompts are put into groups that share a prefix, so that the fewest tokens remain. A prefix ends
-    before the last token of any of its prompts, so that every prompt has a rest.
+        the parts, and where each prompt is among the prompts of all parts, (P,).
 
     Example:
-        >>> packed = pack([[1, 5, 6, 7, 2], [1, 5, 6, 8, 9, 2]])
+        >>> (packed,), order = pack([[1, 5, 6, 7, 2], [1, 5, 6, 8, 9, 2]], limit=100)
         >>> packed.ids.tolist(), packed.positions.tolist(), packed.last.tolist()
         ([1, 5, 6, 7, 2, 8, 9, 2], [0, 1, 2, 3, 4, 3, 4, 5], [4, 7])
     """
-    groups = torch.empty(len(prompts), dtype=torch.long)
-    ids: list[int] = []
-    positions: list[int] = []
-    depths = []
-    for number, (members, depth) in enumerate(_best_groups(prompts)):
-        groups[members] = number
-        ids += prompts[members[0]][:depth]
-        positions += range(depth)
-        depths.append(depth)
-    starts = [depths[g] for g in groups.tolist()]
-    rests = [list(prompt[start:]) for prompt, start in zip(prompts, starts, strict=True)]
-    for rest, start in zip(rests, starts, strict=True):
-        ids += rest
-        positions += range(start, start + len(rest))
-    lengths = torch.tensor([*depths, *map(len, rests)])
-    grids = max(depths), int(lengths.max())
-    last = lengths.cumsum(0)[len(depths) :] - 1
-    return Packed(
-        torch.tensor(ids), torch.tensor(positions), _slots(lengths, grids[1]), groups, lengths,
-        last, grids,
-    )  # fmt: skip
-
-
-def _slots(lengths: Tensor, room: int) -> Tensor:
-    """Return where rows of sequences of these lengths stand in a grid (sequences, room)."""
-    places = torch.arange(room).expand(len(lengths), -1)
-    return (places < lengths[:, None]).flatten().nonzero()[:, 0]
-
-
-def _best_groups(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
-    """Divide prompts into groups (members, length of their prefix) that leave few tokens."""
     order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
     in_order = [prompts[i] for i in order]
-    shared = [_shared(a, b) for a, b in itertools.pairwise(in_order)]
-    lengths = [len(prompt) for prompt in in_order]
-    groups = _divide(lengths, shared, 0, len(order))[1]
-    return [([order[i] for i in members], depth) for members, depth in groups]
+    edges = _edges(in_order, min(limit, _ROWS))
+    trees = [_Tree(in_order[start:end]) for start, end in itertools.pairwise(edges)]
+    room = max(len(tree.ids) for tree in trees)
+    at_once = max(1, limit // room)
+    parts = [_join(trees[i : i + at_once], room) for i in range(0, len(trees), at_once)]
+    return parts, torch.tensor(order).argsort()
 
 
-def _divide(
-    lengths: Sequence[int], shared: Sequence[int], start: int, end: int
-) -> tuple[int, list[tuple[list[int], int]]]:
-    """Return cost and groups of the sorted prompts start to end.
+class _Tree:
+    """Tokens of sorted prompts, each in one row below the token before it.
 
-    Where they part, each branch becomes groups of its own if that saves tokens; what is left stays
-    together, with the prefix that all have in common.
+    Attributes:
+        ids: token ids.
+        depths: how many tokens come before each.
+        parents: the row before each; -1 at a root.
+        ends: the row of each prompt's last token.
     """
-    between = shared[start : end - 1]
-    depth = min([*between, *(length - 1 for length in lengths[start:end])])
-    cuts = [start + i + 1 for i, value in enumerate(between) if value == depth]
-    edges = [start, *cuts, end]
-    total = 0
-    groups: list[tuple[list[int], int]] = []
-    left: list[int] = []
-    for first, last in itertools.pairwise(edges) if cuts else ():
-        together = sum(lengths[first:last]) - depth * (last - first)
-        apart = _divide(lengths, shared, first, last) if last > first + 1 else None
-        if apart and apart[0] < together:
-            total += apart[0]
-            groups += apart[1]
+
+    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
+        self.ids: list[int] = []
+        self.depths: list[int] = []
+        self.parents: list[int] = []
+        self.ends: list[int] = []
+        branch: list[int] = []
+        before: Sequence[int] = ()
+        for prompt in prompts:
+            del branch[_shared(before, prompt) :]
+            for token in prompt[len(branch) :]:
+                self.parents.append(branch[-1] if branch else -1)
+                self.depths.append(len(branch))
+                branch.append(len(self.ids))
+                self.ids.append(token)
+            self.ends.append(branch[-1])
+            before = prompt
+
+    def hidden(self, room: int) -> Any:
+        """Return (room, room), False where a row sees another; one that is left over sees itself.
+
+        So no row of the softmax is empty.
+        """
+        hidden = np.ones((room, room), dtype=bool)
+        for row, parent in enumerate(self.parents):
+            if parent >= 0:
+                hidden[row] = hidden[parent]
+            hidden[row, row] = False
+        np.fill_diagonal(hidden, False)
+        return hidden
+
+
+def _join(trees: Sequence[_Tree], room: int) -> Packed:
+    """Put each tree into `room` rows, filled up with its first token."""
+    ids, positions, last = [], [], []
+    for number, tree in enumerate(trees):
+        spare = room - len(tree.ids)
+        ids += tree.ids + tree.ids[:1] * spare
+        positions += tree.depths + [0] * spare
+        last += [number * room + end for end in tree.ends]
+    hidden = torch.from_numpy(np.stack([tree.hidden(room) for tree in trees]))
+    return Packed(torch.tensor(ids), torch.tensor(positions), hidden[:, None], torch.tensor(last))
+
+
+def _edges(prompts: Sequence[Sequence[int]], rows: int) -> list[int]:
+    """Divide sorted prompts into runs whose trees have about equally many rows.
+
+    Args:
+        prompts: token ids.
+        rows: of a tree, at most; or as many as the longest prompt has.
+
+    Returns:
+        where each run starts, and the number of prompts.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    shared = [0, *(_shared(a, b) for a, b in itertools.pairwise(prompts))]
+    longest = max(lengths)
+    rooms = range(longest, max(longest, rows) + 1)
+    fewest = len(_fill(lengths, shared, rooms[-1]))
+    # The smallest room in which there are no more of them: then none is nearly empty.
+    least = bisect.bisect_left(rooms, -fewest, key=lambda room: -len(_fill(lengths, shared, room)))
+    return [*_fill(lengths, shared, rooms[least]), len(prompts)]
+
+
+def _fill(lengths: Sequence[int], shared: Sequence[int], room: int) -> list[int]:
+    """Return where runs start that each fill as much of a room as they can."""
+    starts: list[int] = []
+    used = 0
+    for i, (length, common) in enumerate(zip(lengths, shared, strict=True)):
+        if not starts or used + length - common > room:
+            starts.append(i)
+            used = length
         else:
-            left += range(first, last)
-    if not cuts:
-        left = list(range(start, end))
-    if left:
-        total += _GROUP_COST + depth + sum(lengths[i] - depth for i in left)
-        groups.append((left, depth))
-    return total, groups
+            used += length - common
+    return starts
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from cl_clipfit.clip.blocks import Arithmetic, attend, known_blocks, norm, plain
+from cl_clipfit.clip.blocks import Arithmetic, known_blocks, norm, plain
 from cl_clipfit.clip.packing import Packed
 
 
@@ -53,110 +52,43 @@ def end_positions(clip: nn.Module, tokens: Tensor) -> Tensor:
     return (tokens == end).int().argmax(1)
 
 
-class PackedText:
-    """One pass of a text tower over packed prompts.
+def encode_packed(
+    clip: nn.Module,
+    packed: Packed,
+    arithmetic: Arithmetic,
+    context: Tensor | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """Encode packed prompts: features (P, d), not normalised.
 
     Args:
         clip: a model for which `known_tower` holds.
         packed: the prompts, on the device.
         arithmetic: of the tower.
+        context: (n, width), what takes the places of learned words; see `context`.
+        recompute: keep little for the backward pass; see `Arithmetic.run`.
     """
+    tower: Any = getattr(clip, "text", clip)
+    *blocks, final = tower.transformer.resblocks
+    rows, bundles, hidden = _embed(tower, packed, context), len(packed.hidden), packed.hidden
+    rows = arithmetic.run(blocks, rows, bundles, hidden, recompute)
+    # From here on, no token but the end tokens asks for anything.
+    found = arithmetic.attention(final, rows, bundles, hidden).index_select(0, packed.last)
+    ends = rows.index_select(0, packed.last)
+    ends = arithmetic.add_linear(ends, final.attn.out_proj, found, final.ls_1)
+    ends = arithmetic.mlp(final, ends, len(ends))
+    features = norm(tower.ln_final, ends, len(ends))
+    projection = tower.text_projection
+    if projection is None:
+        return features
+    return projection(features) if isinstance(projection, nn.Module) else features @ projection
 
-    def __init__(self, clip: nn.Module, packed: Packed, arithmetic: Arithmetic) -> None:
-        self.tower: Any = getattr(clip, "text", clip)
-        self.packed, self.arithmetic = packed, arithmetic
-        device, (prefix, room) = packed.ids.device, packed.grids
-        self.prefixes = len(packed.lengths) - len(packed.groups)
-        before = torch.arange(prefix, device=device) < packed.lengths[: self.prefixes, None]
-        self.before = before[packed.groups][:, None, None]  # (P, 1, 1, prefix)
-        own = torch.arange(self.prefixes, device=device)
-        self.owners = torch.cat([own, packed.groups])
-        nothing = self.before.new_zeros(self.prefixes, 1, 1, prefix)
-        seen = torch.cat([nothing, self.before]).expand(-1, -1, room, -1)
-        causal = torch.ones(room, room, device=device).tril().bool()
-        causal = causal.expand(len(packed.lengths), 1, -1, -1)
-        self.mask = torch.cat([seen, causal], 3)  # (G + P, 1, room, prefix + room)
 
-    def encode(self, context: Tensor | None = None, recompute: bool = False) -> Tensor:
-        """Return features (P, d), not normalised.
-
-        Args:
-            context: (n, width), what takes the places of learned words; see `context`.
-            recompute: keep the input of each block alone.
-        """
-        rows = self._embed(context)
-        blocks = list(self.tower.transformer.resblocks)
-        for block in blocks[:-1]:
-            if recompute and torch.is_grad_enabled():
-                rows = checkpoint(self._block, block, rows, use_reentrant=False)
-            else:
-                rows = self._block(block, rows)
-        rows = self._last_block(blocks[-1], rows)
-        features = norm(self.tower.ln_final, rows, len(rows))
-        projection = self.tower.text_projection
-        if projection is None:
-            return features
-        return projection(features) if isinstance(projection, nn.Module) else features @ projection
-
-    def _embed(self, context: Tensor | None) -> Tensor:
-        packed = self.packed
-        rows = F.embedding(packed.ids, self.tower.token_embedding.weight)
-        if context is not None:
-            # Copies of the start token hold the places of the context, from position 1 on.
-            start = packed.ids[0]
-            learned = (packed.ids == start) & (packed.positions > 0)
-            place = (packed.positions - 1).clamp(0, len(context) - 1)
-            rows = torch.where(learned[:, None], context[place], rows)
-        return rows + self.tower.positional_embedding[packed.positions]
-
-    def _block(self, block: Any, rows: Tensor) -> Tensor:
-        width, heads = rows.shape[1], block.attn.num_heads
-        normed = norm(block.ln_1, rows, len(rows)).to(self.arithmetic.dtype)
-        qkv = self.arithmetic.linear(block.attn, normed, "in_proj_")
-        query, key, value = self._grid(qkv, heads)
-        found = attend(query, *self._behind_prefix(key, value, self.owners), self.mask)
-        found = found.transpose(1, 2).reshape(-1, width)[self.packed.slots]
-        rows = self.arithmetic.add_linear(rows, block.attn.out_proj, found, block.ls_1)
-        return self.arithmetic.mlp(block, rows, len(rows))
-
-    def _last_block(self, block: Any, rows: Tensor) -> Tensor:
-        """Return the end tokens (P, width) after a block: no other asks for anything."""
-        width, heads, packed = rows.shape[1], block.attn.num_heads, self.packed
-        normed = norm(block.ln_1, rows, len(rows)).to(self.arithmetic.dtype)
-        ends = normed[packed.last]
-        query = self.arithmetic.linear(block.attn, ends, "in_proj_", slice(width))
-        pairs = self.arithmetic.linear(block.attn, normed, "in_proj_", slice(width, None))
-        own_key, own_value = self._grid(pairs, heads)
-        key, value = self._behind_prefix(own_key, own_value, packed.groups)
-        places = torch.arange(packed.grids[1], device=packed.ids.device)
-        own = (places < packed.lengths[self.prefixes :, None])[:, None, None]
-        mask = torch.cat([self.before, own], 3)
-        found = attend(query.view(len(query), heads, 1, -1), key, value, mask)
-        found = found.reshape(len(query), width)
-        tokens = rows[packed.last]
-        tokens = self.arithmetic.add_linear(tokens, block.attn.out_proj, found, block.ls_1)
-        return self.arithmetic.mlp(block, tokens, len(tokens))
-
-    def _grid(self, rows: Tensor, heads: int) -> tuple[Tensor, ...]:
-        """Put rows (T, n width) at their places: n tensors (sequences, heads, room, size)."""
-        packed, parts = self.packed, rows.shape[1] // self.tower.positional_embedding.shape[1]
-        sequences, room = len(packed.lengths), packed.grids[1]
-        grid = rows.new_zeros(sequences * room, rows.shape[1]).index_copy(0, packed.slots, rows)
-        return grid.view(sequences, room, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def _behind_prefix(self, key: Tensor, value: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the keys and values of its prefix before those of every sequence.
-
-        Args:
-            key: (G + P, heads, room, size).
-            value: likewise.
-            owners: the prefix of every sequence that asks; the last ones of all.
-        """
-        length, pairs = self.packed.grids[0], []
-        for part in (key, value):
-            before = part[: self.prefixes, :, :length]
-            if self.prefixes > 1:
-                before = before[owners]
-            before = before.expand(len(owners), -1, -1, -1)
-            pairs.append(torch.cat([before, part[-len(owners) :]], 2))
-        return pairs[0], pairs[1]
+def _embed(tower: Any, packed: Packed, context: Tensor | None) -> Tensor:
+    rows = F.embedding(packed.ids, tower.token_embedding.weight)
+    if context is not None:
+        # Copies of the start token hold the places of the context, from position 1 on.
+        learned = (packed.ids == packed.ids[0]) & (packed.positions > 0)
+        place = (packed.positions - 1).clamp(0, len(context) - 1)
+        rows = torch.where(learned[:, None], context[place], rows)
+    return rows + tower.positional_embedding[packed.positions]

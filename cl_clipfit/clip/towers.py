@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from cl_clipfit.clip import text, vision
 from cl_clipfit.clip.blocks import Arithmetic, WeightCopies
 from cl_clipfit.clip.context import context_in_place
-from cl_clipfit.clip.packing import Packed, divide, pack, to_device
+from cl_clipfit.clip.packing import Packed, pack, to_device
 
 Precision = Literal["fp32", "bf16"]
 TEXT_PART = 8192  # tokens encoded at once
@@ -97,11 +97,11 @@ class Towers:
         again = torch.is_grad_enabled() and len(parts) > 1
         found = []
         for packed in parts:
-            tower = text.PackedText(clip, packed, arithmetic)
+            inputs = clip, packed, arithmetic, context
             if again:  # keep the activations of one part at a time
-                found.append(checkpoint(tower.encode, context, use_reentrant=False))
+                found.append(checkpoint(text.encode_packed, *inputs, use_reentrant=False))
             else:
-                found.append(tower.encode(context, recompute))
+                found.append(text.encode_packed(*inputs, recompute))
         return torch.cat(found)[order]
 
     def forget(self) -> None:
@@ -143,16 +143,15 @@ class Towers:
         key = device, *map(id, prompts)
         if key not in self._plans:
             ids = [row for tokens in prompts for row in self._rows(clip, tokens)]
-            members = divide(ids, TEXT_PART)
-            parts = [pack([ids[i] for i in part]).to(device) for part in members]
-            order = torch.tensor([i for part in members for i in part]).argsort()
+            parts, order = pack(ids, TEXT_PART)
             while len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
+            # The prompts are held, since ids of objects that are gone are used again.
             self._plans[key] = (
                 list(prompts),
-                parts,
+                [p.to(device) for p in parts],
                 to_device(order, device),
-            )  # held: ids of objects are used again
+            )
         _, parts, order = self._plans[key]
         return parts, order
 

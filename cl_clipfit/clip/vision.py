@@ -10,20 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from cl_clipfit.clip.blocks import (
-    Arithmetic,
-    attend,
-    known_blocks,
-    norm,
-    plain,
-    self_attention,
-)
+from cl_clipfit.clip.attention import attend
+from cl_clipfit.clip.blocks import Arithmetic, known_blocks, norm, plain
 
 
 def known_tower(visual: nn.Module) -> bool:
-    """Tell whether this is an open_clip ViT that `encode_image` computes.
+    """Tell whether this is an open_clip ViT that `encode_embedded` computes.
 
     Another class, a pooling by attention, dropped patches, or anything hooked to one of its modules
     or put in the place of one is not; LayerNorms may be hooked or replaced.
@@ -67,29 +60,17 @@ def encode_embedded(
         visual: a tower for which `known_tower` holds.
         embedded: (B, N, width).
         arithmetic: of the tower.
-        recompute: keep the input of each block alone, and compute the rest again in the backward
-            pass.
+        recompute: keep little for the backward pass; see `Arithmetic.run`.
     """
     samples = len(embedded)
     rows = norm(visual.ln_pre, embedded.flatten(0, 1), samples)
     blocks = list(visual.transformer.resblocks)
     by_token = visual.pool_type == "tok"
-    for block in blocks[:-1] if by_token else blocks:
-        if recompute and torch.is_grad_enabled():
-            rows = checkpoint(_block, block, rows, samples, arithmetic, use_reentrant=False)
-        else:
-            rows = _block(block, rows, samples, arithmetic)
+    whole = blocks[:-1] if by_token else blocks
+    rows = arithmetic.run(whole, rows, samples, recompute=recompute)
     if by_token:
         rows = _last_block(blocks[-1], rows, samples, arithmetic)
     return _pool(visual, rows, samples) @ visual.proj
-
-
-def _block(block: Any, rows: Tensor, samples: int, arithmetic: Arithmetic) -> Tensor:
-    normed = norm(block.ln_1, rows, samples).to(arithmetic.dtype)
-    qkv = arithmetic.linear(block.attn, normed, "in_proj_")
-    found = self_attention(qkv, samples, block.attn.num_heads)
-    rows = arithmetic.add_linear(rows, block.attn.out_proj, found, block.ls_1)
-    return arithmetic.mlp(block, rows, samples)
 
 
 def _last_block(block: Any, rows: Tensor, samples: int, arithmetic: Arithmetic) -> Tensor:
