@@ -43,6 +43,7 @@ def build_strategy(
     """
     own = copy.deepcopy(model)
     own.micro_batch, own.recompute = stream.micro_batch, stream.recompute
+    own.compiles = stream.compile
     try:
         return plan.cls(
             model=own,

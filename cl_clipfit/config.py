@@ -155,6 +155,9 @@ class RunConfig(BaseModel):
     recompute: bool = Field(
         False, description="keep fewer activations in memory, and compute them a second time"
     )
+    compile: bool = Field(
+        False, description="train through torch.compile; how long it compiles is reported"
+    )
     set: list[str] = Field([], description="NAME.key=value: an option of a strategy or scenario")
     config: Path | None = Field(None, description="YAML file of these settings; options win")
     plugin: list[Path] = Field([], description="Python file with a strategy or scenario")

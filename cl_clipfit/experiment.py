@@ -138,6 +138,9 @@ class Run:
                 self.progress.board.tables.seen, self.scenario.test_samples, task
             )
             self.display.end_task(task, tasks, seen, seconds)
+        if self.stream.compile:
+            compiling = self.strategy.model.compile_seconds
+            self.display.note(f"torch.compile took {compiling:.1f} s of the training")
 
     def _learn(self, experience: Any) -> None:
         workers = THREADS if isinstance(self.scenario.train.images, LazyImages) else 0

@@ -86,6 +86,7 @@ class StreamPlan:
         micro_batch: images that hold activations at once in training, or None for all, and fewer
             where memory runs out.
         recompute: keep the input of each block alone for the backward pass.
+        compile: run the towers' blocks through `torch.compile` in training.
     """
 
     entry: Entry
@@ -109,6 +110,7 @@ class StreamPlan:
     precision: str
     micro_batch: int | None
     recompute: bool
+    compile: bool
 
 
 def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
@@ -164,6 +166,7 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
         precision=_plan_precision(config.precision, device, model),
         micro_batch=None if config.micro_batch == "auto" else config.micro_batch,
         recompute=config.recompute,
+        compile=config.compile,
     )
 
 

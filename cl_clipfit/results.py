@@ -66,6 +66,7 @@ def build_result(
         },
         "precision": strategy.model.precision,
         "micro_batch": strategy.model.micro_batch,
+        "compile_seconds": strategy.model.compile_seconds if stream.compile else None,
         "data": scenario.origin,
         "scored_on": "test images" if stream.validation is None else "validation images",
         "templates": list(scenario.templates),

@@ -183,7 +183,7 @@ def run_digest(
             "model": [identity.architecture, identity.pretrained, identity.weights_sha256],
             "device": stream.device.type,
             "precision": stream.precision,
-            # Neither micro_batch nor recompute: they change numbers by rounding alone.
+            # Not micro_batch, recompute or compile: they change numbers by rounding alone.
             **(more or {}),
         }
     )
@@ -241,6 +241,7 @@ def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, 
         "precision": stream.precision,
         "micro_batch": config.micro_batch,
         "recompute": config.recompute or None,
+        "compile": config.compile or None,
         "set": [f"{n}.{key}={format_setting(v)}" for n, vs in own for key, v in vs.items()],
         "plugin": [str(file.resolve()) for file in config.plugin],
         "probe": [probe.name for probe in stream.probes],

@@ -19,8 +19,7 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config import Options, Recipe
-from cl_clipfit.errors import UserError
-from cl_clipfit.memory import NEEDS_LESS, Draws, fits, in_batches, release
+from cl_clipfit.memory import RepeatableSteps, in_batches
 from cl_clipfit.optimization import make_optimizer, make_schedule, online_steps
 from cl_clipfit.registry import defined_class
 from cl_clipfit.step import StepFeatures, Workload, keep_columns, label_index
@@ -50,7 +49,7 @@ def _silent_evaluator() -> EvaluationPlugin:
         return EvaluationPlugin(loggers=[])
 
 
-class CLIPStrategy(SupervisedTemplate):
+class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
     """Train a `CLIPClassifier` on a stream of experiences, one fresh optimiser for each.
 
     A method overrides some of these hooks, and nothing else:
@@ -166,7 +165,7 @@ class CLIPStrategy(SupervisedTemplate):
             evaluator=_silent_evaluator() if evaluator is None else evaluator,
             **kwargs,
         )
-        self._micro_batch_given = model.micro_batch is not None
+        self.allow_repeats()
         self.features: StepFeatures | None = None
         self.selection: dict[str, nn.Parameter] = {}
         self.task_classes: list[int] = []
@@ -431,56 +430,6 @@ class CLIPStrategy(SupervisedTemplate):
             order = order[:count]
         images, labels = zip(*(data[i][:2] for i in order.sort().values.tolist()), strict=True)
         return torch.stack(images), torch.tensor(labels)
-
-    def training_epoch(self, **kwargs: Any) -> None:
-        """Run the steps of an epoch: Avalanche's loop, but for the passes that may be repeated."""
-        for batch in self.dataloader:
-            if self._stop_training:
-                break
-            self.mbatch = batch
-            self._unpack_minibatch()
-            self._before_training_iteration(**kwargs)
-            self.optimizer.zero_grad()
-            self.loss = self._make_empty_loss()
-            self._before_forward(**kwargs)
-            self._run_passes(**kwargs)
-            self._after_backward(**kwargs)
-            self._before_update(**kwargs)
-            self.optimizer_step()
-            self._after_update(**kwargs)
-            self._after_training_iteration(**kwargs)
-
-    def _run_passes(self, **kwargs: Any) -> None:
-        """Compute loss and gradients of a step; fewer images at a time once memory runs out."""
-        batch, before = list(self.mbatch), self.model.micro_batch
-        draws = Draws(self, self.device)
-        while not fits(lambda: self._passes(**kwargs)):
-            self.model.micro_batch = self._fewer_images(len(batch[0]))
-            self.mb_output, self.features, self.mbatch = None, None, list(batch)
-            self.optimizer.zero_grad()
-            self.loss = self._make_empty_loss()
-            release()
-            draws.restore()
-        if self.model.micro_batch != before:
-            self.warn(f"out of memory: {self.model.micro_batch} images at a time from now on")
-
-    def _passes(self, **kwargs: Any) -> None:
-        self.mb_output = self.forward()
-        self._after_forward(**kwargs)
-        self.loss += self.criterion()
-        self._before_backward(**kwargs)
-        self.backward()
-
-    def _fewer_images(self, batch_size: int) -> int:
-        size = min(self.model.micro_batch or batch_size, batch_size)
-        if size == 1:
-            raise UserError(f"out of memory in training, with one image at a time: {NEEDS_LESS}")
-        if self._micro_batch_given:
-            raise UserError(
-                f"out of memory with --micro-batch {self.model.micro_batch}: give a smaller one,"
-                f" or auto; {NEEDS_LESS}"
-            )
-        return (size + 1) // 2
 
     def backward(self) -> None:
         """Run the backward pass of a step, then `add_gradients`."""

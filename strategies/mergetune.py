@@ -1,7 +1,7 @@
 """MERGETUNE: continue a tuned model to where it merges with zero-shot CLIP and earlier tasks."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
@@ -14,13 +14,7 @@ from cl_clipfit.config import NotNegative, Number
 from cl_clipfit.continued import ContinuedOptions, ContinuedStrategy, Share, Stage, Values
 from cl_clipfit.fisher import diagonal_fisher
 from cl_clipfit.losses.anchors import cosine_distance
-from cl_clipfit.merging import (
-    check_path_rule,
-    distance,
-    fisher_distance,
-    interpolate,
-    path_positions,
-)
+from cl_clipfit.merging import check_path_rule, interpolate, path_positions, relative_distance
 from cl_clipfit.step import Workload, label_index
 
 NAME = "mergetune"
@@ -32,6 +26,7 @@ PUBLISHED = {
     "merge_lr": 2e-3,
 }  # fmt: skip
 
+Pull = Callable[[Mapping[str, Tensor]], Tensor]  # the distance of values from an anchor
 _DRAW_SEED = 2_000_003  # keeps the draws of path points apart from data order and crops
 
 
@@ -84,6 +79,7 @@ class MergeTune(ContinuedStrategy):
         super().__init__(**kwargs)
         self.path_draws = torch.Generator().manual_seed((torch.initial_seed() + _DRAW_SEED) % 2**63)
         self._fisher: Values | None = None
+        self._known_pulls: tuple[Stage, list[tuple[float, Pull]]] | None = None
 
     def default_options(self) -> MergeTuneOptions:
         """Return MERGETUNE's defaults."""
@@ -122,8 +118,19 @@ class MergeTune(ContinuedStrategy):
             anchors.append((own.lambda_previous, stage.previous, self._fisher))
         return [anchor for anchor in anchors if anchor[0] > 0]
 
+    def _pulls(self, stage: Stage) -> list[tuple[float, Pull]]:
+        """Return weight and distance of every pull; units are computed once for a stage."""
+        if self._known_pulls is None or self._known_pulls[0] is not stage:
+            pulls = [
+                (weight, relative_distance(point, stage.host, stage.groups, fisher))
+                for weight, point, fisher in self._anchors(stage)
+            ]
+            self._known_pulls = stage, pulls
+        return self._known_pulls[1]
+
     def stage_done(self) -> None:
         """Add the Fisher of this task, at the merged weights."""
+        self._known_pulls = None
         if self.merge.metric != "fisher":
             return
         images, _ = self.task_sample(self.merge.fisher_samples)
@@ -139,11 +146,8 @@ class MergeTune(ContinuedStrategy):
         stage = self.second_stage
         if stage is None or self.merge.space != "weights":
             return
-        for weight, point, fisher in self._anchors(stage):
-            if fisher is None:
-                pull = distance(self.selection, point, stage.host, stage.groups)
-            else:
-                pull = fisher_distance(self.selection, point, stage.host, fisher, stage.groups)
+        for weight, distance in self._pulls(stage):
+            pull = distance(self.selection)
             (weight * pull).backward()
             self.loss += weight * pull.detach()
         if self.merge.beta > 0:

@@ -91,7 +91,11 @@ def make_run(
         host=host, host_options=host.options_class()() if host else None,
     )  # fmt: skip
     stream: Any = SimpleNamespace(
-        device=torch.device("cpu"), online=None, micro_batch=None, recompute=False
+        device=torch.device("cpu"),
+        online=None,
+        micro_batch=None,
+        recompute=False,
+        compile=False,
     )
     probes = {f"probe {i}": build_source(5, 3, seed=i) for i in (1, 2)}
     scenario = build_scenario("s", source, tasks=TASKS)

@@ -17,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.checkpoint import checkpoint
 
 from cl_clipfit.clip.attention import self_attention
+from cl_clipfit.clip.compiled import CompiledBlock, shape_of
 
 _QUICK = 1.702  # of QuickGELU, x * sigmoid(1.702 x)
 
@@ -113,10 +114,13 @@ class Arithmetic:
     Args:
         copies: of the weights of one tower.
         dtype: torch.float32 or torch.bfloat16.
+        compiled: what runs plain blocks in place of this.
     """
 
-    def __init__(self, copies: WeightCopies, dtype: torch.dtype) -> None:
-        self.copies, self.dtype = copies, dtype
+    def __init__(
+        self, copies: WeightCopies, dtype: torch.dtype, compiled: CompiledBlock | None = None
+    ) -> None:
+        self.copies, self.dtype, self.compiled = copies, dtype, compiled
 
     def weight(self, owner: nn.Module, name: str) -> Tensor:
         """Return a parameter of a module in the type of the products."""
@@ -149,9 +153,24 @@ class Arithmetic:
         return rows
 
     def _block(self, block: Any, rows: Tensor, samples: int, hidden: Tensor | None) -> Tensor:
+        shape = shape_of(block, samples) if self.compiled else None
+        if self.compiled and shape:
+            return self.compiled(rows, self._weights(block), shape, hidden)
         found = self.attention(block, rows, samples, hidden)
         rows = self.add_linear(rows, block.attn.out_proj, found, block.ls_1)
         return self.mlp(block, rows, samples)
+
+    def _weights(self, block: Any) -> list[Tensor]:
+        """Return the weights of a block as `plain_block` takes them."""
+        attention, up, down = block.attn, block.mlp.c_fc, block.mlp.c_proj
+        return [
+            block.ln_1.weight, block.ln_1.bias,
+            self.weight(attention, "in_proj_weight"), self.weight(attention, "in_proj_bias"),
+            self.weight(attention.out_proj, "weight"), attention.out_proj.bias,
+            block.ln_2.weight, block.ln_2.bias,
+            self.weight(up, "weight"), self.weight(up, "bias"),
+            self.weight(down, "weight"), down.bias,
+        ]  # fmt: skip
 
     def attention(self, block: Any, rows: Tensor, samples: int, hidden: Tensor | None) -> Tensor:
         """Return what every row finds, (T, width), in the products' type; see `run`."""

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cl_clipfit.clip.context import insert_context
 from cl_clipfit.clip.preprocess import Preprocess
-from cl_clipfit.clip.towers import Precision, Towers
+from cl_clipfit.clip.towers import Pass, Precision, Towers
 from cl_clipfit.errors import UserError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -68,12 +68,14 @@ class CLIPClassifier(nn.Module):
             twice, first for their features, then for their gradients (Gao et al. 2021, arXiv
             2101.06983), so that any loss over the whole batch stays what it is.
         recompute: keep the input of each block alone and compute the rest again when it is needed.
+        compiles: run the blocks of known towers through `torch.compile` in training.
     """
 
     zero_shot_text_features: Tensor
     context: nn.Parameter | None
     micro_batch: int | None = None
     recompute: bool = False
+    compiles: bool = False
 
     def __init__(
         self,
@@ -110,6 +112,15 @@ class CLIPClassifier(nn.Module):
         self._towers.forget()
         self.clip.eval()
         return self
+
+    @property
+    def compile_seconds(self) -> float:
+        """What `torch.compile` took so far, where the blocks run through it."""
+        return self._towers.compile_seconds
+
+    @property
+    def _how(self) -> Pass:
+        return Pass(self.precision, self.recompute, self.compiles)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -232,8 +243,8 @@ class CLIPClassifier(nn.Module):
 
     def _encode_images(self, inputs: Tensor, embedded: bool) -> Tensor:
         if embedded:
-            return self._towers.encode_embedded(self.clip, inputs, self.precision, self.recompute)
-        return self._towers.encode_images(self.clip, inputs, self.precision, self.recompute)
+            return self._towers.encode_embedded(self.clip, inputs, self._how)
+        return self._towers.encode_images(self.clip, inputs, self._how)
 
     @contextlib.contextmanager
     def shared_embedding(self, images: Tensor) -> Iterator[None]:
@@ -246,7 +257,7 @@ class CLIPClassifier(nn.Module):
             names = ("conv1.weight", "class_embedding", "positional_embedding")
             if not any(self.clip.visual.get_parameter(n).requires_grad for n in names):
                 pixels = self._pixels(images)
-                self._embedded = images, self._towers.embed(self.clip, pixels, self.precision)
+                self._embedded = images, self._towers.embed(self.clip, pixels, self._how)
         try:
             yield
         finally:
@@ -360,9 +371,7 @@ class CLIPClassifier(nn.Module):
         A template ensemble is the mean of its normalised features, normalised again (Radford et
         al. 2021, section 3.1.4).
         """
-        features = self._towers.encode_prompts(
-            self.clip, tokens, self.context, self.precision, self.recompute
-        )
+        features = self._towers.encode_prompts(self.clip, tokens, self.context, self._how)
         counts = [len(t) for t in tokens]
         if max(counts) > 1:
             features = F.normalize(features, dim=-1)

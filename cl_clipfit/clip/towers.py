@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,10 +13,28 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cl_clipfit.clip import text, vision
 from cl_clipfit.clip.blocks import Arithmetic, WeightCopies
+from cl_clipfit.clip.compiled import CompiledBlock
 from cl_clipfit.clip.context import context_in_place
 from cl_clipfit.clip.packing import Packed, pack, to_device
 
 Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How the towers compute.
+
+    Attributes:
+        precision: of the products.
+        recompute: keep little for the backward pass; see `Arithmetic.run`.
+        compile: run the blocks through `torch.compile` where a gradient is asked for.
+    """
+
+    precision: Precision = "fp32"
+    recompute: bool = False
+    compile: bool = False
+
+
 TEXT_PART = 8192  # tokens encoded at once
 _FULL_LENGTH_PART = 256  # prompts encoded at once, where they are not packed
 _PLANS = 8  # packed sets of prompts that are kept
@@ -33,7 +52,8 @@ class Towers:
         self._plans: dict[Any, tuple[Sequence[Tensor], list[Packed], Tensor]] = {}
         self._ids: Any = WeakIdKeyDictionary()  # token ids of a tensor, as lists
         self._unchanged: tuple[list[Tensor | None], Any, Tensor] | None = None
-        self._told = False
+        self._compiled = CompiledBlock()
+        self._told: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Towers":
         return Towers()
@@ -48,38 +68,30 @@ class Towers:
         own = type(clip) in (CLIP, CustomTextCLIP) and "encode_image" not in vars(clip)
         return own and vision.known_tower(clip.visual)  # type: ignore[arg-type]
 
-    def embed(self, clip: Any, images: Tensor, precision: Precision) -> Tensor:
+    def embed(self, clip: Any, images: Tensor, how: Pass) -> Tensor:
         """Return what enters the blocks of a tower that `knows_image`: (B, N, width)."""
-        return vision.embed_patches(clip.visual, images, self._arithmetic(0, precision))
+        return vision.embed_patches(clip.visual, images, self._arithmetic(0, how))
 
-    def encode_embedded(
-        self, clip: Any, embedded: Tensor, precision: Precision, recompute: bool
-    ) -> Tensor:
+    def encode_embedded(self, clip: Any, embedded: Tensor, how: Pass) -> Tensor:
         """Encode what `embed` returned: (B, d), not normalised."""
-        arithmetic = self._arithmetic(0, precision)
-        return vision.encode_embedded(clip.visual, embedded, arithmetic, recompute)
+        arithmetic = self._arithmetic(0, how)
+        return vision.encode_embedded(clip.visual, embedded, arithmetic, how.recompute)
 
-    def encode_images(
-        self, clip: Any, images: Tensor, precision: Precision, recompute: bool
-    ) -> Tensor:
+    def encode_images(self, clip: Any, images: Tensor, how: Pass) -> Tensor:
         """Encode preprocessed images (B, 3, H, W): (B, d), not normalised."""
         if self.knows_image(clip):
-            embedded = self.embed(clip, images, precision)
-            return self.encode_embedded(clip, embedded, precision, recompute)
-        with _own_precision(images.device, precision):
-            if recompute and torch.is_grad_enabled():
+            return self.encode_embedded(clip, self.embed(clip, images, how), how)
+        if how.compile:
+            self._tell("--compile: this image tower is not an open_clip ViT and runs as it is")
+        with _own_precision(images.device, how.precision):
+            if how.recompute and torch.is_grad_enabled():
                 found = checkpoint(clip.encode_image, images, use_reentrant=False)
             else:
                 found = clip.encode_image(images)
-        return found.float() if precision == "bf16" else found
+        return found.float() if how.precision == "bf16" else found
 
     def encode_prompts(
-        self,
-        clip: Any,
-        prompts: Sequence[Tensor],
-        context: Tensor | None,
-        precision: Precision,
-        recompute: bool,
+        self, clip: Any, prompts: Sequence[Tensor], context: Tensor | None, how: Pass
     ) -> Tensor:
         """Encode prompts, each entry (n, L) of token ids: (P, d), not normalised.
 
@@ -87,13 +99,12 @@ class Towers:
             clip: the model.
             prompts: token ids; the same tensor objects are packed once.
             context: learned words; see `clip.context`.
-            precision: of the products.
-            recompute: keep little for the backward pass.
+            how: see `Pass`.
         """
         if not text.known_tower(clip):
-            return self._encode_full_length(clip, prompts, context, precision, recompute)
+            return self._encode_full_length(clip, prompts, context, how)
         parts, order = self._packed(clip, prompts)
-        arithmetic = self._arithmetic(1, precision)
+        arithmetic = self._arithmetic(1, how)
         again = torch.is_grad_enabled() and len(parts) > 1
         found = []
         for packed in parts:
@@ -101,8 +112,13 @@ class Towers:
             if again:  # keep the activations of one part at a time
                 found.append(checkpoint(text.encode_packed, *inputs, use_reentrant=False))
             else:
-                found.append(text.encode_packed(*inputs, recompute))
+                found.append(text.encode_packed(*inputs, how.recompute))
         return torch.cat(found)[order]
+
+    @property
+    def compile_seconds(self) -> float:
+        """What `torch.compile` took so far."""
+        return self._compiled.seconds
 
     def forget(self) -> None:
         """Drop what was made of the weights; it is made again when it is needed."""
@@ -164,32 +180,32 @@ class Towers:
         return self._ids[tokens]
 
     def _encode_full_length(
-        self,
-        clip: Any,
-        prompts: Sequence[Tensor],
-        context: Tensor | None,
-        precision: Precision,
-        recompute: bool,
+        self, clip: Any, prompts: Sequence[Tensor], context: Tensor | None, how: Pass
     ) -> Tensor:
-        if not self._told:
-            self._told = True
-            _log.info("this text tower is not a causal one of open_clip's: no prompt is shortened")
+        self._tell("this text tower is not a causal one of open_clip's: no prompt is shortened")
         tokens = torch.cat(list(prompts)).to(clip.logit_scale.device)
         parts = tokens.split(_FULL_LENGTH_PART)
 
         def encode(part: Tensor) -> Tensor:
-            with context_in_place(clip, context), _own_precision(part.device, precision):
+            with context_in_place(clip, context), _own_precision(part.device, how.precision):
                 found = clip.encode_text(part)
-            return found.float() if precision == "bf16" else found
+            return found.float() if how.precision == "bf16" else found
 
-        again = torch.is_grad_enabled() and (recompute or len(parts) > 1)
+        again = torch.is_grad_enabled() and (how.recompute or len(parts) > 1)
         return torch.cat(
             [checkpoint(encode, p, use_reentrant=False) if again else encode(p) for p in parts]
         )
 
-    def _arithmetic(self, tower: int, precision: Precision) -> Arithmetic:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return Arithmetic(self._copies[tower], dtype)
+    def _arithmetic(self, tower: int, how: Pass) -> Arithmetic:
+        dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
+        compiled = self._compiled if how.compile and torch.is_grad_enabled() else None
+        return Arithmetic(self._copies[tower], dtype, compiled)
+
+    def _tell(self, message: str) -> None:
+        """Log a line once."""
+        if message not in self._told:
+            self._told.add(message)
+            _log.info(message)
 
 
 def _own_precision(device: torch.device, precision: Precision) -> Any:

@@ -171,11 +171,8 @@ class BankEvaluation:
 
     def _zero_shot_features(self, images: Tensor) -> Tensor:
         model = self.strategy.model
-        batches = images.split(self.strategy.eval_mb_size)
         with torch.no_grad(), model.pretrained_weights():
-            return torch.cat(
-                [model.image_features(batch.to(self.strategy.device)).cpu() for batch in batches]
-            )
+            return self.strategy.in_batches(lambda x: model.image_features(x).cpu(), images)
 
     def _within(self, scores: Tensor, choices: Tensor) -> Tensor:
         """Keep the classes of each image's chosen task; of one not learned yet, all of them."""
