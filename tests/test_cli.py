@@ -87,6 +87,7 @@ def check_result(result: dict) -> None:
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
         "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
         "warnings", "host", "merge", "digest", "protocol", "stream", "precision", "micro_batch",
+        "compile_seconds",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [6, 6, 6]
     assert result["accuracy_matrix"][0] == [None] * 5
