@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_clipfit.clip import CLIPClassifier
-from cl_clipfit.clip.blocks import plain
+from cl_clipfit.clip.modules import plain
 from cl_clipfit.strategy import CLIPStrategy
 
 _SCORING = ("scores", "score_all", "score_probe")

@@ -18,8 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cl_clipfit.clip.attention import self_attention
 from cl_clipfit.clip.compiled import CompiledBlock, shape_of
-
-_QUICK = 1.702  # of QuickGELU, x * sigmoid(1.702 x)
+from cl_clipfit.clip.modules import QUICK, plain, plain_norm
 
 
 class WeightCopies:
@@ -42,26 +41,23 @@ class WeightCopies:
         """Return `parameter` in another type; one that trains anew each time, with gradients."""
         if parameter.dtype == dtype:
             return parameter
-        if parameter.requires_grad:
-            return parameter.to(dtype)
         key, version = (id(owner), name), parameter._version
+        if parameter.requires_grad:
+            self._known.pop(key, None)  # fused optimisers change it and leave its version
+            return parameter.to(dtype)
         known = self._known.get(key)
         if known is None or known[0]() is not parameter or known[1] != version:
-            copied = parameter.detach().to(dtype)
+            copied = _copied(parameter, dtype)
             known = self._known[key] = (weakref.ref(parameter), version, copied)
         elif known[2].device != parameter.device:  # .to() moves a parameter in its place
-            copied = parameter.detach().to(dtype)
+            copied = _copied(parameter, dtype)
             known = self._known[key] = (known[0], version, copied)
         return known[2]
 
 
-def plain(module: nn.Module, kind: type) -> bool:
-    """Tell whether a module is exactly of this class, with nothing hooked to it or replaced."""
-    hooked = (
-        module._forward_hooks or module._forward_pre_hooks
-        or module._backward_hooks or module._backward_pre_hooks
-    )  # fmt: skip
-    return type(module) is kind and not hooked and "forward" not in vars(module)
+@torch.inference_mode(False)  # it is for training too
+def _copied(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    return parameter.detach().to(dtype)
 
 
 def known_blocks(transformer: nn.Module) -> bool:
@@ -75,7 +71,9 @@ def known_blocks(transformer: nn.Module) -> bool:
 
 
 def _known_parts(block: Any) -> bool:
-    attention, mlp = block.attn, block.mlp
+    from open_clip.transformer import LayerScale
+
+    attention, mlp, scales = block.attn, block.mlp, (block.ls_1, block.ls_2)
     return (
         plain(attention, nn.MultiheadAttention)
         and attention.in_proj_weight is not None
@@ -83,10 +81,13 @@ def _known_parts(block: Any) -> bool:
         and attention.in_proj_bias is not None
         and attention.bias_k is None
         and attention.dropout == 0
+        and "attention" not in vars(block)
+        and all(plain(scale, nn.Identity) or plain(scale, LayerScale) for scale in scales)
         and not attention.add_zero_attn
         and not hasattr(block, "ln_1_kv")
         and plain(mlp, nn.Sequential)
         and list(mlp._modules) == ["c_fc", "gelu", "c_proj"]
+        and plain(mlp.gelu, type(mlp.gelu))
         and plain(mlp.c_fc, nn.Linear)
         and plain(mlp.c_proj, nn.Linear)
         and mlp.c_fc.bias is not None
@@ -95,15 +96,12 @@ def _known_parts(block: Any) -> bool:
     )
 
 
-def norm(module: nn.Module, rows: Tensor, samples: int) -> Tensor:
+def norm(module: Any, rows: Tensor, samples: int) -> Tensor:
     """Apply a LayerNorm to rows (T, width) of `samples` of equal length, in fp32.
 
     A LayerNorm with a forward of its own, or of another class, sees (samples, T / samples, width).
     """
-    from open_clip.transformer import LayerNorm, LayerNormFp32
-
-    kinds = (LayerNorm, LayerNormFp32, nn.LayerNorm)
-    if isinstance(module, kinds) and any(plain(module, kind) for kind in kinds):
+    if plain_norm(module):
         return F.layer_norm(rows, module.normalized_shape, module.weight, module.bias, module.eps)
     return module(rows.view(samples, -1, rows.shape[-1])).reshape(rows.shape)
 
@@ -210,9 +208,9 @@ class _QuickGelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor) -> Tensor:
-        stretched = hidden * _QUICK
+        stretched = hidden * QUICK
         ctx.save_for_backward(stretched)
-        return F.silu(stretched).mul_(1 / _QUICK)
+        return F.silu(stretched).mul_(1 / QUICK)
 
     @staticmethod
     @once_differentiable

@@ -280,7 +280,8 @@ class CLIPClassifier(nn.Module):
 
         Args:
             classes: labels; default all.
-            normalize: to unit length; else as the text tower puts them out.
+            normalize: to unit length; else as the text tower puts them out, or the mean of unit
+                vectors where there are several templates.
 
         Returns:
             (K, d), in the order of `classes`.
@@ -296,14 +297,10 @@ class CLIPClassifier(nn.Module):
             features = self._text_cache[0][labels]
         else:
             prompts = [self._tokens[c] for c in labels]
-            weights = [*self._towers.text_weights(self.clip), self.context]
-            if any(p is not None and p.requires_grad for p in weights):
-                features = self.encode_prompts(prompts, normalize=False)
-            else:
-                state = self.precision, tuple(labels), len(self._tokens)
-                features = self._towers.unchanged(
-                    weights, state, lambda: self.encode_prompts(prompts, normalize=False)
-                )
+            features = self._towers.unchanged(
+                self.clip, self.context, (self.precision, tuple(labels), len(self._tokens)),
+                lambda: self.encode_prompts(prompts, normalize=False),
+            )  # fmt: skip
         return F.normalize(features, dim=-1) if normalize else features
 
     @contextlib.contextmanager
@@ -371,14 +368,17 @@ class CLIPClassifier(nn.Module):
         A template ensemble is the mean of its normalised features, normalised again (Radford et
         al. 2021, section 3.1.4).
         """
+        if not tokens:
+            raise ValueError("no prompts to encode")
         features = self._towers.encode_prompts(self.clip, tokens, self.context, self._how)
         counts = [len(t) for t in tokens]
-        if max(counts) > 1:
-            features = F.normalize(features, dim=-1)
-            if len(set(counts)) == 1:
-                features = features.view(len(counts), -1, features.shape[1]).mean(1)
-            else:
-                features = torch.stack([group.mean(0) for group in features.split(counts)])
+        if min(counts) == max(counts) > 1:
+            features = F.normalize(features, dim=-1).view(len(counts), counts[0], -1).mean(1)
+        elif max(counts) > 1:
+            groups = features.split(counts)
+            features = torch.stack(
+                [g[0] if len(g) == 1 else F.normalize(g, dim=-1).mean(0) for g in groups]
+            )
         return F.normalize(features, dim=-1) if normalize else features
 
     def _check_length(self, name: str, templates: Sequence[str]) -> None:

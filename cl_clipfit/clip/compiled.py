@@ -1,5 +1,6 @@
 """A block of a tower through `torch.compile`, and how long the compiler took."""
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from cl_clipfit.clip.attention import self_attention
+from cl_clipfit.clip.modules import QUICK, plain, plain_norm
 from cl_clipfit.errors import UserError
+
+_SHAPES = 3  # for which PyTorch compiles anew, before sizes are variables to it
 
 
 class Shape(NamedTuple):
@@ -33,7 +37,7 @@ class CompiledBlock:
     """The blocks of a tower, one compiled function for all.
 
     The compiler runs when the first rows of a shape come; this pass is made twice then, and what
-    the first one took longer is its time.
+    the first one took longer is its time. After the first shapes it has one function for all.
 
     Attributes:
         seconds: that the compiler took so far.
@@ -41,18 +45,24 @@ class CompiledBlock:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._function = torch.compile(plain_block)
-        self._known: set[Any] = set()
+        self._shapes: dict[Any, set[Any]] = {}
+
+    @functools.cached_property
+    def _function(self) -> Any:
+        return torch.compile(plain_block)  # not before it is used: that imports the compiler
 
     def __call__(
         self, rows: Tensor, weights: Sequence[Tensor], shape: Shape, hidden: Tensor | None
     ) -> Tensor:
         """Compute what `plain_block` does."""
-        kind = rows.shape, rows.requires_grad, weights[2].dtype, shape, hidden is None
-        if kind not in self._known:
+        trained = tuple(weight.requires_grad for weight in weights)
+        kind = rows.shape[1], rows.requires_grad, trained, weights[2].dtype, shape[1:]
+        known = self._shapes.setdefault(kind, set())
+        size = len(rows), shape.samples
+        if size not in known and len(known) < _SHAPES:
+            known.add(size)
             first, second = (self._time(rows, weights, shape, hidden) for _ in range(2))
             self.seconds += max(0.0, first - second)
-            self._known.add(kind)
         return self._function(rows, weights, shape, hidden)
 
     def _time(
@@ -109,7 +119,7 @@ def plain_block(
     normed = F.layer_norm(rows, rows.shape[1:], gain_2, bias_2, shape.eps[1]).to(up.dtype)
     inner = F.linear(normed, up, up_bias)
     if shape.activation == "quick":
-        inner = inner * torch.sigmoid(1.702 * inner)
+        inner = inner * torch.sigmoid(QUICK * inner)
     else:
         inner = F.gelu(inner, approximate=shape.activation)
     return rows + F.linear(inner, down) + down_bias
@@ -117,16 +127,15 @@ def plain_block(
 
 def shape_of(block: Any, samples: int) -> Shape | None:
     """Return what a known block computes besides its weights; None where it is not a plain one."""
-    from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU
+    from open_clip.transformer import QuickGELU
 
-    kinds = (LayerNorm, LayerNormFp32, nn.LayerNorm)
-    norms, scales, activation = (block.ln_1, block.ln_2), (block.ls_1, block.ls_2), block.mlp.gelu
-    if not all(type(n) in kinds and not n._forward_hooks for n in norms):
+    norms, activation = (block.ln_1, block.ln_2), block.mlp.gelu
+    if not all(plain_norm(n) and n.weight is not None and n.bias is not None for n in norms):
         return None
-    if not all(isinstance(scale, nn.Identity) for scale in scales):
+    if not all(plain(scale, nn.Identity) for scale in (block.ls_1, block.ls_2)):
         return None
-    quick = type(activation) is QuickGELU
-    if not quick and type(activation) is not nn.GELU:
+    quick = plain(activation, QuickGELU)
+    if not quick and not plain(activation, nn.GELU):
         return None
     eps = block.ln_1.eps, block.ln_2.eps
     return Shape(samples, block.attn.num_heads, eps, "quick" if quick else activation.approximate)

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from cl_clipfit.clip.blocks import Arithmetic, known_blocks, norm, plain
+from cl_clipfit.clip.blocks import Arithmetic, known_blocks, norm
+from cl_clipfit.clip.modules import plain, plain_norm
 from cl_clipfit.clip.packing import Packed
+
+_known_masks: Any = WeakIdKeyDictionary()
 
 
 def known_tower(clip: nn.Module) -> bool:
@@ -31,12 +35,26 @@ def known_tower(clip: nn.Module) -> bool:
         and getattr(tower, "cls_emb", None) is None
         and not getattr(tower, "use_pad_mask", False)
         and not getattr(tower, "output_tokens", False)
-        and tower.attn_mask is not None
+        and _causal(tower.attn_mask)
         and _pooling(tower) in ("argmax", "eos")
         and plain(tower.token_embedding, nn.Embedding)
         and tower.token_embedding.weight.dtype == torch.float32
         and known_blocks(tower.transformer)
+        and plain_norm(tower.ln_final)
+        # A token has other neighbours here than in its prompt: hooks would see them.
+        and all(plain_norm(b.ln_1) and plain_norm(b.ln_2) for b in tower.transformer.resblocks)
     )
+
+
+def _causal(mask: Tensor | None) -> bool:
+    """Tell whether a mask (L, L) hides what comes later and nothing else; looked at once."""
+    if mask is None:
+        return False
+    version, causal = _known_masks.get(mask, (None, False))
+    if version != mask._version:
+        causal = torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
+        _known_masks[mask] = mask._version, causal
+    return causal
 
 
 def _pooling(tower: Any) -> str:
@@ -48,7 +66,8 @@ def end_positions(clip: nn.Module, tokens: Tensor) -> Tensor:
     tower: Any = getattr(clip, "text", clip)
     if _pooling(tower) == "argmax":
         return tokens.argmax(1)
-    end = getattr(tower, "text_eos_id", None) or tower.eos_id
+    end = getattr(tower, "text_eos_id", None)
+    end = tower.eos_id if end is None else end
     return (tokens == end).int().argmax(1)
 
 
@@ -88,7 +107,8 @@ def _embed(tower: Any, packed: Packed, context: Tensor | None) -> Tensor:
     rows = F.embedding(packed.ids, tower.token_embedding.weight)
     if context is not None:
         # Copies of the start token hold the places of the context, from position 1 on.
-        learned = (packed.ids == packed.ids[0]) & (packed.positions > 0)
+        within = (packed.positions > 0) & (packed.positions <= len(context))
+        learned = (packed.ids == packed.ids[0]) & within
         place = (packed.positions - 1).clamp(0, len(context) - 1)
         rows = torch.where(learned[:, None], context[place], rows)
     return rows + tower.positional_embedding[packed.positions]

@@ -110,7 +110,9 @@ class Towers:
         for packed in parts:
             inputs = clip, packed, arithmetic, context
             if again:  # keep the activations of one part at a time
-                found.append(checkpoint(text.encode_packed, *inputs, use_reentrant=False))
+                found.append(
+                    checkpoint(text.encode_packed, *inputs, how.recompute, use_reentrant=False)
+                )
             else:
                 found.append(text.encode_packed(*inputs, how.recompute))
         return torch.cat(found)[order]
@@ -126,20 +128,32 @@ class Towers:
         self._unchanged = None
 
     def unchanged(
-        self, weights: Sequence[Tensor | None], state: Any, make: Callable[[], Tensor]
+        self, clip: Any, context: Tensor | None, state: Any, make: Callable[[], Tensor]
     ) -> Tensor:
-        """Return what `make` returned last, if neither frozen weights nor `state` have changed.
+        """Return text features that `make` makes, or a copy of the last ones if nothing changed.
 
-        A weight changes in place, which its version counts, or it is another tensor.
+        Args:
+            clip: the model; where something in it trains, or its text tower is not a known one,
+                features are made.
+            context: learned words, which may train.
+            state: what the features depend on besides modules and weights.
+            make: encodes the text.
         """
+        weights = [*self.text_weights(clip), context]
+        trained = any(p is not None and p.requires_grad for p in weights)
+        if trained or not text.known_tower(clip):
+            self._unchanged = None  # fused optimisers change weights and leave their versions
+            return make()
+        # A weight changes in place, which its version counts, or it is another tensor.
+        state = state, [id(m) for m in getattr(clip, "text", clip).modules()]
         versions = [(p.device, p._version) for p in weights if p is not None]
         known = self._unchanged
         if known is not None and known[1] == (state, versions):
             same = all(a is b for a, b in zip(known[0], weights, strict=True))
             if same:
-                return known[2]
+                return known[2].clone()
         made = make()
-        self._unchanged = list(weights), (state, versions), made
+        self._unchanged = weights, (state, versions), made.clone()
         return made
 
     def text_weights(self, clip: nn.Module) -> list[nn.Parameter]:
@@ -159,15 +173,14 @@ class Towers:
         key = device, *map(id, prompts)
         if key not in self._plans:
             ids = [row for tokens in prompts for row in self._rows(clip, tokens)]
-            parts, order = pack(ids, TEXT_PART)
+            with torch.inference_mode(False):  # they are for training too
+                parts, order = pack(ids, TEXT_PART)
+                parts = [part.to(device) for part in parts]
+                order = to_device(order, device)
             while len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
             # The prompts are held, since ids of objects that are gone are used again.
-            self._plans[key] = (
-                list(prompts),
-                [p.to(device) for p in parts],
-                to_device(order, device),
-            )
+            self._plans[key] = list(prompts), parts, order
         _, parts, order = self._plans[key]
         return parts, order
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_clipfit.clip.attention import attend
-from cl_clipfit.clip.blocks import Arithmetic, known_blocks, norm, plain
+from cl_clipfit.clip.blocks import Arithmetic, known_blocks, norm
+from cl_clipfit.clip.modules import plain
 
 
 def known_tower(visual: nn.Module) -> bool:
@@ -29,9 +30,10 @@ def known_tower(visual: nn.Module) -> bool:
         and tower.attn_pool is None
         and tower.pool_type in ("tok", "avg")
         and not tower.output_tokens
-        and isinstance(tower.patch_dropout, nn.Identity)
+        and plain(tower.patch_dropout, nn.Identity)
         and plain(tower.conv1, nn.Conv2d)
         and tower.conv1.weight.dtype == torch.float32
+        and tower.conv1.bias is None
         and known_blocks(tower.transformer)
     )
 
@@ -70,7 +72,8 @@ def encode_embedded(
     rows = arithmetic.run(whole, rows, samples, recompute=recompute)
     if by_token:
         rows = _last_block(blocks[-1], rows, samples, arithmetic)
-    return _pool(visual, rows, samples) @ visual.proj
+    pooled = _pool(visual, rows, samples)
+    return pooled if visual.proj is None else pooled @ visual.proj
 
 
 def _last_block(block: Any, rows: Tensor, samples: int, arithmetic: Arithmetic) -> Tensor:
