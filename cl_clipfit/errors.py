@@ -1,12 +1,34 @@
 """The one exception that reaches the user as a sentence, and help in writing the sentence."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half a character, line separators
+_HARMLESS = "\n\t\u200c\u200d"  # the last two join and part letters, of Persian and of emoji
 
 
 class UserError(Exception):
     """Bad input: one line that says what is wrong, where, and what to do. Exit code 2."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    r"""Write out what would act on a terminal, or hide: control sequences, turned directions.
+
+    Example:
+        >>> print(printable("caf\u00e9 \x1b[2J"))
+        café \x1b[2J
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c) in _UNSEEN and c not in _HARMLESS else c
+        for c in text
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

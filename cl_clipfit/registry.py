@@ -20,6 +20,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -142,6 +143,11 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
     entry.summary = (ast.get_docstring(tree) or "").split("\n")[0]
     entry.about = _literals(tree)
     entry.name = str(entry.about.pop("NAME", entry.name))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry.name):  # part of folders' names
+        entry.error = (
+            f"{file.name}: NAME = {entry.name!r}: a name has letters, digits, '.', '_' and '-'"
+        )
+        entry.name = file.stem.replace("_", "-")
     loads = any(isinstance(n, ast.FunctionDef) and n.name == "load" for n in tree.body)
     bases = [ast.unparse(b) for n in tree.body if isinstance(n, ast.ClassDef) for b in n.bases]
     if kind is None and loads and not any("Strategy" in base for base in bases):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import os
 import socket
 import urllib.parse
 import urllib.request
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cl_clipfit.clip.checkpoint import check_checkpoint, check_config, check_folder
 from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity, Precision
 from cl_clipfit.clip.weights import (
     MINI,
@@ -74,12 +76,16 @@ def check_model(name: str) -> Weights:
 def _patient_hub() -> Iterator[None]:
     """Take weights from the hub's cache at once where there is no network, without its chatter.
 
+    It is told nothing about who uses them, unless HF_HUB_DISABLE_TELEMETRY=0 asks for that.
+
     The hub client retries for a minute before it gives up. A host name that cannot be resolved
     needs no retry; behind a proxy the resolver knows nothing, so there the client is left alone.
     """
     from huggingface_hub import constants
 
     offline, silenced = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    telemetry = constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_DISABLE_TELEMETRY = telemetry or "HF_HUB_DISABLE_TELEMETRY" not in os.environ
     host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
     if not urllib.request.getproxies():
         try:
@@ -91,6 +97,7 @@ def _patient_hub() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = offline
+        constants.HF_HUB_DISABLE_TELEMETRY = telemetry
         logging.disable(silenced)
 
 
@@ -101,15 +108,32 @@ def _load(architecture: str, weights: Weights) -> nn.Module:
     if weights.tag == "random":
         options = {"pretrained": None, "pretrained_text": False}
     if weights.file:
-        _check_torchscript(architecture, Path(weights.file))
         preprocessing = preprocessing_of(architecture, weights)
+        check_checkpoint(Path(weights.file))
         options = {"pretrained": weights.file, "force_preprocess_cfg": preprocessing}
     try:
         with torch.random.fork_rng(devices=[]), _patient_hub():
             torch.manual_seed(RANDOM_SEED)
+            _check_strangers(architecture)
             return open_clip.create_model(architecture, **options)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(_load_message(architecture, weights, error)) from error
+
+
+def _check_strangers(architecture: str) -> None:
+    """Check the files of a folder, or of the hub, before open_clip reads them."""
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    scheme, _, name = architecture.partition(":")
+    if scheme == "local-dir":
+        check_folder(Path(name))
+    if scheme == "hf-hub":
+        config = download_pretrained_from_hf(name, filename="open_clip_config.json")
+        weights = Path(download_pretrained_from_hf(name))
+        check_checkpoint(weights)
+        check_config(Path(config), weights.stat().st_size)
 
 
 def _load_message(architecture: str, weights: Weights, error: Exception) -> str:
@@ -138,22 +162,6 @@ def _load_message(architecture: str, weights: Weights, error: Exception) -> str:
     return (
         f"cannot download weights '{weights.tag}' of {architecture} (no network?). Fetch {source}"
         f" on another machine, then run with --model {architecture}:{weights.tag}:PATH_TO/{file}"
-    )
-
-
-def _check_torchscript(architecture: str, file: Path) -> None:
-    """OpenAI's own files are TorchScript archives: say what open_clip would choke on."""
-    import zipfile
-
-    if not zipfile.is_zipfile(file):
-        return
-    with zipfile.ZipFile(file) as archive:
-        if not any("/code/" in f"/{name}" for name in archive.namelist()):
-            return
-    raise UserError(
-        f"{file} is a TorchScript archive, as OpenAI published it, which open_clip does not read."
-        f" Its own copy of the same weights is the tag 'openai':"
-        f" --model {architecture.removesuffix('-quickgelu')}-quickgelu:openai"
     )
 
 

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cl_clipfit.errors import UserError
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# PIL knows many more: it would start Ghostscript, a program of its own, on an EPS file.
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LONGEST = 50  # times as long as wide
 LONGEST_RUN = 32  # files a thread takes at a time
 Progress = Callable[[str, int, int], None]
@@ -26,7 +28,7 @@ def _open(file: Path) -> Image.Image:
         raise ValueError("there is no such file")
     if file.stat().st_size == 0:
         raise ValueError("the file is empty")
-    image = Image.open(file)
+    image = Image.open(file, formats=FORMATS)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         image.close()

@@ -69,9 +69,9 @@ def class_order(name: str, classes: int, names: Sequence[str] = ()) -> list[int]
                 f"--class-order {name}: an order of {len(known)} classes, not of {classes}"
             )
         return list(known)
-    seeded = re.fullmatch(r"seed:([0-9]{1,10})", "seed:1993" if name == "pycil-1993" else name)
-    if seeded and int(seeded[1]) < 2**32:
-        return np.random.RandomState(int(seeded[1])).permutation(classes).tolist()
+    seed = order_seed(name)
+    if seed is not None:
+        return np.random.RandomState(seed).permutation(classes).tolist()
     if name.startswith("seed:"):
         raise UserError(f"--class-order {name}: N in seed:N must be from 0 to {2**32 - 1}")
     if is_file(name) or name.lower().endswith(_SUFFIXES) or "/" in name:
@@ -80,6 +80,18 @@ def class_order(name: str, classes: int, names: Sequence[str] = ()) -> list[int]
     raise UserError(
         f"unknown class order '{name}'. {nearest(name, [*NAMED_ORDERS, 'seed:N', 'FILE'])}"
     )
+
+
+def order_seed(name: str | None) -> int | None:
+    """Return the seed that a class order is drawn by; None where it is not drawn.
+
+    Example:
+        >>> [order_seed(name) for name in ("seed:4", "pycil-1993", "natural", None)]
+        [4, 1993, None, None]
+    """
+    text = "seed:1993" if name == "pycil-1993" else name or ""
+    seeded = re.fullmatch(r"seed:([0-9]{1,10})", text)
+    return int(seeded[1]) if seeded and int(seeded[1]) < 2**32 else None
 
 
 def split_tasks(classes: int, tasks: int, base_classes: int | None = None) -> list[list[int]]:

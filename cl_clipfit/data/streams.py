@@ -85,7 +85,8 @@ class Scenario:
         """An Avalanche benchmark with `train_stream` and `test_stream`, built when asked for.
 
         Experiences of one task say so as Avalanche's online streams do: `is_first_subexp`,
-        `is_last_subexp`; `task_samples` is the number of images of their task.
+        `is_last_subexp`; `task_samples` is the number of images of their task, `task_places`
+        where theirs are among these.
         """
         whole_train, whole_test = as_avalanche(self.train), as_avalanche(self.test)
         train = [whole_train.subset(index.tolist()) for index in self.experiences]
@@ -95,10 +96,12 @@ class Scenario:
         test = [whole_test.subset(index.tolist()) for index in of_task if len(index)]
         benchmark = with_classes_timeline(benchmark_from_datasets(train=train, test=test))
         tasks = self.experience_tasks
+        members = {task: self._members(task).sort().values for task in set(tasks)}
         for at, experience in enumerate(benchmark.train_stream):
             experience.is_first_subexp = at == 0 or tasks[at - 1] != tasks[at]
             experience.is_last_subexp = at + 1 == len(tasks) or tasks[at + 1] != tasks[at]
             experience.task_samples = self.train_samples[tasks[at]]
+            experience.task_places = torch.searchsorted(members[tasks[at]], self.experiences[at])
             experience.task_classes = self.brought[tasks[at]]
         return benchmark
 

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cl_clipfit.errors import UserError, nearest
 
+LARGEST_TEXT = 16 << 20  # bytes; the names of all classes of ImageNet-21k are half of one
+MOST_NODES, DEEPEST = 30_000, 20  # values of a YAML file, and lists within lists
+_LONGEST_NUMBER = 40  # characters
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
-_TURNING = "\ufeff\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # text directions
+# Marks that turn the direction of text.
+_TURNING = "\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _MAPPINGS = (".yaml", ".yml", ".json")
 
 
@@ -27,9 +33,83 @@ def read_text(file: Path, place: str) -> str:
     if not file.is_file():
         raise UserError(f"{place}: there is no such file")
     try:
+        check_size(file, place)
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{place}: the file cannot be read as text") from error
+
+
+def check_size(file: Path, place: str) -> None:
+    """Refuse a file that is too large for one of names or settings.
+
+    Raises:
+        UserError: it has more than `LARGEST_TEXT` bytes.
+        OSError: there is no such file.
+    """
+    if file.stat().st_size > LARGEST_TEXT:
+        raise UserError(f"{place}: the file has more than {LARGEST_TEXT >> 20} MiB of text")
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without what a small file can fill the memory with."""
+
+    nodes = depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse endless nesting, and aliases (*name) that stand for very many others."""
+        event, before = self.peek_event(), self.nodes
+        sizes: dict[str | None, int] = self.__dict__.setdefault("sizes", {})
+        self.nodes += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        self.depth += 1
+        if self.depth > DEEPEST or self.nodes > MOST_NODES:
+            limits = f"more than {MOST_NODES:,} values, or {DEEPEST} lists within lists"
+            raise yaml.MarkedYAMLError(None, None, limits, event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if not isinstance(event, yaml.AliasEvent) and event.anchor is not None:
+            sizes[event.anchor] = self.nodes - before
+        return node
+
+    def construct_number(self, node: Any) -> Any:
+        """Refuse numbers so long that reading or printing them takes forever."""
+        if len(node.value) > _LONGEST_NUMBER:
+            what = "a number of very many digits"
+            raise yaml.MarkedYAMLError(None, None, what, node.start_mark)
+        kind = "int" if node.tag.endswith(":int") else "float"
+        return getattr(self, f"construct_yaml_{kind}")(node)
+
+
+for _kind in ("int", "float"):
+    _Plain.add_constructor(f"tag:yaml.org,2002:{_kind}", _Plain.construct_number)
+
+
+class _Texts(_Plain, yaml.BaseLoader):
+    """The same, where every value is text."""
+
+
+def load_yaml(text: str) -> Any:
+    """Read settings: plain values, lists and mappings, whose keys are texts that come once.
+
+    Raises:
+        Exception: of any kind where it is no such YAML.
+    """
+    node = yaml.compose(text, Loader=_Plain)
+    _check_keys(node)
+    return None if node is None else _Plain("").construct_document(node)
+
+
+def _check_keys(node: Any) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
+                what = "a key is no text" if key.id != "scalar" else f"'{key.value}' is there twice"
+                raise yaml.MarkedYAMLError(None, None, what, key.start_mark)
+            seen.add(key.value)
+            _check_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value)
 
 
 def yaml_node(file: Path, place: str) -> Any:
@@ -38,10 +118,8 @@ def yaml_node(file: Path, place: str) -> Any:
     Raises:
         UserError: it cannot be read, or is no YAML.
     """
-    import yaml
-
     try:
-        return yaml.compose(read_text(file, place), Loader=yaml.BaseLoader)
+        return yaml.compose(read_text(file, place), Loader=_Texts)
     except (yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -54,8 +132,6 @@ def scalar(node: Any, place: str) -> str:
     Raises:
         UserError: it is a list or a mapping, or empty.
     """
-    import yaml
-
     if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
         raise UserError(f"{place}, line {node.start_mark.line + 1}: expected a name or a label")
     return node.value
@@ -94,8 +170,6 @@ def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _mapping(file: Path, place: str) -> dict[str, str]:
-    import yaml
-
     pairs: Any = None
     if file.suffix == ".json":
         try:

@@ -79,7 +79,7 @@ def unpack_into(
     total, room, members = 0, limit_bytes, 0
     try:
         total = archive.stat().st_size
-        for name, size, content, done in _members(archive):
+        for name, size, content, done in archive_members(archive):
             members += 1
             if size > room or members > LIMIT_MEMBERS:
                 raise _too_large(archive, limit_bytes)
@@ -139,7 +139,13 @@ def _read(content: IO[bytes]) -> bytes:
         raise EOFError(str(error)) from error
 
 
-def _members(archive: Path) -> Iterator[Member]:
+def archive_members(archive: Path) -> Iterator[Member]:
+    """Yield what an archive holds, each content to be read before the next is asked for.
+
+    Raises:
+        UserError: links, devices, or headers and padding that only serve to fill the memory.
+        Exception: of any kind where it is damaged.
+    """
     with archive.open("rb") as raw:
         if archive.suffix == ".mat":  # labels that are published beside archives, not packed
             yield archive.name, 0, raw, 0

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from cl_clipfit.config import Options, Recipe
 from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.recipes import named_recipes
 from cl_clipfit.registry import KINDS, Entry, Kind, Registry
+from cl_clipfit.report.display import literal
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
 _STRATEGY_FACTS = ("PAPER", "NEEDS")
@@ -34,7 +34,7 @@ def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Con
         if entry.error:
             about |= {facts[0]: f"cannot be used: {entry.error}"}
         values = [str(about.get(fact, "")) for fact in facts]
-        table.add_row(*(escape(text) for text in (entry.name, *values)))
+        table.add_row(*(literal(text) for text in (entry.name, *values)))
     if not table.row_count:
         raise UserError(f"no {kind} with '{pattern}' in the name")
     console.print(table)
@@ -52,7 +52,7 @@ def list_models(pattern: str, console: Console) -> None:
         raise UserError(f"no model with '{pattern}' in the name. {nearest(pattern, tags)}")
     table = Table("architecture", "weights", box=box.SIMPLE_HEAD)
     for name, found in shown.items():
-        table.add_row(escape(name), escape(", ".join(found) or "ARCH:FILE only"))
+        table.add_row(literal(name), literal(", ".join(found) or "ARCH:FILE only"))
     console.print(table)
 
 
@@ -76,16 +76,16 @@ def _show_entry(entry: Entry, console: Console) -> None:
         raise UserError(entry.error)
     options = entry.options_class()
     kind = {"strategies": "strategy", "scenarios": "scenario"}[entry.kind]
-    console.print(f"[bold]{escape(entry.name)}[/bold] ({kind}): {escape(entry.summary)}")
+    console.print(f"[bold]{literal(entry.name)}[/bold] ({kind}): {literal(entry.summary)}")
     for key, value in entry.about.items():
         if key not in ("RECIPE", "RECIPES", "PUBLISHED"):
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-            console.print(f"  {key.lower().replace('_', ' ')}: {shown}", markup=False)
+            console.print(literal(f"  {key.lower().replace('_', ' ')}: {shown}"))
     recipes = named_recipes(entry)
     for title, recipe in recipes.items() if entry.kind == "strategies" else ():
         if recipe:
             shown = ", ".join(f"{key}={value}" for key, value in recipe.items())
-            console.print(f"  {title}: {shown}", markup=False)
+            console.print(literal(f"  {title}: {shown}"))
     if options.model_fields:
         console.print(_fields_table(f"options, set with --set {entry.name}.KEY=VALUE", options))
     if entry.kind == "scenarios":
@@ -96,11 +96,11 @@ def _show_entry(entry: Entry, console: Console) -> None:
 
 
 def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None = None) -> Table:
-    table = Table("key", "type", "default", "meaning", box=box.SIMPLE_HEAD, title=escape(title))
+    table = Table("key", "type", "default", "meaning", box=box.SIMPLE_HEAD, title=literal(title))
     for key, field in cls.model_fields.items():
         default = (values or {}).get(key, field.default)
         cells = (key, _type_name(field), str(default), field.description or "")
-        table.add_row(*(escape(cell) for cell in cells))
+        table.add_row(*(literal(cell) for cell in cells))
     return table
 
 

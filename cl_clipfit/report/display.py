@@ -16,7 +16,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from cl_clipfit.errors import printable
+
 _REFRESH_SECONDS = 0.25
+
+
+def literal(text: str) -> str:
+    """Return text that a console prints as it is: no markup, no control sequences."""
+    return escape(printable(text))
+
+
 _LINE_SECONDS = 10
 
 
@@ -42,11 +51,11 @@ class ConsoleDisplay:
     def note(self, text: str) -> None:
         """Say one line."""
         if not self.quiet:
-            self.console.print(escape(text), highlight=False, soft_wrap=True)
+            self.console.print(literal(text), highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Say one line that matters even when quiet."""
-        self.console.print(escape(f"warning: {text}"), highlight=False, soft_wrap=True)
+        self.console.print(literal(f"warning: {text}"), highlight=False, soft_wrap=True)
 
     def transfer(self, label: str, done: int, total: int | None) -> None:
         """Follow bytes, of a download say: a bar on a terminal, else a line every ten seconds."""
@@ -71,7 +80,7 @@ class ConsoleDisplay:
                     TextColumn("{task.description}"), BarColumn(), *columns,
                     TimeRemainingColumn(), console=self.console,
                 )  # fmt: skip
-                self._bar.add_task(escape(label))
+                self._bar.add_task(literal(label))
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
             if done == total:
@@ -97,7 +106,7 @@ class ConsoleDisplay:
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(), console=self.console, transient=True,
         )  # fmt: skip
-        label = f"{escape(self._run)} task {task}/{tasks}"
+        label = f"{literal(self._run)} task {task}/{tasks}"
         self._bar.add_task(label, total=steps, detail="")
         self._bar.start()
 

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from cl_clipfit.errors import printable
 from cl_clipfit.report.tables import by_strategy, columns, value
 from cl_clipfit.runs import write_atomic
 
@@ -29,6 +30,7 @@ _STYLE: Any = {
     "svg.hashsalt": "cl_clipfit",
     "svg.fonttype": "path",
 }
+_LONGEST_NAME = 200  # characters that are drawn
 ZERO_SHOT = "zero-shot"
 _ONE_TASK = ("base-to-novel", "transfer")  # protocols without a stream, as a rule
 _PANELS = {
@@ -39,7 +41,9 @@ _PANELS = {
 
 
 def _plain(text: str) -> str:
-    """Keep names from being read as TeX."""
+    """Keep names from being read as TeX, and from having no end."""
+    text = printable(text)
+    text = text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
     return text.replace("$", r"\$")
 
 

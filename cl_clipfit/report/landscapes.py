@@ -9,9 +9,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
-from rich.markup import escape
 from rich.table import Table
 
+from cl_clipfit.report.display import literal
 from cl_clipfit.report.figures import _STYLE, MARKERS, PALETTE, _plain, _title, save_figure
 
 KINDS = ("train", "test")
@@ -31,7 +31,7 @@ _PLACES: Any = [
 def lines_table(found: dict[str, Any], result: dict[str, Any]) -> Table:
     """Return one row a line: barriers, and loss and accuracy from its start to its end."""
     title = f"{result['label']}, seed {result['seed']}, task {found['task']}"
-    table = Table(title=f"{escape(title)}: from start to end")
+    table = Table(title=f"{literal(title)}: from start to end")
     table.add_column("line")
     for kind in KINDS:
         table.add_column(f"barrier\n{kind}", justify="right")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
+from cl_clipfit.errors import printable
+from cl_clipfit.report.display import literal
 from cl_clipfit.runs import csv_text
 
 COLUMNS = {
@@ -47,7 +48,7 @@ def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
         return _COLUMNS.get(protocol, COLUMNS)
     names = _probe_names(results)[:_MOST_PROBES]
     letters = 12 if len(names) < _WIDE - 2 else 10
-    probes = {_PROBE + n: escape("\n".join(textwrap.wrap(n, letters))) for n in names}
+    probes = {_PROBE + n: literal("\n".join(textwrap.wrap(n, letters))) for n in names}
     return {
         "last_accuracy": "last\naccuracy",
         "probe_accuracy": "mean of\nprobes",
@@ -117,19 +118,19 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
         seconds = [sum(map(sum, r["timings"].values())) for r in group]
         parameters = f"{group[0]['model']['trainable_parameters']:,}"
         table.add_row(
-            escape(name),
+            literal(name),
             *(_cell([value(r, key) for r in group], between) for key in shown),
             *(() if wide else (parameters, f"{statistics.fmean(seconds):.1f}")),
         )
         for other, found in compared(group).items():
             cells = [_cell([value(f, key) for f in found], between) for key in shown]
-            table.add_row(f"  {escape(other)}", *cells, style="dim")
+            table.add_row(f"  {literal(other)}", *cells, style="dim")
     return table
 
 
 def _title(results: Sequence[dict[str, Any]]) -> str:
     seeds = max(len(group) for group in by_strategy(results).values())
-    scenario = escape(results[0]["scenario"])
+    scenario = literal(results[0]["scenario"])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
     plural = "" if tasks == 1 else "s"
     spread = f", mean of {seeds} seeds ± 95 % interval" if seeds > 1 else ""
@@ -141,7 +142,7 @@ def _left_out(results: Sequence[dict[str, Any]]) -> str:
     """Say what a wide table has no room for."""
     more = _probe_names(results)[_MOST_PROBES:]
     costs = "trained parameters, seconds"
-    return f"also in result.json: {escape(', '.join([*more, costs]))}"
+    return f"also in result.json: {literal(', '.join([*more, costs]))}"
 
 
 def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -151,6 +152,19 @@ def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
         for name, other in ((result.get("merge") or {}).get("compared") or {}).items():
             found.setdefault(name, []).append(other)
     return found
+
+
+def text_cell(text: str) -> str:
+    """Return a name as a cell of CSV: a spreadsheet runs what begins as a formula does.
+
+    Such a name gets an apostrophe in front, which spreadsheets take as "this is text".
+
+    Example:
+        >>> text_cell("=1+1"), text_cell("clipfit")
+        ("'=1+1", 'clipfit')
+    """
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
 def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) -> str:
@@ -167,7 +181,8 @@ def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) ->
         found |= {f"{r['label']} / {name}": others[0] for name, others in compared([r]).items()}
         for label, other in found.items():
             values = [value(other, name) for name in names]
-            rows.append([r["scenario"], label, r["seed"], *values, folder])
+            scenario, strategy = text_cell(r["scenario"]), text_cell(label)
+            rows.append([scenario, strategy, r["seed"], *values, text_cell(folder)])
     return csv_text(["scenario", "strategy", "seed", *names, "folder"], rows)
 
 
@@ -179,7 +194,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
         modes: what `commands.evaluate.ModeResult.summary` returns.
     """
     shown = columns([result])
-    title = f"{escape(result['scenario'])}, bank of {escape(result['label'])}, percent"
+    title = f"{literal(result['scenario'])}, bank of {literal(result['label'])}, percent"
     table = Table(title=title, **(_NARROW if len(shown) > _WIDE else {}))
     table.add_column("mode", overflow="fold")
     for title in [*shown.values(), "last, labels of\nthe chosen task", "sent to their\nown task"]:
@@ -188,7 +203,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
         settings = ", ".join(f"{key}={value}" for key, value in mode["settings"].items())
         chosen = mode.get("chosen_labels")
         table.add_row(
-            mode["mode"] + (f" ({settings})" if settings else ""),
+            literal(mode["mode"] + (f" ({settings})" if settings else "")),
             *(_cell([value(mode, key)]) for key in shown),
             _cell([chosen["metrics"]["last_accuracy"]] if chosen else [None]),
             _cell([mode["routed"][-1]] if "routed" in mode else [None]),

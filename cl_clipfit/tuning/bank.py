@@ -3,20 +3,62 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.files import read_bytes, seal, sha256, unseal, write_atomic
 
 SCHEMA = 1
 INDEX = "index.json"
 IDENTITY = ("architecture", "pretrained", "weights_sha256")
 Kind = Literal["values", "host", "statistics"]
+LARGEST_INDEX = 256 << 20  # bytes
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _File(_Strict):
+    name: str
+    sha256: str
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class _Record(_Strict):
+    task: int
+    classes: list[str]
+    parents: list[str]
+    files: dict[Kind, _File]
+
+
+class _Base(_Strict):
+    architecture: str | None
+    pretrained: str | None
+    weights_sha256: str | None
+
+
+class _Index(_Strict):
+    """What an index must be made of."""
+
+    base: _Base
+    strategy: str
+    templates: list[str | list[str]]
+    selection: dict[str, list[Annotated[int, Field(ge=0)]]]
+    tasks: list[_Record]
+
+    @field_validator("tasks")
+    @classmethod
+    def _check_tasks(cls, tasks: list[_Record]) -> list[_Record]:
+        if any(t.task != number or "values" not in t.files for number, t in enumerate(tasks, 1)):
+            raise ValueError("tasks are counted from 1, and have values")
+        return tasks
 
 
 class Tunable(Protocol):
@@ -119,7 +161,7 @@ class DeltaBank:
             UserError: no bank there, or its index is not, byte for byte, what was written.
         """
         path = Path(folder) / INDEX
-        data = read_bytes(path)
+        data = _read(path, LARGEST_INDEX)
         try:
             index = unseal(data)
         except (ValueError, RecursionError) as error:
@@ -128,6 +170,11 @@ class DeltaBank:
             raise UserError(
                 f"{path} has schema {index.get('schema')}, this version reads {SCHEMA}: train again"
             )
+        try:  # whoever writes a bank can seal it
+            _Index.model_validate(index)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise UserError(f"{path} is no index of a bank: {where} is wrong") from error
         return cls(Path(folder), index)
 
     def __len__(self) -> int:
@@ -174,6 +221,20 @@ class DeltaBank:
         tasks = [*self.index["tasks"], record]
         self._write_index({**self.index, "selection": selection, "tasks": tasks})
 
+    def keep(self, tasks: int) -> None:
+        """Drop all but the first `tasks`.
+
+        Raises:
+            UserError: it holds fewer, or the folder cannot be written.
+        """
+        if len(self) < tasks:
+            raise UserError(f"the bank {self.folder} holds {len(self)} tasks, and not {tasks}")
+        if len(self) > tasks:
+            selection = self.index["selection"] if tasks else {}
+            self._write_index(
+                {**self.index, "selection": selection, "tasks": self.index["tasks"][:tasks]}
+            )
+
     def load(self, task: int, kind: Kind = "values") -> dict[str, Tensor]:
         """Read a task's tensors, on the CPU, all of them or none.
 
@@ -190,10 +251,11 @@ class DeltaBank:
                 f"task {task} of the bank {self.folder} has no {kind}, only {', '.join(files)}"
             )
         path = self.folder / _file_name(task, kind)
-        data = read_bytes(path)
-        if (len(data), sha256(data)) != (files[kind]["bytes"], files[kind]["sha256"]):
+        written = files[kind]["bytes"]
+        data = _read(path, written)
+        if len(data) != written or sha256(data) != files[kind]["sha256"]:
             raise UserError(
-                f"{path} is damaged ({len(data)} bytes, {files[kind]['bytes']} were written):"
+                f"{path} is damaged ({path.stat().st_size} bytes, {written} were written):"
                 " restore the file, or train again"
             )
         try:
@@ -265,6 +327,12 @@ class DeltaBank:
     def _write_index(self, index: dict[str, Any]) -> None:
         write_atomic(self.folder / INDEX, seal(index))
         self.index = index
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Read a file; nothing of one that is larger than `most` bytes, or a pipe or a device."""
+    plain = is_file(path) or not path.exists()  # whose absence is told
+    return read_bytes(path) if plain and (not is_file(path) or path.stat().st_size <= most) else b""
 
 
 def _file_name(task: int, kind: str) -> str:

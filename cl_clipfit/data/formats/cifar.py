@@ -4,8 +4,6 @@ Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". The ba
 they are read by an unpickler that knows arrays of bytes and plain containers, and runs nothing.
 """
 
-import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +13,7 @@ import torch
 from cl_clipfit.data.download import file_hash
 from cl_clipfit.data.formats.plain_pickle import PickledBytes, PlainUnpickler
 from cl_clipfit.data.source import ImageSet
+from cl_clipfit.data.unpacking import archive_members
 from cl_clipfit.errors import UserError
 
 SIDE = 32
@@ -199,17 +198,16 @@ def read_archive(file: Path, form: CifarFormat, unverified: bool = False) -> Cif
     wanted = {f"{form.folder}/{name}": name for name in (*form.train, *form.test, *form.meta)}
     files: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(file) as archive:
-            for member in archive:
-                name = wanted.get(member.name.removeprefix("./"))
-                if name is None or not member.isfile():
-                    continue
-                if member.size > LARGEST_MEMBER:
-                    raise UserError(f"{file}: {member.name} is too large ({member.size:,} bytes)")
-                content = archive.extractfile(member)
-                assert content is not None
-                files[name] = _unpickle(content, f"{file}: {member.name}")
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        for path, size, content, _ in archive_members(file):
+            name = wanted.get(path.removeprefix("./"))
+            if name is None or content is None:
+                continue
+            if size > LARGEST_MEMBER:
+                raise UserError(f"{file}: {path} is too large ({size:,} bytes)")
+            files[name] = _unpickle(content, f"{file}: {path}")
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive may raise anything
         raise UserError(f"{file} is no whole archive: {error}") from error
     missing = [path for path, name in wanted.items() if name not in files]
     if missing:

@@ -1,6 +1,7 @@
 """Read features that were computed elsewhere: a NumPy `.npz` or a `.safetensors` file."""
 
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError
 
+FREE_BYTES, MOST_PACKED = 64 << 20, 20  # what an .npz may unpack to: 64 MiB, and 20 times its size
 NEEDED = ("train_x", "train_y", "test_x", "test_y", "text", "classnames")
 
 
@@ -33,9 +35,8 @@ def read_features(file: Path) -> Source:
     """
     try:
         content = _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
-            safetensors.SafetensorError) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # a damaged file may raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{file} cannot be read as .npz or .safetensors: {reason}") from error
     missing = [key for key in NEEDED if key not in content]
     if missing:
@@ -65,11 +66,30 @@ def _names(file: Path, values: Any) -> tuple[str, ...]:
 
 
 def _read_npz(file: Path) -> dict[str, Any]:
-    loaded = np.load(file, allow_pickle=False)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise ValueError("a single array, not an archive of several")
-    with loaded as archive:
-        return {key: archive[key] for key in (*NEEDED, "logit_scale") if key in archive.files}
+    with zipfile.ZipFile(file) as archive:
+        _check_members(archive, file.stat().st_size)
+    with np.load(file, allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in (*NEEDED, "logit_scale") if key in arrays.files}
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Compare what the arrays say of themselves with the bytes there are, before any is read."""
+    members = archive.infolist()
+    held = sum(member.file_size for member in members)
+    if held > FREE_BYTES + MOST_PACKED * size:
+        raise ValueError(f"{size:,} bytes that unpack to {held:,}, more than {MOST_PACKED} times")
+    for member in members:
+        with archive.open(member) as content:
+            version = np.lib.format.read_magic(content)
+            read = {(1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0}.get(version)  # fmt: skip
+            if read is None:
+                raise ValueError(f"{member.filename} is an array of version {version}")
+            shape, _, dtype = read(content)
+            if dtype.hasobject:
+                raise ValueError(f"{member.filename} holds objects, which could run code")
+            if math.prod(shape) * dtype.itemsize != member.file_size - content.tell():
+                raise ValueError(f"{member.filename} says {dtype} {shape}, and holds other bytes")
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
@@ -88,7 +108,8 @@ def _matrix(file: Path, key: str, values: Any) -> Tensor:
     if values.ndim != 2 or values.dtype.kind != "f" or not len(values):
         raise UserError(f"{file}: {key} must be floating-point (rows, d), not"
                         f" {values.dtype} {values.shape}")  # fmt: skip
-    features = torch.from_numpy(values.astype(np.float32))
+    with np.errstate(over="ignore"):  # what is beyond fp32 is told below
+        features = torch.from_numpy(values.astype(np.float32))
     if not features.isfinite().all() or bool((features.norm(dim=1) == 0).any()):
         raise UserError(f"{file}: {key} holds a row that is zero or not finite")
     return features

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -74,8 +74,45 @@ _ADMITTED = {
 }
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Admits NumPy arrays and plain containers; a pickle that would run code is refused."""
+class _Mapping(dict[Any, Any]):
+    """What a pickle's mapping becomes; tuples of tuples as its keys would hash without end."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, str | bytes | int):
+            raise pickle.UnpicklingError("a key that is no text")
+        super().__setitem__(key, value)
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Admits NumPy arrays and plain containers; a pickle that would run code is refused.
+
+    It is the unpickler written in Python: a few bytes make the one in C reserve memory for billions
+    of remembered objects, before anything is read.
+    """
+
+    append: Any  # to what was read; set while it reads
+    pop_mark: Any
+
+    dispatch: ClassVar[Any] = {
+        code: read
+        for code, read in pickle._Unpickler.dispatch.items()
+        if code not in (pickle.BYTEARRAY8[0], pickle.FROZENSET[0], pickle.ADDITEMS[0])
+    }
+
+    def load_empty_dictionary(self) -> None:
+        """Start a mapping."""
+        self.append(_Mapping())
+
+    def load_dict(self) -> None:
+        """Make a mapping of what was read since its mark."""
+        items = self.pop_mark()
+        found = _Mapping()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            found[key] = value
+        self.append(found)
+
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
+    dispatch[pickle.DICT[0]] = load_dict
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for a name, or refuse it."""
