@@ -1,9 +1,10 @@
 """From a plan to a strategy on a copy of the model, and what to say when its code fails."""
 
+import contextlib
 import copy
 import random
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.classifier import TemplatesLike
 from cl_clipfit.data.streams import Scenario
+from cl_clipfit.determinism import explain_nondeterminism
 from cl_clipfit.errors import UserError
 from cl_clipfit.memory import NEEDS_LESS, out_of_memory
 from cl_clipfit.plan import StreamPlan
@@ -28,7 +30,11 @@ def build_strategy(
     templates: TemplatesLike,
     plugins: Sequence[Any] = (),
 ) -> CLIPStrategy:
-    """Build a plan's strategy on a copy of the model.
+    """Build a plan's strategy on a copy of the model, and seed all draws by the plan.
+
+    What is drawn until `select_first` has returned are values that new parameters start at. Where
+    data order has another seed, that one counts afterwards, and for generators that a method seeds
+    from `torch.initial_seed()`.
 
     Args:
         plan: the strategy, its recipe and options.
@@ -44,17 +50,19 @@ def build_strategy(
     own = copy.deepcopy(model)
     own.micro_batch, own.recompute = stream.micro_batch, stream.recompute
     own.compiles = stream.compile
+    seed_everything(plan.initialisation)
     try:
-        return plan.cls(
-            model=own,
-            class_names=class_names,
-            templates=templates,
-            recipe=plan.recipe,
-            options=plan.options,
-            device=stream.device,
-            plugins=list(plugins),
-            **({"host_options": plan.host_options} if plan.host else {}),
-        )
+        with _generators_of(plan):
+            return plan.cls(
+                model=own,
+                class_names=class_names,
+                templates=templates,
+                recipe=plan.recipe,
+                options=plan.options,
+                device=stream.device,
+                plugins=list(plugins),
+                **({"host_options": plan.host_options} if plan.host else {}),
+            )
     except UserError:
         raise
     except Exception as error:  # a method's own code may raise anything
@@ -81,21 +89,41 @@ def check_strategy(
 
 
 def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) -> None:
-    """Select what trains in the first task, whose `classes` these are.
+    """Select what trains in the first task, whose `classes` these are; seed what comes after.
 
     Raises:
         UserError: the selection fails.
     """
-    if plan.recipe is None:
+    if plan.recipe is not None:
+        strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
+        try:
+            with _generators_of(plan):
+                strategy.select()
+            if plan.host:
+                strategy.zero_shot_point()
+        except Exception as error:
+            raise UserError(failure(plan, error)) from error
+        strategy.task_classes, strategy.seen_classes = [], []
+    if plan.data_order != plan.initialisation:  # with one seed, the draws just go on
+        seed_everything(plan.data_order)
+
+
+@contextlib.contextmanager
+def _generators_of(plan: RunPlan) -> Iterator[None]:
+    """Let `torch.initial_seed()` say the seed of data order, for a `with` block.
+
+    Methods seed generators of training draws from it (crops, points of a path, prompts) when they
+    are built, while the values of their parameters are drawn by the seed of initialisation.
+    """
+    if plan.data_order == plan.initialisation:
+        yield
         return
-    strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
+    own = torch.initial_seed
+    torch.initial_seed = lambda: plan.data_order
     try:
-        strategy.select()
-        if plan.host:
-            strategy.zero_shot_point()
-    except Exception as error:
-        raise UserError(failure(plan, error)) from error
-    strategy.task_classes, strategy.seen_classes = [], []
+        yield
+    finally:
+        torch.initial_seed = own
 
 
 def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
@@ -108,6 +136,8 @@ def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
     when = f"in task {task}" if task else "before the first task"
     if out_of_memory(error):
         return f"strategy {name} failed {when}{where}: out of memory: {NEEDS_LESS}"
+    if text := explain_nondeterminism(error):
+        return f"strategy {name} failed {when}{where}: {text}"
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return f"strategy {name} failed {when}{where}: {kind}{error}"
 

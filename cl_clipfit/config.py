@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from cl_clipfit.errors import UserError, is_file, nearest
 
@@ -17,6 +25,7 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+_LONGEST_SHOWN = 200  # characters of a wrong value
 Number = BeforeValidator(_no_bool)
 Count = Annotated[int, Number, Field(ge=1)]
 Seed = Annotated[int, Number, Field(ge=0, lt=2**63)]
@@ -103,6 +112,12 @@ class RunConfig(BaseModel):
         None, description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini"
     )
     seed: list[Seed] = Field([0], min_length=1, description="one run for each seed")
+    data_seed: Seed | None = Field(
+        None, description="seed of data order, crops and other draws of training; default --seed"
+    )
+    init_seed: Seed | None = Field(
+        None, description="seed of the values that new parameters start at; default --seed"
+    )
     recipe: Literal["default", "published"] = Field(
         "default", description="the scenario's recipe, or that of each method's paper"
     )
@@ -158,6 +173,12 @@ class RunConfig(BaseModel):
     compile: bool = Field(
         False, description="train through torch.compile; how long it compiles is reported"
     )
+    deterministic: bool = Field(
+        False, description="the same bits in every run on the same machine, or an error"
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="what to do where the loss is no number: stop, or skip the step"
+    )
     set: list[str] = Field([], description="NAME.key=value: an option of a strategy or scenario")
     config: Path | None = Field(None, description="YAML file of these settings; options win")
     plugin: list[Path] = Field([], description="Python file with a strategy or scenario")
@@ -165,7 +186,24 @@ class RunConfig(BaseModel):
         None, description="scenarios whose test set shows what is retained"
     )
     fresh: bool = Field(False, description="repeat runs that are already complete")
+    resume: Path | None = Field(None, description="go on with the unfinished run in this folder")
+    force_resume: bool = Field(False, description="resume though settings differ")
     quiet: bool = Field(False, description="print the results alone")
+
+    @field_validator("resume", "force_resume")
+    @classmethod
+    def _check_resume(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "resume" and value is not None and info.data.get("fresh"):
+            raise ValueError("a run goes on or is repeated: leave out this one or --fresh")
+        if info.field_name == "force_resume" and value and info.data.get("resume") is None:
+            raise ValueError("it belongs to --resume FOLDER, which is missing")
+        return value
+
+
+def _shortened(value: Any) -> str:
+    """Return what was given, of a length that can be read."""
+    text = str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
@@ -183,7 +221,7 @@ def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
         if detail["type"] == "string_pattern_mismatch" and path[0] in RunConfig.model_fields:
             message = f"expected {RunConfig.model_fields[path[0]].description}"
         given = detail["input"]
-        given = f" (given: {given})" if not isinstance(given, dict) else ""
+        given = f" (given: {_shortened(given)})" if not isinstance(given, dict) else ""
         parts.append(f"{name}: {message}{given}")
     return " ".join("; ".join(dict.fromkeys(parts)).split())
 
@@ -201,7 +239,7 @@ def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
         >>> parse_settings(["clipfit.kd_weight=8", "clipfit.kd=none"])
         {'clipfit': {'kd_weight': '8', 'kd': 'none'}}
     """
-    import yaml
+    from cl_clipfit.data.text_files import load_yaml
 
     settings: dict[str, dict[str, Any]] = {}
     for text in assignments:
@@ -211,8 +249,8 @@ def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
             raise UserError(f"--set {text}: expected NAME.key=value, as in clipfit.kd_weight=8")
         is_yaml = value == "null" or value.startswith(("[", "{", '"', "'"))
         try:
-            settings.setdefault(name, {})[key] = yaml.safe_load(value) if is_yaml else value
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            settings.setdefault(name, {})[key] = load_yaml(value) if is_yaml else value
+        except Exception as error:  # PyYAML lets values of a wrong kind raise anything
             raise UserError(f"--set {text}: the value is not valid YAML") from error
     return settings
 
@@ -257,21 +295,23 @@ def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: a missing or unreadable file, no mapping, an unknown or wrong setting.
     """
-    import yaml
+    from cl_clipfit.data.text_files import check_size, load_yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
+        check_size(file, f"--config {file}")
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"--config {file}: cannot read it: {reason}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"--config {file}: not valid YAML: {' '.join(str(error).split())}"
-        ) from error
+    try:
+        values = load_yaml(text)
+    except Exception as error:  # PyYAML lets values of a wrong kind raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"--config {file}: not valid YAML: {reason}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"--config {file}: expected settings as 'name: value' lines")
-    values = {str(key): value for key, value in values.items() if key not in besides}
+    values = {_shortened(key): value for key, value in values.items() if key not in besides}
     if "merged_from" in values:
         raise UserError(
             f"--config {file}: this run was merged from {values['merged_from']}: repeat it with"

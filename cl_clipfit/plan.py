@@ -87,6 +87,8 @@ class StreamPlan:
             where memory runs out.
         recompute: keep the input of each block alone for the backward pass.
         compile: run the towers' blocks through `torch.compile` in training.
+        deterministic: refuse what does not give the same bits again.
+        on_nan: what to do where the loss is no number: "stop", or "skip" the step.
     """
 
     entry: Entry
@@ -111,6 +113,8 @@ class StreamPlan:
     micro_batch: int | None
     recompute: bool
     compile: bool
+    deterministic: bool
+    on_nan: str
 
 
 def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
@@ -167,6 +171,8 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
         micro_batch=None if config.micro_batch == "auto" else config.micro_batch,
         recompute=config.recompute,
         compile=config.compile,
+        deterministic=config.deterministic,
+        on_nan=config.on_nan,
     )
 
 

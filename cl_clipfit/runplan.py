@@ -35,9 +35,11 @@ class RunPlan:
         cls: its class.
         options: its own options.
         recipe: how it trains; None where it does not.
-        seed: seed of the draw of shots, of initialisation and of data order.
+        seed: seed of the draw of shots, and of all else where nothing else is said.
         host: the strategy that it continues, if it continues one; `recipe` is the host's then.
         host_options: the host's own options.
+        data_seed: seed of data order, crops and other draws of training; None is `seed`.
+        init_seed: seed of the values that new parameters start at; None is `seed`.
     """
 
     label: str
@@ -48,6 +50,23 @@ class RunPlan:
     seed: int = 0
     host: Entry | None = None
     host_options: Options | None = None
+    data_seed: int | None = None
+    init_seed: int | None = None
+
+    @property
+    def data_order(self) -> int:
+        """Return the seed of data order, crops and other draws of training."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def initialisation(self) -> int:
+        """Return the seed of the values that new parameters start at."""
+        return self.seed if self.init_seed is None else self.init_seed
+
+    def other_seeds(self) -> dict[str, int]:
+        """Return, by option, the seeds that are not the run's own."""
+        seeds = {"data_seed": self.data_order, "init_seed": self.initialisation}
+        return {option: seed for option, seed in seeds.items() if seed != self.seed}
 
 
 def plan_runs(config: RunConfig, registry: Registry, stream: StreamPlan) -> list[RunPlan]:
@@ -60,6 +79,7 @@ def plan_runs(config: RunConfig, registry: Registry, stream: StreamPlan) -> list
     plans, scenario = [], stream.data
     for label in dict.fromkeys(config.strategy):
         plan = _fit_stream(_plan(config, registry, scenario, label, settings), stream, config)
+        plan = replace(plan, data_seed=config.data_seed, init_seed=config.init_seed)
         plans += [replace(plan, seed=seed) for seed in dict.fromkeys(config.seed)]
     hosts = [plan.host.name for plan in plans if plan.host]
     others = [entry.name for entry in (*stream.parts, *stream.probes)]
@@ -184,9 +204,19 @@ def run_digest(
             "device": stream.device.type,
             "precision": stream.precision,
             # Not micro_batch, recompute or compile: they change numbers by rounding alone.
+            **run.other_seeds(),
+            **_unusual(stream),
             **(more or {}),
         }
     )
+
+
+def _unusual(stream: StreamPlan) -> dict[str, Any]:
+    """Return settings that are only written down where they are not the default ones."""
+    return {
+        **({"deterministic": True} if stream.deterministic else {}),
+        **({"on_nan": stream.on_nan} if stream.on_nan != "stop" else {}),
+    }
 
 
 def _host_digest(run: RunPlan) -> list[Any] | None:
@@ -220,6 +250,7 @@ def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, 
         "strategy": [run.strategy.name],
         "model": stream.model,
         "seed": [run.seed],
+        **run.other_seeds(),  # not where they follow the seed: another one may be given beside
         **{key: recipe.get(key) for key in sorted(options)},
         "shots": stream.shots,
         "validation": stream.validation,
@@ -242,6 +273,7 @@ def config_of(stream: StreamPlan, run: RunPlan, config: RunConfig) -> dict[str, 
         "micro_batch": config.micro_batch,
         "recompute": config.recompute or None,
         "compile": config.compile or None,
+        **_unusual(stream),
         "set": [f"{n}.{key}={format_setting(v)}" for n, vs in own for key, v in vs.items()],
         "plugin": [str(file.resolve()) for file in config.plugin],
         "probe": [probe.name for probe in stream.probes],

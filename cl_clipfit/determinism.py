@@ -1,0 +1,76 @@
+"""`--deterministic`: only kernels that give the same bits again, and what to say without one."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+import torch
+
+from cl_clipfit.errors import UserError
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_CUBLAS_VALUES = (":4096:8", ":16:8")  # at which NVIDIA's cuBLAS promises the same bits
+_REMEDY = "leave out --deterministic, or use --device cpu"
+
+
+@contextlib.contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Let PyTorch use deterministic kernels alone for a `with` block; where off, change nothing.
+
+    It must begin before anything is computed on a GPU: cuBLAS reads its setting once. Bits are
+    those of one machine, one version of PyTorch and one number of threads.
+
+    Args:
+        on: whether to.
+
+    Raises:
+        UserError: an operation has no such kernel.
+    """
+    if not on:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    flags, workspace = (cudnn.deterministic, cudnn.benchmark), os.environ.get(_CUBLAS)
+    if workspace not in _CUBLAS_VALUES:
+        os.environ[_CUBLAS] = _CUBLAS_VALUES[0]
+    cudnn.deterministic, cudnn.benchmark = True, False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if text := explain_nondeterminism(error):
+            raise UserError(text) from error
+        raise
+    finally:
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        cudnn.deterministic, cudnn.benchmark = flags
+        if workspace is None:
+            os.environ.pop(_CUBLAS, None)
+        else:
+            os.environ[_CUBLAS] = workspace
+
+
+def explain_nondeterminism(error: BaseException) -> str | None:
+    """Say which operation has no deterministic kernel; None where the error is another one.
+
+    Example:
+        >>> error = RuntimeError("put_ does not have a deterministic implementation, but you set")
+        >>> explain_nondeterminism(error)[:47]
+        '--deterministic: put_ has no deterministic kern'
+        >>> explain_nondeterminism(RuntimeError("mat1 and mat2 do not fit"))
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError):
+        return None
+    if found := re.search(r"(\S.*?) does not have a deterministic implementation", text):
+        operation = found[1].rpartition("Error: ")[2].strip("`'\" ")
+        return f"--deterministic: {operation} has no deterministic kernel here: {_REMEDY}"
+    if _CUBLAS in text and "not deterministic" in text:
+        return (
+            f"--deterministic: matrix products on this GPU began without it: {_REMEDY}, or set"
+            f" {_CUBLAS}={_CUBLAS_VALUES[0]} before the program starts"
+        )
+    return None
