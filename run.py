@@ -7,6 +7,9 @@ try:
 
     if __name__ == "__main__":
         sys.exit(main())
+except KeyboardInterrupt:  # before the command line itself knows what to do
+    print("stopped by SIGINT", file=sys.stderr)
+    sys.exit(130)
 except ModuleNotFoundError as missing:
     sys.exit(
         f"error: {missing.name} is not installed. Type: make demo; then .venv/bin/python run.py"

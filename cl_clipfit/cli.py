@@ -17,7 +17,9 @@ from cl_clipfit.allocator import keep_freed_memory
 from cl_clipfit.cli_bank import bank
 from cl_clipfit.commands.mode_settings import ModeSettings
 from cl_clipfit.config import RunConfig, explain, read_config
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import UserError, printable
+from cl_clipfit.runs import check_plugins, check_plugins_of_run, resumed_settings
+from cl_clipfit.stopping import Stopped, graceful
 
 WIDTH_WITHOUT_TERMINAL = 120
 
@@ -46,6 +48,10 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     settings = given.model_dump(exclude_unset=True)
     if given.config is not None:
         settings = {**read_config(given.config), **settings}
+    if given.resume is not None:
+        settings = resumed_settings(given.resume, settings)
+    if where := given.config or given.resume:
+        check_plugins(settings.get("plugin", ()), given.plugin, where)
     from cl_clipfit.commands.train import run_command
 
     run_command(RunConfig.model_validate(settings), _console(), _console(stderr=True))
@@ -104,6 +110,7 @@ def merge(
     settings: Annotated[ModeSettings | None, Parameter(name="*")] = None,
     device: str | None = None,
     fresh: bool = False,
+    plugin: list[Path] | None = None,
 ) -> None:
     """Merge a finished run after every task; the result is a run of its own.
 
@@ -121,7 +128,10 @@ def merge(
         Where to compute; default where the run was trained.
     fresh
         Repeat a merge that is complete.
+    plugin
+        The plug-ins that the run was made with: they run code.
     """
+    check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.merge import merge_run
 
     merge_run(
@@ -139,6 +149,7 @@ def landscape(
     images: int = 512,
     plane: Annotated[bool, Parameter(negative="--no-plane")] = True,
     device: str | None = None,
+    plugin: list[Path] | None = None,
 ) -> None:
     """Measure loss and accuracy between zero-shot CLIP and the solutions of a finished run.
 
@@ -154,11 +165,34 @@ def landscape(
         Measure the plane through three solutions too.
     device
         Where to compute; default where the run was trained.
+    plugin
+        The plug-ins that the run was made with: they run code.
     """
+    check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.landscape import Request, landscape_command
 
     request = Request(run, task, images, plane, device)
     landscape_command(request, _console(), _console(stderr=True))
+
+
+@app.command
+def verify(run: Path, /, *, replay: bool = False, plugin: list[Path] | None = None) -> None:
+    """Check that a finished run is what was written, and its numbers what its tables give.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    replay
+        Train a task of it again too, and compare.
+    plugin
+        The plug-ins that the run was made with: they run code.
+    """
+    if replay:
+        check_plugins_of_run(run, plugin or [])
+    from cl_clipfit.commands.verify import verify_run
+
+    verify_run(run, _console(), _console(stderr=True), replay=replay)
 
 
 def _quiet_libraries() -> None:
@@ -169,12 +203,17 @@ def _quiet_libraries() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line and return the exit code: 0, 2 for bad input, 130 or 143 by a signal."""
     _quiet_libraries()
     keep_freed_memory()
     try:
-        app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        with graceful():
+            app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
+    except Stopped as stopped:
+        advice = f": {stopped.advice}" if stopped.advice else ""
+        print(f"stopped by {stopped}{advice}", file=sys.stderr)
+        return stopped.exit_code
     except ValidationError as error:
         message = explain(error)
     except cyclopts.CycloptsError as error:
@@ -184,8 +223,6 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("CL_CLIPFIT_DEBUG"):
             raise
         message = str(error)
-    except KeyboardInterrupt:
-        message = "interrupted"
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     print(f"error: {line}", file=sys.stderr)
-    return 130 if message == "interrupted" else 2
+    return 2

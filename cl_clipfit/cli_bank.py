@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from cl_clipfit.commands.mode_settings import ModeSettings
+from cl_clipfit.runs import check_plugins_of_run
 
 bank = App(name="bank", help="Look into what a finished run trained, compare and export it.")
 
@@ -33,7 +34,7 @@ def list_(run: Path, /) -> None:
 
 
 @bank.command
-def show(run: Path, task: int, /) -> None:
+def show(run: Path, task: int, /, *, plugin: list[Path] | None = None) -> None:
     """Show the tensors of a task.
 
     Parameters
@@ -42,14 +43,24 @@ def show(run: Path, task: int, /) -> None:
         Folder of a run; or of a bank, where no model is needed or compared with.
     task
         The task, counted from 1.
+    plugin
+        The plug-ins that the run was made with: they run code.
     """
+    check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.bank import show_task
 
     show_task(run, task, *_consoles())
 
 
 @bank.command
-def diff(run: Path, /, *, task: int | None = None, to: int | None = None) -> None:
+def diff(
+    run: Path,
+    /,
+    *,
+    task: int | None = None,
+    to: int | None = None,
+    plugin: list[Path] | None = None,
+) -> None:
     """Show which layers each task moved most, and draw it into the run's folder.
 
     Parameters
@@ -60,7 +71,10 @@ def diff(run: Path, /, *, task: int | None = None, to: int | None = None) -> Non
         Show the difference between two tasks, from this one; 0 is the pretrained model.
     to
         To this one.
+    plugin
+        The plug-ins that the run was made with: they run code.
     """
+    check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.bank import diff_bank
 
     diff_bank(run, *_consoles(), task=task, to=to)
@@ -76,6 +90,7 @@ def export(
     task: int | None = None,
     settings: Annotated[ModeSettings | None, Parameter(name="*")] = None,
     force: bool = False,
+    plugin: list[Path] | None = None,
 ) -> None:
     """Write the merged model as a checkpoint that open_clip reads, and check it.
 
@@ -93,7 +108,10 @@ def export(
         Settings of the mode.
     force
         Replace the file where it exists.
+    plugin
+        The plug-ins that the run was made with: they run code.
     """
+    check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.export import export_bank
 
     export_bank(run, file, *_consoles(), mode=mode, settings=settings, task=task, force=force)
@@ -107,6 +125,7 @@ def eval_(
     mode: list[str],
     settings: Annotated[ModeSettings | None, Parameter(name="*")] = None,
     device: str | None = None,
+    plugin: list[Path] | None = None,
 ) -> None:
     """Score the bank merged or routed in other ways, on the run's own stream.
 
@@ -120,7 +139,10 @@ def eval_(
         Settings of the modes.
     device
         Where to compute; default where the run was trained.
+    plugin
+        The plug-ins that the run was made with: they run code.
     """
+    check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.merge import evaluate_bank
 
     evaluate_bank(run, mode, settings or ModeSettings(), *_consoles(), device=device)

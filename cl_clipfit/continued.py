@@ -90,6 +90,7 @@ class ContinuedStrategy(CLIPStrategy):
         self._last: Stage | None = None
         self._ratio = 1.0  # how far its merged weights are from zero-shot, the host being at 1
         self._task_started = 0.0
+        self.common_attributes.add("_task_started")  # a clock of this process alone
 
     def default_options(self) -> ContinuedOptions:
         """Return the method's options where none are given."""

@@ -7,13 +7,14 @@ from typing import Any, Protocol
 
 import torch
 
-from cl_clipfit import environment, metrics
-from cl_clipfit.building import build_strategy, failure, seed_everything, select_first
+from cl_clipfit import environment, metrics, stopping
+from cl_clipfit.building import build_strategy, failure, select_first
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.decode import THREADS
 from cl_clipfit.data.images import LazyImages
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
+from cl_clipfit.divergence import DivergedError, LossWatch
 from cl_clipfit.encoding import FrozenImages
 from cl_clipfit.errors import UserError
 from cl_clipfit.estimate import estimate_seconds
@@ -21,8 +22,9 @@ from cl_clipfit.metrics.tables import seen_curve
 from cl_clipfit.optimization import online_steps
 from cl_clipfit.plan import StreamPlan
 from cl_clipfit.results import Progress, build_result
+from cl_clipfit.resuming import Journal
 from cl_clipfit.runplan import RunPlan
-from cl_clipfit.runs import RunFolder
+from cl_clipfit.runs import NAN_BATCH, RunFolder, write_json
 from cl_clipfit.scoring import Scoreboard, Scorer, Scores
 from cl_clipfit.strategy import CLIPStrategy, StepCallback
 from cl_clipfit.tuning.bank import DeltaBank
@@ -86,7 +88,6 @@ class Run:
         self.probes, self.folder, self.display = probes, folder, display
         self.task = 0  # being learned; 0 before any
         self._warned = 0
-        seed_everything(plan.seed)
         self.strategy = build_strategy(
             plan, stream, model, scenario.class_names, scenario.templates,
             plugins=[StepCallback(display.step)],
@@ -94,7 +95,9 @@ class Run:
         self.scorer = Scorer(self.strategy, scenario, probes, model, encoder)
         self.progress = Progress(Scoreboard(scenario))
         self.progress.encode_seconds.append(time.perf_counter() - started)
+        self.strategy.watch = LossWatch(skip=stream.on_nan == "skip")
         self._before: Scores | None = None  # of the model as it was before training
+        self.journal: Journal | None = None
 
     def execute(self, config: dict[str, Any]) -> dict[str, Any]:
         """Run all tasks and return the content of `result.json`, which the caller saves.
@@ -106,30 +109,57 @@ class Run:
         environment.reset_peak_memory(self.stream.device)
         select_first(self.plan, self.strategy, self.scenario.task_classes[0])
         self._show_warnings()
-        self.folder.begin(config)
-        self._open_bank()
+        if self.plan.recipe is not None and self.strategy.trains:
+            checkpoints = self.folder.checkpoints(self.display.warn)
+            self.journal = Journal(checkpoints, self.strategy, self.scenario.task_classes)
+        saved = self.journal.load() if self.journal else None
+        if saved is None:
+            self.folder.begin(config)
+        else:
+            if saved["stream"] != self.scenario.task_classes:
+                raise UserError(
+                    f"{self.folder.path}: its tasks have other classes than this command's: no run"
+                    " can go on with another stream"
+                )
+            self.folder.begin_again(config)
+            for text in self.folder.changed:
+                self.strategy.warn(f"went on with other settings: {text}")
+            self.display.note(f"{self.folder.path.name}: going on {_place(saved)}")
+        self._open_bank(saved)
         try:
-            self._run_stream()
+            self._run_stream(saved)
+        except DivergedError as error:
+            write_json(self.folder.path / NAN_BATCH, error.batch)
+            raise UserError(
+                f"{error}; the batch is in {self.folder.path / NAN_BATCH}, what was finished before"
+                " is kept"
+            ) from error
         except UserError:
             raise
         except Exception as error:
+            stopping.check()  # the signal may have ended worker processes too
             raise UserError(failure(self.plan, error, self.task)) from error
         return build_result(self.stream, self.plan, self.scenario, self.strategy, self.progress)
 
-    def _run_stream(self) -> None:
+    def _run_stream(self, saved: dict[str, Any] | None) -> None:
         self._announce()
-        self._evaluate()
-        tasks, of_task = self.scenario.trained_tasks, self.scenario.experience_tasks
-        stream = list(self.scenario.benchmark.train_stream)
-        for task in range(1, tasks + 1):
+        finished = saved["tasks"] if saved else 0
+        if saved and finished:
+            self.progress.restore(saved["progress"])
+        else:
+            self._evaluate()
+        tasks = self.scenario.trained_tasks
+        for task in range(finished + 1, tasks + 1):
             self.task = task
-            started = time.perf_counter()
             self._start_display(task, tasks)
-            for experience, own in zip(stream, of_task, strict=True):
-                if own == task - 1:
-                    self._learn(experience)
+            if self.journal:
+                self.journal.begin_task(task - 1, self.progress.state())
+            started = time.perf_counter()
+            self._learn_task()
             measured, self.strategy.measured_seconds = self.strategy.measured_seconds, 0.0
             seconds = time.perf_counter() - started - measured
+            if self.journal:
+                seconds += self.journal.earlier_seconds
             self.progress.train_seconds.append(seconds)
             self.progress.measure_seconds.append(measured)
             self._keep_task()
@@ -142,25 +172,50 @@ class Run:
             compiling = self.strategy.model.compile_seconds
             self.display.note(f"torch.compile took {compiling:.1f} s of the training")
 
+    def learn_first(self) -> dict[str, torch.Tensor]:
+        """Learn the first task alone, keep nothing of it, and return what it trained."""
+        select_first(self.plan, self.strategy, self.scenario.task_classes[0])
+        self._evaluate()
+        self.task = 1
+        self._start_display(1, 1)
+        self._learn_task()
+        return {n: p.detach().clone() for n, p in self.strategy.selection.items()}
+
+    def _learn_task(self) -> None:
+        """Learn all experiences of the task."""
+        stream, tasks = self.scenario.benchmark.train_stream, self.scenario.experience_tasks
+        for experience, own in zip(stream, tasks, strict=True):
+            if own == self.task - 1:
+                self._learn(experience)
+
     def _learn(self, experience: Any) -> None:
         workers = THREADS if isinstance(self.scenario.train.images, LazyImages) else 0
         try:
             self.strategy.train(experience, eval_streams=[], num_workers=workers)
+        except DivergedError:
+            raise
         except UserError as error:  # of a worker process, with its traceback
             raise UserError(str(error).rpartition("errors.UserError: ")[2].strip()) from error
 
-    def _open_bank(self) -> None:
-        """Start the bank; what an earlier run of the same settings left goes away."""
+    def _open_bank(self, saved: dict[str, Any] | None) -> None:
+        """Start the bank, or go on with the tasks that a saved state counts as finished."""
         self.bank: DeltaBank | None = None
         identity = self.strategy.model.identity
-        if self.plan.recipe is not None and identity is not None:
+        if self.plan.recipe is None or identity is None:
+            return
+        folder = self.folder.path / "bank"
+        if saved is None:
             self.bank = DeltaBank.create(
-                self.folder.path / "bank", asdict(identity), self.plan.label,
-                self.scenario.templates,
-            )  # fmt: skip
+                folder, asdict(identity), self.plan.label, self.scenario.templates
+            )
+        else:
+            self.bank = DeltaBank.open(folder)
+            self.bank.keep(saved["tasks"])
+            self.bank.verify()
 
     def _keep_task(self) -> None:
         """Put what the task trained into the bank, and note how far it moved."""
+        self.folder.require()
         strategy, task = self.strategy, self.task
         if self.bank is not None:
             host = self._host_values()
@@ -217,17 +272,24 @@ class Run:
         for name in compared:
             boards[name] = self.progress.compared.setdefault(name, Scoreboard(scenario))
         weights: dict[str, Mapping[str, torch.Tensor]] = {_OWN: {}, **compared}
-        if strategy.frozen and self._before:
+        if strategy.frozen and self._before:  # which is not resumed, but run again
             boards[_OWN].add(self._before)
             del weights[_OWN]
         for name, scores in self.scorer.score(weights):
-            if self._before is None:
+            if not self.progress.board.tables.seen:
                 self._keep_before(scores)
             elif not boards[name].tables.seen:
-                boards[name].add(self._before)
+                boards[name].add(self._row_zero())
             boards[name].add(scores)
         self.progress.eval_seconds.append(time.perf_counter() - started)
         self._show_warnings()
+
+    def _row_zero(self) -> Scores:
+        """Return the scores of the model as it was before training; a resumed run has none."""
+        if self._before is None:
+            start = self.strategy.model.pretrained_values
+            ((_, self._before),) = self.scorer.score({_OWN: start})
+        return self._before
 
     def _keep_before(self, scores: Scores) -> None:
         self._before, scenario = scores, self.scenario
@@ -253,3 +315,12 @@ class Run:
         gigabytes = 4 * values * copies * self.scenario.trained_tasks / 1e9
         if gigabytes > 1:
             self.display.note(f"{name}: its bank will take about {gigabytes:.1f} GB")
+
+
+def _place(saved: dict[str, Any]) -> str:
+    """Say where a saved run goes on."""
+    at, task = saved["at"], saved["tasks"] + 1
+    if not at:
+        return f"with task {task}"
+    part = "" if at["loop"] == 0 else f" of part {at['loop'] + 1}"
+    return f"in task {task}, after epoch {at['epoch']}{part}"

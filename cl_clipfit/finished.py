@@ -12,11 +12,9 @@ from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.preparation import Prepared, prepare
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.runplan import RunPlan
-from cl_clipfit.runs import read_result
+from cl_clipfit.runs import MERGED_FROM, read_result
 from cl_clipfit.strategy import CLIPStrategy
 from cl_clipfit.tuning.bank import DeltaBank
-
-MERGED_FROM = "merged_from"  # in the config.yaml of a run that was merged from another one
 
 
 def _available(device: str, display: ConsoleDisplay) -> str:
@@ -27,6 +25,12 @@ def _available(device: str, display: ConsoleDisplay) -> str:
         display.note(f"this machine has no {device}, which the run was trained on: using the CPU")
         return "cpu"
     return device
+
+
+def was_deterministic(path: Path) -> bool:
+    """Tell whether a run was trained with `--deterministic`; False where there is no run."""
+    config = path / "config.yaml"
+    return is_file(config) and read_config(config, (MERGED_FROM,)).get("deterministic", False)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cl_clipfit import stopping
 from cl_clipfit.errors import UserError
 
 NEEDS_LESS = "a smaller model, --precision bf16 or --recompute needs less"
@@ -93,7 +94,7 @@ class Draws:
     """
 
     def __init__(self, owner: object, device: torch.device) -> None:
-        self._own = [(generator, generator.get_state()) for generator in _generators(owner)]
+        self._own = [(g, g.get_state()) for g in generators(owner).values()]
         self._python, self._numpy = random.getstate(), np.random.get_state()
         self._torch, self._device = torch.get_rng_state(), device
         # The state lies on the host: to read it waits for nothing.
@@ -110,14 +111,15 @@ class Draws:
             torch.cuda.set_rng_state(self._cuda, self._device)
 
 
-def _generators(owner: object) -> list[torch.Generator]:
-    found: dict[int, torch.Generator] = {}
-    for value in vars(owner).values():
-        within = [] if isinstance(value, nn.Module) else getattr(value, "__dict__", {}).values()
-        for one in (value, *within):
-            if isinstance(one, torch.Generator):
-                found[id(one)] = one
-    return list(found.values())
+def generators(owner: object) -> dict[str, torch.Generator]:
+    """Return the generators among the attributes of an object, or of an attribute, by name."""
+    found: dict[str, torch.Generator] = {}
+    for name, value in vars(owner).items():
+        within = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
+        for path, one in {name: value, **{f"{name}.{n}": v for n, v in within.items()}}.items():
+            if isinstance(one, torch.Generator) and not any(one is g for g in found.values()):
+                found[path] = one
+    return found
 
 
 class RepeatableSteps:
@@ -130,14 +132,14 @@ class RepeatableSteps:
 
     def allow_repeats(self: Any) -> None:
         """Take note of a size that the user chose: it is not made smaller."""
-        self._micro_batch_given = self.model.micro_batch is not None
+        self.micro_batch_given = self.model.micro_batch is not None
 
     def training_epoch(self: Any, **kwargs: Any) -> None:
         """Run the steps of an epoch: Avalanche's loop, but for the passes that may be repeated."""
         for batch in self.dataloader:
             if self._stop_training:
                 break
-            self.mbatch = batch
+            self.mbatch, images = batch, batch[0]
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             self.optimizer.zero_grad()
@@ -146,9 +148,15 @@ class RepeatableSteps:
             self._run_passes(**kwargs)
             self._after_backward(**kwargs)
             self._before_update(**kwargs)
-            self.optimizer_step()
+            self.task_steps += 1
+            if self.watch.leaves_out(self, images):
+                self.scheduler.step()  # a batch that is left out leaves the rest as it was
+            else:
+                self.optimizer_step()
             self._after_update(**kwargs)
             self._after_training_iteration(**kwargs)
+            stopping.check()
+        self.watch.flush(self)
 
     def _run_passes(self: Any, **kwargs: Any) -> None:
         """Compute loss and gradients of a step; fewer images at a time once memory runs out."""
@@ -175,7 +183,7 @@ class RepeatableSteps:
         size = min(self.model.micro_batch or batch_size, batch_size)
         if size == 1:
             raise UserError(f"out of memory in training, with one image at a time: {NEEDS_LESS}")
-        if self._micro_batch_given:
+        if self.micro_batch_given:
             raise UserError(
                 f"out of memory with --micro-batch {self.model.micro_batch}: give a smaller one,"
                 f" or auto; {NEEDS_LESS}"

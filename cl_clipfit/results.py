@@ -1,9 +1,12 @@
 """What a run found out: collected while it goes on, written to `result.json` at its end."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
+
 from cl_clipfit import environment
+from cl_clipfit.data.orders import order_seed
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.plan import StreamPlan
 from cl_clipfit.runplan import RunPlan
@@ -37,6 +40,26 @@ class Progress:
     eval_seconds: list[float] = field(default_factory=list)
     encode_seconds: list[float] = field(default_factory=list)
 
+    def state(self) -> dict[str, Any]:
+        """Return all numbers, for a checkpoint."""
+        plain = {
+            f.name: list(getattr(self, f.name))
+            for f in fields(self)
+            if f.name not in ("board", "compared")
+        }
+        compared = {name: board.state() for name, board in self.compared.items()}
+        return {**plain, "board": self.board.state(), "compared": compared}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned; what this process encoded stays counted."""
+        state = {**state, "encode_seconds": state["encode_seconds"] + self.encode_seconds}
+        self.board.restore(state.pop("board"))
+        for name, board in state.pop("compared").items():
+            self.compared[name] = Scoreboard(self.board.scenario)
+            self.compared[name].restore(board)
+        for name, value in state.items():
+            setattr(self, name, value)
+
 
 def build_result(
     stream: StreamPlan,
@@ -56,9 +79,20 @@ def build_result(
         "strategy": plan.strategy.name,
         "label": plan.label,
         "seed": plan.seed,
+        "seeds": {
+            "run": plan.seed,
+            "class_order": order_seed(stream.class_order),
+            "data_order": plan.data_order,
+            "initialisation": plan.initialisation,
+        },
         "recipe": plan.recipe.model_dump() if plan.recipe else None,
         "options": plan.options.model_dump(mode="json"),
         "host": describe_host(plan),
+        "code": [
+            {"kind": e.kind, "name": e.name, "file": e.file.name, "sha256": e.sha256}
+            for e in (stream.entry, *stream.parts, *stream.probes, plan.strategy, plan.host)
+            if e is not None
+        ],
         "model": {
             **(asdict(identity) if identity else {}),
             "parameters": sum(p.numel() for p in parameters),
@@ -66,6 +100,7 @@ def build_result(
         },
         "precision": strategy.model.precision,
         "micro_batch": strategy.model.micro_batch,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),  # in force, not just asked
         "compile_seconds": strategy.model.compile_seconds if stream.compile else None,
         "data": scenario.origin,
         "scored_on": "test images" if stream.validation is None else "validation images",

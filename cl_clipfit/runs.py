@@ -4,19 +4,29 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cl_clipfit.config import read_config
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.files import write_atomic
+from cl_clipfit.locking import LOCK
+from cl_clipfit.manifest import write_manifest
+
+if TYPE_CHECKING:
+    from cl_clipfit.checkpoints import Checkpoints
 
 SCHEMA = 1
 RESULT = "result.json"
+MERGED_FROM = "merged_from"  # in the config.yaml of a run that was merged from another one
+CONFIG = "config.yaml"
+NAN_BATCH = "nan-batch.json"  # of a run that stopped because its loss was no number
 # What a run and the commands on it leave, and a repeated run takes away; its bank goes too.
 LEFT_BEHIND = (
     RESULT, "accuracy_matrix.csv", "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*",
-    "plane-*.*", "bank/index.json", "bank/task-*.safetensors",
+    "plane-*.*", "bank/index.json", "bank/task-*.safetensors", "checkpoints/*.safetensors",
+    "MANIFEST.sha256", NAN_BATCH,
 )  # fmt: skip
 
 
@@ -26,9 +36,14 @@ def settings_hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def render_json(value: Any) -> bytes:
+    """Return strict JSON (no NaN), one value a line."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON (no NaN), one key a line at the top."""
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write strict JSON; errors as `write_atomic`."""
+    write_atomic(path, render_json(value))
 
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
@@ -72,7 +87,13 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
 
 class RunFolder:
-    """One run's folder, `SCENARIO-STRATEGY-sSEED-HASH/` under the output folder."""
+    """One run's folder, `SCENARIO-STRATEGY-sSEED-HASH/` under the output folder.
+
+    Attributes:
+        changed: settings that a resumed run has not had before, "name: old -> new".
+    """
+
+    changed: Sequence[str] = ()
 
     def __init__(self, output: Path, scenario: str, strategy: str, seed: int, digest: str) -> None:
         self.digest = digest
@@ -86,6 +107,12 @@ class RunFolder:
         """
         return read_result(self.path / RESULT)
 
+    def checkpoints(self, warn: Callable[[str], None]) -> "Checkpoints":
+        """Return what is kept of the run until it is finished; see `Checkpoints`."""
+        from cl_clipfit.checkpoints import Checkpoints  # with PyTorch
+
+        return Checkpoints(self.path, warn)
+
     def begin(self, config: dict[str, Any]) -> None:
         """Create the folder, clear what an earlier run of the same settings left, write config."""
         try:
@@ -95,12 +122,113 @@ class RunFolder:
                     stale.unlink()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
-        write_yaml(self.path / "config.yaml", config)
+        self.write_config(config)
+
+    def begin_again(self, config: dict[str, Any]) -> None:
+        """Write `config.yaml` anew, where a resumed run may have other settings."""
+        (self.path / NAN_BATCH).unlink(missing_ok=True)
+        self.write_config(config)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write `config.yaml`, the command that repeats the run."""
+        write_yaml(self.path / CONFIG, config)
+
+    def sweep(self) -> None:
+        """Remove what a killed process was about to write; the caller holds the folder."""
+        try:
+            for stale in self.path.rglob(".*.*"):
+                if not stale.name.startswith(LOCK) and stale.is_file():
+                    stale.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def require(self) -> None:
+        """Refuse to go on in a folder that was removed meanwhile: it would hold half a run.
+
+        Raises:
+            UserError: it was.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} has vanished during the run: repeat the command")
 
     def save_result(self, result: dict[str, Any]) -> None:
-        """Write `accuracy_matrix.csv` and then `result.json`, which makes the run complete."""
+        """Write `accuracy_matrix.csv`, the manifest, and `result.json`, which completes the run."""
         matrix = result["accuracy_matrix"]
         header = ["after_task", *(f"task_{j}" for j in range(1, len(matrix[0]) + 1))]
         rows = [[t, *row] for t, row in enumerate(matrix)]
         write_atomic(self.path / "accuracy_matrix.csv", csv_text(header, rows))
-        write_json(self.path / RESULT, {"schema": SCHEMA, "digest": self.digest, **result})
+        data = render_json({"schema": SCHEMA, "digest": self.digest, **result})
+        write_manifest(self.path, {RESULT: data})
+        write_atomic(self.path / RESULT, data)
+
+
+def check_plugins(files: Iterable[Path | str], named: Iterable[Path], where: Path) -> None:
+    """Refuse plug-ins that a file names and the command does not: they run code.
+
+    Args:
+        files: the plug-ins.
+        named: those of the command line.
+        where: the file that names them.
+
+    Raises:
+        UserError: one is not named.
+    """
+    known = {file.resolve() for file in named}
+    for file in files:
+        if Path(file).resolve() not in known:
+            raise UserError(
+                f"{where} names the plug-in {file}, which would run code: read it, and if you"
+                f" trust it add --plugin {file}"
+            )
+
+
+def check_plugins_of_run(folder: Path, named: Iterable[Path]) -> None:
+    """Refuse to open a run with plug-ins that the command does not name; errors as above."""
+    config = folder / CONFIG
+    if is_file(config):
+        check_plugins(read_config(config, (MERGED_FROM,)).get("plugin", ()), named, config)
+
+
+def resumed_settings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the run in a folder, with those that a command gives beside.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    if not is_file(folder / CONFIG):
+        raise UserError(f"--resume {folder}: no run folder: it has no {CONFIG}")
+    own = read_config(folder / CONFIG)
+    options = {text.partition("=")[0] for text in given.get("set", ())}
+    kept = [text for text in own.get("set", ()) if text.partition("=")[0] not in options]
+    both = [*kept, *given.get("set", ())]
+    return {**own, **given, "set": both, "output": folder.resolve().parent}
+
+
+def resumed_folder(
+    folder: RunFolder, place: Path, config: dict[str, Any], force: bool
+) -> RunFolder:
+    """Return the folder to go on in.
+
+    Args:
+        folder: where a run of the command's settings goes.
+        place: where the user wants to go on.
+        config: what `config.yaml` would hold.
+        force: go on though settings that change numbers differ.
+
+    Raises:
+        UserError: they differ.
+    """
+    if folder.path.name != place.resolve().name:
+        before = read_config(place / CONFIG)
+        folder.changed = [
+            f"{key}: {before.get(key)} -> {config.get(key)}"
+            for key in {**before, **config}
+            if before.get(key) != config.get(key)
+        ] or [f"data, weights or code, or its folder's name, which was {folder.path.name}"]
+        if not force:
+            raise UserError(
+                f"--resume {place}: not the run's settings: {'; '.join(folder.changed)}. Repeat it"
+                " as it was, or add --force-resume"
+            )
+    folder.path = place
+    return folder

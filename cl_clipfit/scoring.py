@@ -1,5 +1,6 @@
 """One pass over the test images and the probes, and the tables that it fills."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from cl_clipfit.sharing import encodes_as, reads_features, same_images
 from cl_clipfit.strategy import CLIPStrategy
 
 Values = Mapping[str, Tensor]
+_TABLES = ("seen", "all_classes", "task_aware")
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,27 @@ class Scoreboard:
         self.tables.append(scores.test, labels, scenario.task_classes, tasks)
         for name, value in scores.probes.items():
             self.probes.setdefault(name, []).append(value)
+
+    def state(self) -> dict[str, Any]:
+        """Return the rows of all tables, for a checkpoint."""
+        # As tensors: a thousand tasks have a million numbers.
+        tables = {
+            name: torch.tensor(
+                [[math.nan if v is None else v for v in row] for row in getattr(self.tables, name)],
+                dtype=torch.float64,
+            )
+            for name in _TABLES
+        }
+        return {"tables": tables, "probes": self.probes}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.probes = state["probes"]
+        for name in _TABLES:
+            rows = state["tables"][name].tolist()
+            getattr(self.tables, name).extend(
+                [None if math.isnan(v) else v for v in row] for row in rows
+            )
 
     def summary(self) -> dict[str, Any]:
         """Return tables, metrics and curves, as `result.json` holds them."""

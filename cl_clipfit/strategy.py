@@ -15,13 +15,16 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
+from cl_clipfit import stopping
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config import Options, Recipe
+from cl_clipfit.divergence import LossWatch
 from cl_clipfit.memory import RepeatableSteps, in_batches
 from cl_clipfit.optimization import make_optimizer, make_schedule, online_steps
 from cl_clipfit.registry import defined_class
+from cl_clipfit.resuming import Journal
 from cl_clipfit.step import StepFeatures, Workload, keep_columns, label_index
 
 _AUGMENTATION_SEED = 1_000_003  # keeps crops from following the same draws as the data order
@@ -171,6 +174,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         self.task_classes: list[int] = []
         self.seen_classes: list[int] = []
         self.tasks_seen = 0
+        self.task_number, self.task_steps = 0, 0  # being learned, from 1; its steps so far
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.warnings: list[str] = []
         self.records: list[dict[str, Any]] = []  # what a method notes, a task each
@@ -179,6 +183,10 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         self.augmentation_draws = torch.Generator().manual_seed(
             (torch.initial_seed() + _AUGMENTATION_SEED) % 2**63
         )
+        self.watch = LossWatch()
+        self.journal: Journal | None = None
+        # What a method adds to these belongs to its state, as far as it is plain values.
+        self.common_attributes = {*vars(self), "common_attributes"}
 
     # ---- hooks ----------------------------------------------------------------------------------
 
@@ -326,6 +334,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
                 "the experience does not know its classes: wrap the benchmark in Avalanche's"
                 " with_classes_timeline"
             )
+        self.task_number, self.task_steps = self.tasks_seen + 1, 0
         self.task_classes = sorted(getattr(self.experience, "task_classes", classes))
         self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
         self._check_labels()
@@ -391,7 +400,28 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         if self.trains and not self.frozen:
-            super()._train_exp(experience, eval_streams, **kwargs)
+            self._run_epochs(self.train_epochs, piece=True, **kwargs)
+
+    def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: Any) -> None:
+        """Run epochs; those that an earlier process finished, the journal leaves out."""
+        done = self.journal.enter(epochs) if self.journal else 0
+        with stopping.deferred():
+            self._run_rest(range(done, epochs), piece, **kwargs)
+
+    _stop_training: bool
+
+    def _run_rest(self, rest: range, piece: bool, **kwargs: Any) -> None:
+        for epoch in rest:
+            self._before_training_epoch(**kwargs)
+            stopped, self._stop_training = self._stop_training, False  # by a plugin
+            if not stopped:
+                self.training_epoch(**kwargs)
+                self._after_training_epoch(**kwargs)
+            if self.journal:
+                done = rest.stop if stopped else epoch + 1
+                self.journal.epoch_done(done, rest.stop, piece)
+            if stopped:
+                break
 
     def train_stage(self, recipe: Recipe) -> None:
         """Train on the task's data again, from the current weights, with a fresh optimiser.
@@ -403,10 +433,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         try:
             self.optimizer = make_optimizer(recipe, self.parameter_groups())
             self.scheduler = make_schedule(recipe, self.optimizer, len(self.dataloader))
-            for _ in range(recipe.epochs):
-                self._before_training_epoch()
-                self.training_epoch()
-                self._after_training_epoch()
+            self._run_epochs(recipe.epochs)
         finally:
             self.recipe = own
 

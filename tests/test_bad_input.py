@@ -168,7 +168,10 @@ BAD = [
     ([*TRAINED, "--set", "image-norms.pull=1:30"], "number"),
     (["--model", "mini:" + "x" * 300], "neither a file nor a tag"),
     (["--model", "ViT-L-14:{}/text.pt"], "different preprocessing"),
-    ([*TRAINED, "--lr", "1e30", "--tasks", "1"], "failed in task 1: scores contain NaN"),
+    (
+        [*TRAINED, "--lr", "1e30", "--tasks", "1"],
+        "task 1, step 2: the loss is nan: lower the learning rate",
+    ),
     (["--probe", "glyph-leters"], "Did you mean 'glyph-letters'"),
     (["list"], "list"),
     (["list", "strategy"], "strategies"),

@@ -18,7 +18,7 @@ from cl_clipfit.clip import create_classifier
 from cl_clipfit.clip.weights import MINI_FOLDER
 from cl_clipfit.commands import export
 from cl_clipfit.tuning.bank import DeltaBank
-from tests.conftest import TRAINED
+from tests.conftest import PLUGIN, TRAINED
 
 BASE = {"architecture": "no-such-model", "pretrained": "tag", "weights_sha256": "0123456789abcdef"}
 
@@ -50,10 +50,15 @@ def bank(tmp_path: Path) -> Path:
     return folder
 
 
+def named(arguments: tuple[object, ...]) -> list[str]:
+    """Return the plug-ins that a run was made with; `list` opens none."""
+    return [] if arguments[0] == "list" else PLUGIN
+
+
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """Run `bank ...`; return what it printed, in lines of at most 120 characters but for paths."""
     capsys.readouterr()
-    assert main(["bank", *map(str, arguments)]) == 0
+    assert main(["bank", *map(str, arguments), *named(arguments)]) == 0
     printed = capsys.readouterr().out
     tables = [line for line in printed.splitlines() if line.startswith(" ")]
     assert all(len(line) <= 120 for line in tables)
@@ -63,7 +68,7 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """Run `bank ...`, which must fail with one line; return the line."""
     capsys.readouterr()
-    assert main(["bank", *map(str, arguments)]) == 2
+    assert main(["bank", *map(str, arguments), *named(arguments)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
@@ -271,7 +276,7 @@ def test_a_file_that_fails_its_check_does_not_stay(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(export, name, value)
-    assert main(["bank", "export", str(run), str(tmp_path / "x.safetensors")]) == 2
+    assert main(["bank", "export", str(run), str(tmp_path / "x.safetensors"), *PLUGIN]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -16,7 +16,7 @@ from cl_clipfit.commands.mode_settings import CLOSED_FORM, MODES, ModeSettings
 from cl_clipfit.commands.modes import merged_values
 from cl_clipfit.finished import FinishedRun, open_run
 from cl_clipfit.report.display import ConsoleDisplay
-from tests.conftest import TINY
+from tests.conftest import PLUGIN, TINY
 
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
 PROBED = ["--probe", "glyph-letters", "--epochs", "2", "--lr", "0.01", "--tasks", "3"]
@@ -122,7 +122,19 @@ def test_modes_are_the_merging_functions() -> None:
 
 def test_bank_eval_prints_and_keeps_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        main(["bank", "eval", str(run), "--mode", "latest", "routed", "--rule", "nearest-mean"])
+        main(
+            [
+                "bank",
+                "eval",
+                str(run),
+                "--mode",
+                "latest",
+                "routed",
+                "--rule",
+                "nearest-mean",
+                *PLUGIN,
+            ]
+        )
         == 0
     )
     assert "rule=nearest-mean" in capsys.readouterr().out
@@ -132,7 +144,7 @@ def test_bank_eval_prints_and_keeps_a_table(run: Path, capsys: pytest.CaptureFix
 
 
 def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["merge", str(run), "--method", "mean"]) == 0
+    assert main(["merge", str(run), "--method", "mean", *PLUGIN]) == 0
     merged = only(run.parent, "*-image-norms+mean-*")
     result = read(merged)
     bank = hashlib.sha256((run / "bank" / "index.json").read_bytes()).hexdigest()
@@ -142,7 +154,7 @@ def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[st
     assert [result[name] for name in TABLES] == [mean[name] for name in TABLES]
     latest = evaluation(merged).evaluate("latest").summary()  # its own bank holds the merged values
     assert [latest[name] for name in TABLES] == [mean[name] for name in TABLES]
-    assert main(["merge", str(run), "--method", "mean"]) == 0
+    assert main(["merge", str(run), "--method", "mean", *PLUGIN]) == 0
     assert "complete, shown again" in capsys.readouterr().err
     assert main(["--config", str(merged / "config.yaml")]) == 2
     assert "repeat it with run.py merge" in capsys.readouterr().err
@@ -150,7 +162,18 @@ def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[st
 
 def test_mergetune_continues_a_finished_run(run: Path) -> None:
     assert (
-        main(["merge", str(run), "--method", "mergetune", "--set", "mergetune.merge_epochs=1"]) == 0
+        main(
+            [
+                "merge",
+                str(run),
+                "--method",
+                "mergetune",
+                "--set",
+                "mergetune.merge_epochs=1",
+                *PLUGIN,
+            ]
+        )
+        == 0
     )
     result, own = read(only(run.parent, "*-image-norms+mergetune-*")), read(run)
     host = result["merge"]["compared"]["host"]
@@ -180,7 +203,7 @@ def test_what_is_wrong_is_said_in_a_line(
         (["merge", str(tmp_path), "--method", "ties"], "no run folder"),
         (["bank", "eval", str(copy), "--mode", "latest"], "task-002.safetensors is damaged"),
     ):
-        assert main(arguments) == 2, arguments
+        assert main([*arguments, *PLUGIN]) == 2, arguments
         error = capsys.readouterr().err.splitlines()[-1]
         assert message in error, (message, error)
 

@@ -44,7 +44,8 @@ def test_a_run_leaves_its_folder_and_says_what_it_found(
     files = {path.name for path in folder.iterdir()}
     assert all({path.name for path in other.iterdir()} == files | moved for other in trained)
     assert files == {
-        "config.yaml", "result.json", "accuracy_matrix.csv", "curves.png", "curves.svg",
+        "config.yaml", "result.json", "MANIFEST.sha256", "accuracy_matrix.csv", "curves.png",
+        "curves.svg",
     }  # fmt: skip
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         f"split-digits-comparison.{kind}" for kind in ("png", "svg", "csv")
@@ -87,7 +88,7 @@ def check_result(result: dict) -> None:
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
         "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
         "warnings", "host", "merge", "digest", "protocol", "stream", "precision", "micro_batch",
-        "compile_seconds",
+        "compile_seconds", "seeds", "deterministic", "code",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [6, 6, 6]
     assert result["accuracy_matrix"][0] == [None] * 5
@@ -220,7 +221,7 @@ def test_config_yaml_repeats_the_run(tmp_path: Path) -> None:
     arguments = [*TRAINED, "--lr", "0.002", "--seed", "4", "--tasks", "3"]
     run(*arguments, "--set", "image-norms.pull=0.25", "--class-order", "seed:3", output=tmp_path)
     (file,) = tmp_path.glob("*/config.yaml")
-    assert main(["--config", str(file), "--output", str(tmp_path / "again")]) == 0
+    assert main(["--config", str(file), *PLUGIN, "--output", str(tmp_path / "again")]) == 0
     (again,) = (tmp_path / "again").glob("*/result.json")
     assert again.parent.name == file.parent.name
     first = json.loads((file.parent / "result.json").read_text())

@@ -31,7 +31,7 @@ from cl_clipfit.report import landscapes
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.strategy import CLIPStrategy
 from strategies.clipfit import ClipFit
-from tests.conftest import TINY
+from tests.conftest import PLUGIN, TINY
 
 Build = Callable[..., CLIPClassifier]
 Values = dict[str, Tensor]
@@ -209,7 +209,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measure(run: Path, *arguments: str, task: int = 2) -> dict:
-    assert main(["landscape", str(run), *arguments, "--task", str(task)]) == 0
+    assert main(["landscape", str(run), *arguments, "--task", str(task), *PLUGIN]) == 0
     return json.loads((run / f"landscape-task-{task:03d}.json").read_text())
 
 
@@ -323,7 +323,7 @@ def test_a_long_measurement_is_announced(
 def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run a command that is refused; return its one line."""
     capsys.readouterr()
-    assert main(["landscape", *map(str, arguments)]) == 2
+    assert main(["landscape", *map(str, arguments), *PLUGIN]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 

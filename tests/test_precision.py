@@ -23,7 +23,7 @@ from cl_clipfit.plan import StreamPlan, plan_stream
 from cl_clipfit.preparation import Prepared, prepare
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
-from tests.conftest import TRAINED, build_source, build_tiny
+from tests.conftest import PLUGIN, TRAINED, build_source, build_tiny
 from tests.test_cli import parse
 
 CPU, GPU, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -199,14 +199,14 @@ def test_a_run_records_its_precision_and_is_repeated_in_it(
 ) -> None:
     assert read(run)["precision"] == "bf16"
     assert yaml.safe_load((run / "config.yaml").read_text())["precision"] == "bf16"
-    again = ["--config", str(run / "config.yaml"), "--output", str(run.parent), "--quiet"]
+    again = ["--config", str(run / "config.yaml"), "--output", str(run.parent), "--quiet", *PLUGIN]
     stamp = (run / "result.json").stat().st_mtime_ns
     assert main(again) == 0
     error = capsys.readouterr().err.splitlines()
     assert error == [f"{SLOW}, slowly: this processor cannot multiply it"]
     assert (run / "result.json").stat().st_mtime_ns == stamp  # found, and not run anew
     exact = run.parent.parent / "exact"
-    assert main([*again[:2], "--precision", "auto", "--output", str(exact)]) == 0
+    assert main([*again[:2], *PLUGIN, "--precision", "auto", "--output", str(exact)]) == 0
     (other,) = exact.glob("*/result.json")
     assert read(other.parent)["precision"] == "fp32"
     assert other.parent.name != run.name
@@ -244,14 +244,14 @@ def test_a_finished_run_is_evaluated_in_its_precision_on_any_machine(
             flags.clear()
             flags |= has
             again = ["--force"] if has and command[1] == "export" else []
-            assert main([*command, *again]) == 0, command
+            assert main([*command, *again, *PLUGIN]) == 0, command
             assert capsys.readouterr().err.startswith(line), command
     modes = json.loads((run / "bank-eval.json").read_text())["modes"]
     assert modes[0]["metrics"] == read(run)["metrics"]
     (merged,) = run.parent.glob("*+mean-*")
     assert read(merged)["precision"] == "bf16"
     assert open_run(merged, QUIET).prepared.stream.precision == "bf16"
-    assert main(["bank", "eval", str(run), "--mode", "latest", "--device", "cpu"]) == 0
+    assert main(["bank", "eval", str(run), "--mode", "latest", "--device", "cpu", *PLUGIN]) == 0
 
 
 def test_an_export_is_checked_in_fp32(
@@ -265,5 +265,5 @@ def test_an_export_is_checked_in_fp32(
         return encode(self, *args, **more)
 
     monkeypatch.setattr(CLIPClassifier, "encode_prompts", watched)
-    assert main(["bank", "export", str(run), str(tmp_path / "model.pt")]) == 0
+    assert main(["bank", "export", str(run), str(tmp_path / "model.pt"), *PLUGIN]) == 0
     assert used[-1] == "fp32"

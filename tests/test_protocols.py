@@ -17,7 +17,7 @@ from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.runs import read_result
 from scenarios import split_digits
-from tests.conftest import FROZEN, TINY, TRAINED
+from tests.conftest import FROZEN, PLUGIN, TINY, TRAINED
 
 QUICK = ["--shots", "2", "--epochs", "1", "--quiet"]
 
@@ -158,9 +158,9 @@ def test_a_second_stage_is_refused_online(
     assert "they are seen once" in refuse(capsys, tmp_path / "runs", *wanted)
     run(tmp_path / "done", *TRAINED, "--online", "8", "--quiet")
     (folder,) = (p for p in (tmp_path / "done").iterdir() if p.is_dir())
-    assert main(["merge", str(folder), "--method", "mergetune"]) == 2
+    assert main(["merge", str(folder), "--method", "mergetune", *PLUGIN]) == 2
     assert "this run saw them once" in capsys.readouterr().err
-    assert main(["merge", str(folder), "--method", "mean"]) == 0
+    assert main(["merge", str(folder), "--method", "mean", *PLUGIN]) == 0
 
 
 def write_folder(root: Path) -> Path:
@@ -202,7 +202,7 @@ def test_a_folder_runs_as_it_is_and_config_yaml_repeats_it(
     (again,) = run(tmp_path / "b", "--config", str(folder / "config.yaml"), "--quiet").values()
     for key in ("digest", "accuracy_matrix", "all_classes_matrix", "class_order", "data"):
         assert again[key] == result[key], key
-    assert main(["bank", "eval", str(folder), "--mode", "latest"]) == 0
+    assert main(["bank", "eval", str(folder), "--mode", "latest", *PLUGIN]) == 0
     modes = json.loads((folder / "bank-eval.json").read_text())["modes"]
     assert modes[0]["metrics"]["last_accuracy"] == result["metrics"]["last_accuracy"]
 
@@ -278,7 +278,7 @@ def test_a_run_is_the_same_whatever_fits_into_memory(
         monkeypatch.setenv("CL_CLIPFIT_IMAGE_GIB", gib)
         run(tmp_path / "runs", *command)
     (folder,) = folders(tmp_path / "runs")
-    assert main(["bank", "eval", str(folder), "--mode", "latest"]) == 0
+    assert main(["bank", "eval", str(folder), "--mode", "latest", *PLUGIN]) == 0
 
 
 def test_changed_images_are_never_scored_by_old_features(
@@ -321,8 +321,10 @@ def test_landscapes_of_blurry_runs_rank_the_classes_that_were_trained(tmp_path: 
     for task, experience in enumerate(finished.scenario.benchmark.train_stream, 1):
         finished.at_task(task)
         assert finished.strategy.task_classes == experience.task_classes
-    assert main(["landscape", str(folder), "--no-plane", "--images", "8", "--task", "1"]) == 0
-    assert main(["bank", "eval", str(folder), "--mode", "fisher"]) == 0
+    assert (
+        main(["landscape", str(folder), "--no-plane", "--images", "8", "--task", "1", *PLUGIN]) == 0
+    )
+    assert main(["bank", "eval", str(folder), "--mode", "fisher", *PLUGIN]) == 0
 
 
 def test_skipped_images_are_counted_for_every_seed_and_shots_that_lack(

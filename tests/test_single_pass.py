@@ -25,6 +25,7 @@ from cl_clipfit.experiment import Run
 from cl_clipfit.fisher import diagonal_fisher
 from cl_clipfit.landscape import POINTS, Sample, encode_shared, loss_and_accuracy, profiles
 from cl_clipfit.registry import Registry
+from cl_clipfit.runs import RunFolder
 from cl_clipfit.scoring import Scorer, score
 from cl_clipfit.sharing import encodes_as, leaves_images
 from strategies.clipfit import ClipFit, ClipFitOptions
@@ -89,17 +90,16 @@ def make_run(
     plan: Any = SimpleNamespace(
         cls=cls, recipe=recipe, options=options, seed=0, label=name, strategy=entry,
         host=host, host_options=host.options_class()() if host else None,
+        initialisation=0, data_order=0,
     )  # fmt: skip
     stream: Any = SimpleNamespace(
-        device=torch.device("cpu"),
-        online=None,
-        micro_batch=None,
-        recompute=False,
-        compile=False,
-    )
+        device=torch.device("cpu"), online=None, micro_batch=None, recompute=False, compile=False,
+        on_nan="stop",
+    )  # fmt: skip
     probes = {f"probe {i}": build_source(5, 3, seed=i) for i in (1, 2)}
     scenario = build_scenario("s", source, tasks=TASKS)
-    folder: Any = SimpleNamespace(path=tmp_path)
+    folder: Any = RunFolder(tmp_path, "s", name, 0, "")
+    folder.path.mkdir(exist_ok=True)
     run = Run(stream, plan, scenario, model, probes, folder, Silent(), encoder)  # type: ignore[arg-type]
     run.bank = None
     return run
@@ -123,7 +123,7 @@ def rows(run: Run, encoded: list[int]) -> list[int]:
     run._evaluate = evaluate  # type: ignore[method-assign]
     run._announce = lambda: None  # type: ignore[method-assign]
     select_first(run.plan, run.strategy, run.scenario.task_classes[0])
-    run._run_stream()
+    run._run_stream(None)
     return found
 
 

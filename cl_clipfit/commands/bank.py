@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.errors import UserError, is_file, printable
 from cl_clipfit.finished import open_run
-from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.manifest import adding
+from cl_clipfit.report.display import ConsoleDisplay, literal
 from cl_clipfit.report.figures import plot_changes
 from cl_clipfit.tuning.bank import INDEX, DeltaBank
 from cl_clipfit.tuning.deltas import change_by_layer, squared_change_by_layer
@@ -35,7 +35,7 @@ def open_bank(path: Path) -> DeltaBank:
 
 def say(out: Console, text: str) -> None:
     """Print a line as it is, however long."""
-    out.print(text, highlight=False, markup=False, soft_wrap=True)
+    out.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -45,7 +45,7 @@ def _shortened(names: Sequence[str]) -> str:
     while len(shown) > _CELL and count > 1:
         count -= 1
         shown = f"{', '.join(names[:count])} and {len(names) - count} more"
-    return escape(shown)
+    return literal(shown if len(shown) <= 2 * _CELL else f"{shown[: 2 * _CELL]}...")
 
 
 def file_size(count: int) -> str:
@@ -79,7 +79,7 @@ def list_bank(path: Path, out: Console) -> None:
         files = record["files"].values()
         table.add_row(
             str(record["task"]), _shortened(record["classes"]), _shortened(record["parents"]),
-            "\n".join(escape(file["name"]) for file in files),
+            "\n".join(literal(file["name"]) for file in files),
             "\n".join(file_size(file["bytes"]) for file in files),
         )  # fmt: skip
     out.print(table if tasks else "no tasks yet")
@@ -111,7 +111,7 @@ def show_task(path: Path, task: int, out: Console, err: Console) -> None:
     for name, value in delta.values.items():
         shape = " x ".join(map(str, value.shape)) or "scalar"
         moved = [f"{_rms(changes[name]):.4g}"] if changes else []
-        table.add_row(escape(name), shape, f"{value.double().norm():.4g}", *moved)
+        table.add_row(literal(name), shape, f"{value.double().norm():.4g}", *moved)
     out.print(table)
 
 
@@ -155,7 +155,8 @@ def diff_bank(
         out.print(_moved_table(f"task {number}, its own change ({classes})", now, before))
         changes.append(change_by_layer(now, before))
     figure = path / "bank-diff"
-    plot_changes(run.result, figure, changes, "each task's own change", "task")
+    with adding(path):
+        plot_changes(run.result, figure, changes, "each task's own change", "task")
     say(out, f"figure: {figure}.png")
 
 
@@ -185,7 +186,7 @@ def _moved_table(title: str, after: Mapping[str, Tensor], before: Mapping[str, T
         return f"{sum(squares[layer] for layer in layers) / total:.1%}" if total else "-"
 
     for layer in top:
-        table.add_row(escape(layer), f"{moved[layer]:.3g}", share(layer))
+        table.add_row(literal(layer), f"{moved[layer]:.3g}", share(layer))
     if rest:
         table.add_row(f"the {len(rest)} others", "", share(*rest))
     return table

@@ -23,6 +23,7 @@ from cl_clipfit.landscape import (
     plane_landscape,
     profiles,
 )
+from cl_clipfit.manifest import adding
 from cl_clipfit.merging import plane
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.landscapes import lines_table, plot_lines, plot_plane
@@ -188,13 +189,14 @@ def _seconds(run: FinishedRun, values: Values, sample: Sample) -> float:
 def _write(run: FinishedRun, task: int, found: dict[str, Any], out: Console) -> None:
     lines = run.path / f"landscape-task-{task:03d}"
     surface = run.path / f"plane-task-{task:03d}"
-    plot_lines(found, run.result, lines)
-    if found["plane"]:
-        plot_plane(found, run.result, surface)
-    else:  # one of an earlier call would not belong to this one's numbers
-        for kind in ("png", "svg"):
-            surface.with_name(f"{surface.name}.{kind}").unlink(missing_ok=True)
-    write_json(lines.with_name(f"{lines.name}.json"), found)
+    with adding(run.path):
+        plot_lines(found, run.result, lines)
+        if found["plane"]:
+            plot_plane(found, run.result, surface)
+        else:  # one of an earlier call would not belong to this one's numbers
+            for kind in ("png", "svg"):
+                surface.with_name(f"{surface.name}.{kind}").unlink(missing_ok=True)
+        write_json(lines.with_name(f"{lines.name}.json"), found)
     out.print(lines_table(found, run.result))
     for path in (lines, surface) if found["plane"] else (lines,):
         out.print(f"figure: {path}.png", highlight=False, markup=False, soft_wrap=True)

@@ -13,10 +13,13 @@ from cl_clipfit.commands.mode_settings import MODES, ModeSettings
 from cl_clipfit.commands.modes import check_settings, used_settings
 from cl_clipfit.commands.train import execute
 from cl_clipfit.config import parse_settings
+from cl_clipfit.determinism import deterministic
 from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.experiment import Run
 from cl_clipfit.files import read_bytes, sha256, write_atomic
-from cl_clipfit.finished import MERGED_FROM, FinishedRun, open_run
+from cl_clipfit.finished import MERGED_FROM, FinishedRun, open_run, was_deterministic
+from cl_clipfit.locking import hold
+from cl_clipfit.manifest import adding
 from cl_clipfit.recipes import make_settings
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.tables import modes_csv, modes_table, results_table
@@ -49,8 +52,9 @@ def evaluate_bank(
         display.note(f"bank eval: {mode}")
         results.append(evaluation.evaluate(mode))
     summaries = [result.summary() for result in results]
-    write_json(run / "bank-eval.json", {"run": run.name, "modes": summaries})
-    write_atomic(run / "bank-eval.csv", modes_csv(summaries))
+    with adding(run):
+        write_json(run / "bank-eval.json", {"run": run.name, "modes": summaries})
+        write_atomic(run / "bank-eval.csv", modes_csv(summaries))
     out.print(modes_table(finished.result, summaries))
     return results
 
@@ -85,6 +89,14 @@ def merge_run(
     check_settings("--method", [method], settings)
     run = run.resolve()
     display = ConsoleDisplay(err)
+    with deterministic(was_deterministic(run)):
+        return _merge(run, method, settings, assignments, out, display, device, fresh)
+
+
+def _merge(
+    run: Path, method: str, settings: ModeSettings, assignments: Sequence[str],
+    out: Console, display: ConsoleDisplay, device: str | None, fresh: bool,
+) -> dict[str, Any]:  # fmt: skip
     finished = open_run(run, display, device)
     plan = _continued(finished, assignments) if method == "mergetune" else finished.plan
     plan = replace(plan, label=f"{finished.result['label']} + {method}")
@@ -96,14 +108,15 @@ def merge_run(
     folder = prepared.folder(plan, f"{finished.plan.strategy.name}+{method}", **origin)
     result = None if fresh else folder.finished_result()
     if result is None:
-        evaluation = BankEvaluation(finished, settings)
-        work = _MergedRun(
-            prepared.stream, plan, finished.scenario, prepared.model, prepared.probes, folder,
-            display,
-        )  # fmt: skip
-        work.start_from(evaluation, origin)
-        config = config_of(prepared.stream, plan, prepared.config)
-        result = execute(work, {MERGED_FROM: str(run.resolve()), **config}, display)
+        with hold(folder.path):
+            evaluation = BankEvaluation(finished, settings)
+            work = _MergedRun(
+                prepared.stream, plan, finished.scenario, prepared.model, prepared.probes, folder,
+                display,
+            )  # fmt: skip
+            work.start_from(evaluation, origin)
+            config = config_of(prepared.stream, plan, prepared.config)
+            result = execute(work, {MERGED_FROM: str(run.resolve()), **config}, display, fresh)
     else:
         display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
     out.print(results_table([finished.result, result]))
@@ -174,4 +187,5 @@ def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
     return RunPlan(
         plan.label, entry, cls.over(plan.cls), options, plan.recipe, plan.seed,
         host=plan.strategy, host_options=plan.options,
+        data_seed=plan.data_seed, init_seed=plan.init_seed,
     )  # fmt: skip

@@ -1,6 +1,9 @@
 """One command: every strategy and seed it names, then the table and the comparison."""
 
+import contextlib
 import gc
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +11,19 @@ from rich.console import Console
 
 from cl_clipfit.building import check_strategy
 from cl_clipfit.config import RunConfig
+from cl_clipfit.determinism import deterministic
 from cl_clipfit.encoding import FrozenImages
+from cl_clipfit.errors import UserError
 from cl_clipfit.experiment import Run
 from cl_clipfit.files import write_atomic
+from cl_clipfit.locking import hold
 from cl_clipfit.preparation import prepare
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runplan import config_of
+from cl_clipfit.runs import resumed_folder
+from cl_clipfit.stopping import Stopped
 
 
 def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str, Any]]:
@@ -29,9 +37,18 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     Raises:
         UserError: anything wrong with names, files or values, before anything is trained.
     """
-    display = ConsoleDisplay(err, config.quiet)
+    with deterministic(config.deterministic):
+        return _run(config, out, ConsoleDisplay(err, config.quiet))
+
+
+def _run(config: RunConfig, out: Console, display: ConsoleDisplay) -> list[dict[str, Any]]:
     prepared = prepare(config, display)
     stream, plans = prepared.stream, prepared.plans
+    if config.resume is not None and len(plans) > 1:
+        raise UserError(
+            f"--resume {config.resume}: it holds one run, the command names {len(plans)}: leave out"
+            " --strategy and --seed"
+        )
     draws = {0 if stream.shots is None else plan.seed for plan in plans}
     scenarios = {draw: prepared.scenario(draw) for draw in draws}
     if len(plans) > 1:  # a single run finds it out itself, without a second copy of the model
@@ -42,33 +59,68 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     results, folders = [], []
     for plan in plans:
         folder = prepared.folder(plan)
-        result = None if config.fresh else folder.finished_result()
-        if result is None:
-            scenario = scenarios[0 if stream.shots is None else plan.seed]
-            run = Run(
-                stream, plan, scenario, prepared.model, prepared.probes, folder, display, encoder
-            )  # fmt: skip
-            result = execute(run, config_of(stream, plan, config), display)
-            del run
-            gc.collect()
-        else:
-            display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
+        if config.resume is not None:
+            own = config_of(stream, plan, config)
+            folder = resumed_folder(folder, config.resume, own, config.force_resume)
+        with _removed_if_empty(folder.path), hold(folder.path):
+            result = None if config.fresh else folder.finished_result()
+            if result is None:
+                scenario = scenarios[0 if stream.shots is None else plan.seed]
+                run = Run(
+                    stream, plan, scenario, prepared.model, prepared.probes, folder, display,
+                    encoder,
+                )  # fmt: skip
+                try:
+                    result = execute(run, config_of(stream, plan, config), display, config.fresh)
+                except Stopped as stopped:
+                    if len(plans) > 1:
+                        stopped.advice += "; the same command again, with all of its runs"
+                    raise
+                del run
+                gc.collect()
+            else:
+                folder.checkpoints(display.warn).clear()  # if it was killed while it did that
+                display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
         results.append({**result, "label": plan.label})
         folders.append(folder.path)
     _report(results, folders, config.output / f"{stream.entry.name}-comparison", out)
     return results
 
 
-def execute(run: Run, config: dict[str, Any], display: ConsoleDisplay) -> dict[str, Any]:
-    """Execute a run, draw its figures and complete its folder."""
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """Leave no folder of a run that failed before it wrote anything."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # which removes empty ones alone
+
+
+def execute(
+    run: Run, config: dict[str, Any], display: ConsoleDisplay, fresh: bool = False
+) -> dict[str, Any]:
+    """Execute a run, or go on with it, draw its figures and complete its folder."""
     display.start_run(f"{run.plan.label} seed {run.plan.seed}")
+    run.folder.sweep()
+    if fresh:
+        run.folder.checkpoints(display.warn).clear()
     try:
         result = run.execute(config)
+        display.stop()
+        run.folder.require()
+        plot_run(result, run.folder.path / "curves")
+        plot_changes(result, run.folder.path / "what_moved")
+        run.folder.save_result(result)  # it makes the run complete
+    except Stopped as stopped:
+        if run.journal is not None:
+            words = ["run.py", "--resume", str(run.folder.path)]
+            words += ["--plugin", *config["plugin"]] if config["plugin"] else []
+            stopped.advice = f"{shlex.join(words)} goes on with it"
+        raise
     finally:
         display.stop()
-    plot_run(result, run.folder.path / "curves")
-    plot_changes(result, run.folder.path / "what_moved")
-    run.folder.save_result(result)  # last: it makes the run complete
+    run.folder.checkpoints(display.warn).clear()
     return result
 
 
