@@ -1,0 +1,1 @@
+"""Faults on purpose, by the hundred: kills, damaged files, failing writes, bad input, races."""
