@@ -353,3 +353,34 @@ def test_an_image_of_no_task_has_no_place(tiny: Build, source: Source, bad: Bad)
     places = caught.value.batch["images"]
     assert places[0] is None
     assert None not in places[1:]
+
+
+class Event:
+    """Stands for a GPU's: done when it is told so, or waited for."""
+
+    def __init__(self) -> None:
+        self.done, self.waits = False, 0
+
+    def query(self) -> bool:
+        return self.done
+
+    def synchronize(self) -> None:
+        self.waits += not self.done
+        self.done = True
+
+
+def test_losses_of_a_gpu_are_looked_at_when_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(LossWatch, "_stop", lambda self, strategy, loss, about: seen.append(about))
+    watch, events = LossWatch(), [Event() for _ in range(6)]
+    for number, event in enumerate(events[:4]):
+        watch._queue.append((torch.tensor(math.nan if number == 2 else 1.0), event, {"n": number}))
+        watch._look(None, under_way=4)
+    assert [event.waits for event in events[:4]] == [0] * 4  # none is known, none is waited for
+    events[0].done = events[1].done = True
+    watch._look(None, under_way=4)
+    assert len(watch._queue) == 2
+    assert seen == []
+    watch.flush(None)  # at the end of an epoch, all are
+    assert [event.waits for event in events[:4]] == [0, 0, 1, 1]
+    assert seen == [{"n": 2}]
