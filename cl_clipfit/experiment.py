@@ -22,7 +22,7 @@ from cl_clipfit.metrics.tables import seen_curve
 from cl_clipfit.optimization import online_steps
 from cl_clipfit.plan import StreamPlan
 from cl_clipfit.results import Progress, build_result
-from cl_clipfit.resuming import Journal
+from cl_clipfit.resuming import Journal, stream_hash
 from cl_clipfit.runplan import RunPlan
 from cl_clipfit.runs import NAN_BATCH, RunFolder, write_json
 from cl_clipfit.scoring import Scoreboard, Scorer, Scores
@@ -116,7 +116,7 @@ class Run:
         if saved is None:
             self.folder.begin(config)
         else:
-            if saved["stream"] != self.scenario.task_classes:
+            if saved["stream"] != stream_hash(self.scenario.task_classes):
                 raise UserError(
                     f"{self.folder.path}: its tasks have other classes than this command's: no run"
                     " can go on with another stream"

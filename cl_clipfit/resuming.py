@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cl_clipfit.checkpoints import Checkpoints, UnsupportedError, pack, unpack
 from cl_clipfit.errors import UserError
+from cl_clipfit.files import sha256
 from cl_clipfit.memory import generators
 
 Snapshot = dict[str, Any]
@@ -133,6 +134,11 @@ def _set_draws(strategy: Any, draws: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(draws["cuda"], strategy.device)
 
 
+def stream_hash(task_classes: list[list[int]]) -> str:
+    """Return what tells streams apart: a thousand tasks need not stand in every checkpoint."""
+    return sha256(repr([list(classes) for classes in task_classes]).encode())
+
+
 class Journal:
     """Saves a run after every epoch, and leaves out the epochs that an earlier process finished.
 
@@ -143,7 +149,8 @@ class Journal:
     """
 
     def __init__(self, checkpoints: Checkpoints, strategy: Any, stream: list[list[int]]) -> None:
-        self.checkpoints, self.strategy, self.stream = checkpoints, strategy, stream
+        self.checkpoints, self.strategy = checkpoints, strategy
+        self.stream = stream_hash(stream)
         self._loop = 0  # of epochs, within the task
         self._state: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
