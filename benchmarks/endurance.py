@@ -64,6 +64,12 @@ def resident_bytes() -> int:
     return pages * 4096
 
 
+def accuracy_of(strategy: Any, test: ImageSet) -> float:
+    """Return the accuracy in percent; nothing of the scores stays in memory."""
+    right = strategy.score_all(test.images).argmax(1) == test.labels
+    return 100 * float(right.float().mean())
+
+
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Train all tasks; see `main`."""
     source = drawn_source(given.tasks * CLASSES)
@@ -88,9 +94,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             seconds.append(time.perf_counter() - started)
             resident.append(resident_bytes())
             if (number + 1) % given.evaluate_every == 0:
-                scores = strategy.score_all(source.test.images)
-                right = scores.argmax(1) == source.test.labels
-                accuracy.append(100 * float(right.float().mean()))
+                accuracy.append(accuracy_of(strategy, source.test))
     part = max(1, given.tasks // 10)
     ends = {"first": slice(part), "last": slice(-part, None)}
     times = {k: statistics.median(seconds[own]) for k, own in ends.items()}

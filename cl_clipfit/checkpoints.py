@@ -24,7 +24,7 @@ FOLDER = "checkpoints"
 KEPT = 2
 SCHEMA = 1
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{64})\.safetensors")
-_SCALARS = (bool, int, float, str, type(None))
+_SCALARS = frozenset((bool, int, float, str, type(None)))
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque}
 
 
@@ -157,7 +157,8 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         items = [[key, pack(item, tensors)] for key, item in value.items()]
         return {"dict" if type(value) is dict else "ordered": items}
     if type(value) in _SEQUENCES.values():
-        return {type(value).__name__: [pack(item, tensors) for item in value]}
+        plain = _SCALARS.issuperset(map(type, value))  # such as the thousands of classes seen
+        return {type(value).__name__: list(value) if plain else [pack(i, tensors) for i in value]}
     if type(value) in _SCALARS:
         return value
     if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf":

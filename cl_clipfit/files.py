@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +69,29 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _render(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+_END = "\n}\n"
+_SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 
 
-def seal(value: dict[str, Any]) -> bytes:
-    """Render JSON that holds its own hash: `unseal` notices any change of any byte."""
-    return _render({**value, "sha256": sha256(_render(value))})
+def row(value: dict[str, Any]) -> str:
+    """Render a record for `seal`, on a line of its own."""
+    return json.dumps(value, allow_nan=False)
+
+
+def seal(value: dict[str, Any], **rows: Sequence[str]) -> bytes:
+    """Render JSON that holds its own hash: `unseal` notices any change of any byte.
+
+    Args:
+        value: not empty.
+        rows: lists of records, rendered by `row`, so that a list that gets longer and longer is
+            not rendered as a whole each time.
+    """
+    text = json.dumps(value, indent=1, allow_nan=False).removesuffix("\n}")
+    for key, records in rows.items():
+        lines = ",\n  ".join(records)
+        text += f",\n {json.dumps(key)}: " + (f"[\n  {lines}\n ]" if records else "[]")
+    digest = sha256((text + _END).encode())
+    return f'{text},\n "sha256": "{digest}"{_END}'.encode()
 
 
 def unseal(data: bytes) -> dict[str, Any]:
@@ -82,10 +100,12 @@ def unseal(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: the data are not, byte for byte, what `seal` returned.
     """
-    value = json.loads(data)
-    if not isinstance(value, dict) or "sha256" not in value:
+    start = data.rfind(b",\n")
+    tail = _SEAL.fullmatch(data, max(start, 0))
+    if tail is None:
         raise ValueError("no hash")
-    del value["sha256"]
-    if seal(value) != data:  # a changed blank would have parsed to the same
+    if sha256(data[:start] + _END.encode()) != tail[1].decode():
         raise ValueError("other bytes than those written")
+    value: dict[str, Any] = json.loads(data)
+    del value["sha256"]
     return value

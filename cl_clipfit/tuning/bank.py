@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.files import read_bytes, seal, sha256, unseal, write_atomic
+from cl_clipfit.files import read_bytes, row, seal, sha256, unseal, write_atomic
 
 SCHEMA = 1
 INDEX = "index.json"
@@ -114,6 +114,7 @@ class DeltaBank:
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
         self.folder, self.index = folder, index
+        self._rows = [row(record) for record in index.get("tasks", [])]  # each rendered once
 
     @classmethod
     def create(
@@ -325,8 +326,12 @@ class DeltaBank:
         return self.index["tasks"][task - 1]
 
     def _write_index(self, index: dict[str, Any]) -> None:
-        write_atomic(self.folder / INDEX, seal(index))
-        self.index = index
+        """Write another index, whose tasks are the first of this one's, or one more."""
+        tasks = index["tasks"]
+        rows = self._rows[: len(tasks)] + [row(record) for record in tasks[len(self._rows) :]]
+        head = {key: value for key, value in index.items() if key != "tasks"}
+        write_atomic(self.folder / INDEX, seal(head, tasks=rows))
+        self.index, self._rows = index, rows
 
 
 def _read(path: Path, most: int) -> bytes:
