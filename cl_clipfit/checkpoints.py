@@ -22,7 +22,9 @@ from cl_clipfit.files import sha256, write_atomic
 
 FOLDER = "checkpoints"
 KEPT = 2
-SCHEMA = 1
+SCHEMA = 2
+MANY = 64  # integers, such as the classes of a long stream: from here on they are a tensor
+INT64 = 2**63
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{64})\.safetensors")
 _SCALARS = frozenset((bool, int, float, str, type(None)))
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque}
@@ -157,8 +159,10 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         items = [[key, pack(item, tensors)] for key, item in value.items()]
         return {"dict" if type(value) is dict else "ordered": items}
     if type(value) in _SEQUENCES.values():
-        plain = _SCALARS.issuperset(map(type, value))  # such as the thousands of classes seen
-        return {type(value).__name__: list(value) if plain else [pack(i, tensors) for i in value]}
+        kind, types = type(value).__name__, set(map(type, value))
+        if types == {int} and len(value) > MANY and -INT64 <= min(value) <= max(value) < INT64:
+            return {"integers": pack(torch.tensor(list(value)), tensors)["tensor"], "of": kind}
+        return {kind: list(value) if types <= _SCALARS else [pack(i, tensors) for i in value]}
     if type(value) in _SCALARS:
         return value
     if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf":
@@ -172,7 +176,7 @@ def unpack(value: Any, tensors: dict[str, Tensor], device: Any = "cpu") -> Any:
     """Return what `pack` was given; tensors that were not on the CPU go to `device`."""
     if not isinstance(value, dict):
         return value
-    ((kind, items),) = [(k, v) for k, v in value.items() if k != "cpu"]
+    kind, items = next(iter(value.items()))
     if kind == "tensor":
         return tensors[items] if value["cpu"] else tensors[items].to(device)
     if kind in ("array", "number"):
@@ -181,4 +185,6 @@ def unpack(value: Any, tensors: dict[str, Tensor], device: Any = "cpu") -> Any:
     if kind in ("dict", "ordered"):
         pairs = ((key, unpack(item, tensors, device)) for key, item in items)
         return dict(pairs) if kind == "dict" else OrderedDict(pairs)
+    if kind == "integers":
+        return _SEQUENCES[value["of"]](tensors[items].tolist())
     return _SEQUENCES[kind](unpack(item, tensors, device) for item in items)

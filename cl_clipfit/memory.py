@@ -64,13 +64,17 @@ def in_batches(
     Raises:
         UserError: there is not memory enough for one image.
     """
-    found: list[Tensor] = []
+    found: Tensor | None = None
+    done = 0
 
     def add(batch: Any) -> None:
-        found.append(function(batch.to(device)))
+        nonlocal found
+        part = function(batch.to(device))
+        if found is None:  # as a whole: parts put together in the end need twice the memory
+            found = part.new_empty((len(images), *part.shape[1:]))
+        found[done : done + len(batch)] = part
 
-    done = 0
-    while done < len(images) or not found:
+    while done < len(images) or found is None:
         batch = images[done : done + size]
         if fits(partial(add, batch)):
             done += size
@@ -79,7 +83,7 @@ def in_batches(
             raise UserError(f"out of memory in evaluation, with one image at a time: {NEEDS_LESS}")
         size = (min(size, len(batch)) + 1) // 2
         release()
-    return torch.cat(found), size
+    return found, size
 
 
 class Draws:

@@ -102,6 +102,23 @@ def test_a_state_comes_back_as_it_was(seed: int, files: Checkpoints, warned: lis
     assert warned == []
 
 
+@pytest.mark.parametrize(
+    "many",
+    [
+        list(range(-500, 500)), tuple(range(65)), set(range(1000)), collections.deque(range(99)),
+        [2**63 - 1, -(2**63)] * 50, [2**63] * 100, [-(2**63) - 1] * 100, [True] * 100,
+        [0, True] * 100, [*range(99), 0.5], [*range(99), None], [*range(99), torch.ones(2)],
+    ],
+    ids=lambda v: f"{type(v).__name__} {str(next(iter(v)))[:9]}",
+)  # fmt: skip
+def test_many_numbers_come_back_with_their_types(many: Any, files: Checkpoints) -> None:
+    files.save({"a": many})
+    loaded = files.load()
+    assert loaded is not None and same(loaded["a"], many)
+    assert type(loaded["a"]) is type(many)
+    assert [type(item) for item in loaded["a"]] == [type(item) for item in many]
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.complex128], ids=str)
 def test_a_tensor_of_any_kind_is_kept_or_refused_before_it_is_written(
     dtype: torch.dtype, files: Checkpoints
