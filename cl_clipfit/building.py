@@ -47,7 +47,8 @@ def build_strategy(
     Raises:
         UserError: the method's own code fails.
     """
-    own = copy.deepcopy(model)
+    # The tokenizer never changes, and a copy of its vocabulary takes longer than the model's.
+    own = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
     own.micro_batch, own.recompute = stream.micro_batch, stream.recompute
     own.compiles = stream.compile
     seed_everything(plan.initialisation)

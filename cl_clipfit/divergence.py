@@ -32,11 +32,14 @@ class LossWatch:
 
     Args:
         skip: leave such batches out; then every step waits for its loss.
+
+    Attributes:
+        in_a_row: batches without a number as their loss, one after the other, up to now.
     """
 
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
-        self._in_a_row = 0
+        self.in_a_row = 0
         self._queue: deque[tuple[Tensor, Any, dict[str, Any]]] = deque()
 
     def leaves_out(self, strategy: Any, images: Tensor) -> bool:
@@ -62,10 +65,10 @@ class LossWatch:
             self._look(strategy, _UNDER_WAY)
             return False
         if math.isfinite(float(loss)):
-            self._in_a_row = 0
+            self.in_a_row = 0
             return False
-        self._in_a_row += 1
-        if not self.skip or self._in_a_row >= IN_A_ROW:
+        self.in_a_row += 1
+        if not self.skip or self.in_a_row >= IN_A_ROW:
             self._stop(strategy, float(loss), about)
         found = describe_batch(strategy, float(loss), about)
         strategy.warn(
@@ -87,7 +90,7 @@ class LossWatch:
 
     def _stop(self, strategy: Any, loss: float, about: dict[str, Any]) -> None:
         batch = describe_batch(strategy, loss, about)
-        again = f", {self._in_a_row} times in a row" if self.skip else ""
+        again = f", {self.in_a_row} times in a row" if self.skip else ""
         advice = "" if self.skip else ", or leave such batches out (--on-nan skip)"
         raise DivergedError(
             f"task {batch['task']}, step {batch['step']}: the loss is {batch['loss']}{again}:"

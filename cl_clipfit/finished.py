@@ -11,8 +11,9 @@ from cl_clipfit.environment import resolve_device
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.preparation import Prepared, prepare
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.result_file import read_result
 from cl_clipfit.runplan import RunPlan
-from cl_clipfit.runs import MERGED_FROM, read_result
+from cl_clipfit.runs import MERGED_FROM
 from cl_clipfit.strategy import CLIPStrategy
 from cl_clipfit.tuning.bank import DeltaBank
 

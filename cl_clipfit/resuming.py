@@ -38,6 +38,7 @@ def take(strategy: Any, optimizer: bool = False) -> Snapshot:
     found: Snapshot = {
         "values": {n: parameters[n].detach().clone() for n in model.pretrained_values},
         "micro_batch": model.micro_batch,
+        "left_out": strategy.watch.in_a_row,
         "memory": _memory(strategy),
         "draws": _draws(strategy),
     }
@@ -58,6 +59,7 @@ def put(strategy: Any, snapshot: Snapshot) -> None:
     model.load_values(snapshot["values"])
     if not strategy.micro_batch_given:
         model.micro_batch = snapshot["micro_batch"]
+    strategy.watch.in_a_row = snapshot["left_out"]
     said = strategy.warnings
     for name, value in _copied(snapshot["memory"], strategy.device).items():
         setattr(strategy, name, value)

@@ -13,12 +13,11 @@ from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.files import write_atomic
 from cl_clipfit.locking import LOCK
 from cl_clipfit.manifest import write_manifest
+from cl_clipfit.result_file import RESULT, SCHEMA, read_result
 
 if TYPE_CHECKING:
     from cl_clipfit.checkpoints import Checkpoints
 
-SCHEMA = 1
-RESULT = "result.json"
 MERGED_FROM = "merged_from"  # in the config.yaml of a run that was merged from another one
 CONFIG = "config.yaml"
 NAN_BATCH = "nan-batch.json"  # of a run that stopped because its loss was no number
@@ -63,27 +62,6 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
             ["" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in row]
         )
     return out.getvalue()
-
-
-def read_result(file: Path) -> dict[str, Any] | None:
-    """Return the `result.json` of a complete run; None where there is none.
-
-    Raises:
-        UserError: a result that cannot be read, or of another version.
-    """
-    if not is_file(file):
-        return None
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: repeat the run with --fresh") from error
-    complete = isinstance(result, dict) and result.get("complete") is True
-    if complete and result.get("schema") != SCHEMA:
-        raise UserError(
-            f"{file} has schema {result.get('schema')}, this version reads {SCHEMA}:"
-            " repeat the run with --fresh"
-        )
-    return result if complete else None
 
 
 class RunFolder:

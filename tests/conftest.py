@@ -1,14 +1,19 @@
 """Shared pieces: a tiny random CLIP and a tiny stream of generated images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from open_clip.transform import PreprocessCfg
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.source import ImageSet, Source
+from cl_clipfit.files import write_atomic
+from cl_clipfit.report import figures, landscapes
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -23,6 +28,7 @@ TINY = ["--scenario", "tiny-stream", *PLUGIN]
 FROZEN = [*TINY, "--strategy", "zero-shot"]
 TRAINED = [*TINY, "--strategy", "image-norms"]
 MINE = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n"
+SAVE_FIGURE = figures.save_figure
 STREAM = """
 import torch
 from cl_clipfit import ImageSet, Source
@@ -64,6 +70,28 @@ def tiny() -> Callable[..., CLIPClassifier]:
 @pytest.fixture
 def source() -> Source:
     return build_source()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_figures() -> Iterator[None]:
+    """Let figures be a line of text: to draw takes longer than to train the tiny model."""
+
+    def write(figure: Figure, path: Path) -> None:
+        for kind in ("png", "svg"):
+            write_atomic(path.with_name(f"{path.name}.{kind}"), f"{len(figure.axes)} panels\n")
+        plt.close(figure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (figures, landscapes):
+            patch.setattr(module, "save_figure", write)
+        yield
+
+
+@pytest.fixture
+def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures as every command does."""
+    for module in (figures, landscapes):
+        monkeypatch.setattr(module, "save_figure", SAVE_FIGURE)
 
 
 @pytest.fixture(autouse=True)

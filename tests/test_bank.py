@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cl_clipfit.clip import CLIPClassifier, ModelIdentity
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import seal, sha256, unseal
+from cl_clipfit.files import row, seal, sha256, unseal
 from cl_clipfit.tuning import bank as bank_module
 from cl_clipfit.tuning.bank import DeltaBank
 from cl_clipfit.tuning.selectors import select_clipfit
@@ -146,6 +146,37 @@ def test_any_rewriting_of_a_sealed_value_is_noticed() -> None:
 
 class KilledError(Exception):
     """Stands for a kill."""
+
+
+def test_rows_of_a_sealed_value_are_rendered_one_by_one() -> None:
+    records = [{"name": "é\n", "list": [1, 2.5, None]}, {"name": "b"}]
+    data = seal({"a": {"b": []}, "c": 1}, records=[row(r) for r in records], none=[])
+    assert unseal(data) == {"a": {"b": []}, "c": 1, "records": records, "none": []}
+    lines = [line.strip(" ,") for line in data.decode().splitlines()]
+    assert all(row(record) in lines for record in records)
+    for position in range(len(data)):
+        with pytest.raises(ValueError):
+            unseal(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(ValueError):
+            unseal(data[:position])
+
+
+def test_a_task_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand tasks the index has half a megabyte, and is written after each."""
+    rendered: list[int] = []
+    monkeypatch.setattr(
+        bank_module, "row", lambda record: rendered.append(record["task"]) or row(record)
+    )
+    bank = make(tmp_path, tasks=5)
+    assert rendered == [1, 2, 3, 4, 5]
+    bank.keep(3)
+    assert rendered == [1, 2, 3, 4, 5]
+    opened = DeltaBank.open(tmp_path)
+    assert opened.index == bank.index
+    opened.append(values(9), ["z"])
+    bank = DeltaBank.open(tmp_path)
+    bank.verify()
+    assert [len(bank), bank.delta(4).classes] == [4, ["z"]]
 
 
 @pytest.mark.parametrize("after", [False, True])

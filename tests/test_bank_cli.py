@@ -181,6 +181,7 @@ def test_ten_layers_are_printed_and_the_others_counted(
     assert row(printed, "the") == ["the 6 others", "37.5%"]
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_each_task_is_compared_with_the_one_before(
     run: Path, start: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:

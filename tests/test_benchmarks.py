@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import CIFAR100
 
 from benchmarks import (
+    endurance,
     merge_step,
     mixed_batch,
     preprocess,
@@ -38,6 +39,18 @@ from strategies.mergetune import MergeTune, MergeTuneOptions
 
 WAYS = {"ours_32", "ours_256", "open_clip_32", "open_clip_256", "jpeg_files"}
 TOWERS = {"tower_forward", "tower_training"}
+
+
+def test_late_tasks_are_compared_with_early_ones(capsys: pytest.CaptureFixture) -> None:
+    tasks = ["--tasks", "5", "--warm-up", "2", "--evaluate-every", "2", "--threads", "1"]
+    endurance.main([*tasks, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tasks"], found["tasks_at_each_end"], found["evaluations"]) == (5, 1, 2)
+    for key, ends in (("seconds", found["seconds"]), ("memory", found["resident_bytes"])):
+        assert min(ends.values()) > 0
+        assert found["last_over_first"][key] == pytest.approx(ends["last"] / ends["first"])
+    endurance.main(tasks)
+    assert "last / first: " in capsys.readouterr().out
 
 
 def test_preprocessing_and_towers_are_timed(capsys: pytest.CaptureFixture) -> None:

@@ -33,7 +33,7 @@ def run(*arguments: str, output: Path) -> list[dict]:
 def test_a_run_leaves_its_folder_and_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, tuned, merged = run("--epochs", "1", output=tmp_path)
+    first, tuned, merged = run("--epochs", "1", "--shots", "20", output=tmp_path)
     printed = capsys.readouterr()
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
@@ -109,11 +109,8 @@ def test_the_same_command_twice_gives_the_same_tables(strategy: str, tmp_path: P
     first, second = (run(*arguments, output=tmp_path / name)[0] for name in "ab")
     for key in (*TABLES, "metrics", "curves", "probes", "model"):
         assert first[key] == second[key], key
-    (one,) = (tmp_path / "a").glob("tiny-*/curves.png")
-    (two,) = (tmp_path / "b").glob("tiny-*/curves.png")
-    assert one.parent.name == two.parent.name
-    for suffix in (".png", ".svg"):
-        assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes()
+    (one,), (two,) = ((tmp_path / name).glob("tiny-*/") for name in "ab")
+    assert one.name == two.name
 
 
 def test_a_finished_run_is_shown_and_fresh_repeats_it(

@@ -297,6 +297,29 @@ def test_a_resumed_run_that_skips_ends_as_an_unbroken_one(
     assert artefacts(tmp_path / "broken") == artefacts(tmp_path / "whole")
 
 
+def test_a_resumed_run_counts_on(
+    bad: Bad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unbroken run would have stopped at the tenth in a row too."""
+    bad.at(*range(2, 40))
+    skip = [*TRAINED, "--on-nan", "skip", "--batch-size", "4"]  # 6 steps an epoch
+    save, left = Checkpoints.save, [2]  # the start of the task, and an epoch
+
+    def killed(self: Checkpoints, state: dict[str, Any]) -> None:
+        save(self, state)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(Killed):
+        run(*skip, output=tmp_path)
+    assert bad.steps == 6
+    assert run(*skip, output=tmp_path) == 2
+    assert bad.steps == 11
+    assert "task 1, step 11: the loss is nan, 10 times in a row" in capsys.readouterr().err
+
+
 def test_what_stopped_goes_on_with_skip(
     bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

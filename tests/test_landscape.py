@@ -213,7 +213,7 @@ def measure(run: Path, *arguments: str, task: int = 2) -> dict:
     return json.loads((run / f"landscape-task-{task:03d}.json").read_text())
 
 
-@pytest.mark.usefixtures("coarse")
+@pytest.mark.usefixtures("coarse", "drawn_figures")
 def test_ends_of_lines_are_the_runs_own_accuracies_and_no_weight_changes(
     runs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +264,7 @@ def test_ends_of_lines_are_the_runs_own_accuracies_and_no_weight_changes(
         assert (folder / f"plane-task-002.{kind}").stat().st_size > 1000
 
 
-@pytest.mark.usefixtures("coarse")
+@pytest.mark.usefixtures("coarse", "drawn_figures")
 def test_a_second_call_leaves_the_same_bytes(runs: dict[str, Path]) -> None:
     folder = runs["image-norms"]
     written = []

@@ -77,6 +77,7 @@ def test_what_did_not_train_has_no_figure_of_changes(drawn: list[Figure]) -> Non
     assert drawn == []
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_two_equal_figures_have_equal_bytes(tmp_path: Path) -> None:
     for name in "ab":
         figures.plot_changes(result("full"), tmp_path / name)

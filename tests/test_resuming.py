@@ -10,9 +10,10 @@ from benchmarks.faults.job import artefacts
 from cl_clipfit.checkpoints import Checkpoints
 from cl_clipfit.cli import main
 from cl_clipfit.registry import Registry
+from tests.conftest import TINY
 
 METHODS = [e.name for e in Registry().entries("strategies") if e.name != "zero-shot"]
-SMALL = ["--shots", "3", "--limit", "6", "--epochs", "2", "--tasks", "3"]
+SMALL = [*TINY, "--epochs", "2", "--tasks", "3"]
 
 
 class Killed(BaseException):

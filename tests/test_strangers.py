@@ -569,6 +569,7 @@ def test_names_are_harmless_in_what_is_printed(name: str) -> None:
     assert str(UserError(name)).replace("\n", "").isprintable()
 
 
+@pytest.mark.usefixtures("drawn_figures")
 @pytest.mark.parametrize("name", [NAMES[2], NAMES[4], NAMES[7], "\x1b[2J\x00\u202e"], ids=range(4))
 def test_names_are_harmless_in_figures(tmp_path: Path, name: str) -> None:
     plot_run(result(name), tmp_path / "curves")

@@ -15,7 +15,8 @@ from cl_clipfit.errors import UserError, is_file, printable
 from cl_clipfit.files import read_bytes
 from cl_clipfit.manifest import MANIFEST, check_manifest
 from cl_clipfit.report.display import ConsoleDisplay
-from cl_clipfit.runs import RESULT, csv_text, read_result
+from cl_clipfit.result_file import RESULT, read_result
+from cl_clipfit.runs import csv_text
 
 CONFIG, MATRIX, BANK_EVAL = "config.yaml", "accuracy_matrix.csv", "bank-eval.json"
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
