@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,24 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
             ["" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in row]
         )
     return out.getvalue()
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output folder that cannot be made or written, before anything is read for it.
+
+    Raises:
+        UserError: it is below a file, or in a folder that cannot be written.
+    """
+    place = output.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+    except OSError as error:  # a name that is too long, say
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    if not place.is_dir():
+        raise UserError(f"cannot write {output}: {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {output}: no permission to write {place}")
 
 
 class RunFolder:

@@ -94,6 +94,11 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "save_figure", SAVE_FIGURE)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_for_all_of_a_module() -> None:
+    torch.set_num_threads(1)  # fixtures that tests share come before those of each
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from cl_clipfit.report.display import ConsoleDisplay
 from tests.conftest import PLUGIN, TINY
 
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
-PROBED = ["--probe", "glyph-letters", "--epochs", "2", "--lr", "0.01", "--tasks", "3"]
+PROBED = ["--probe", "tiny-stream", "--epochs", "2", "--lr", "0.01", "--tasks", "3"]
 
 
 def only(folder: Path, pattern: str) -> Path:

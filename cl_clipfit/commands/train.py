@@ -22,7 +22,7 @@ from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runplan import config_of
-from cl_clipfit.runs import resumed_folder
+from cl_clipfit.runs import check_output, resumed_folder
 from cl_clipfit.stopping import Stopped
 
 
@@ -42,6 +42,7 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
 
 
 def _run(config: RunConfig, out: Console, display: ConsoleDisplay) -> list[dict[str, Any]]:
+    check_output(config.output)
     prepared = prepare(config, display)
     stream, plans = prepared.stream, prepared.plans
     if config.resume is not None and len(plans) > 1:
