@@ -1,5 +1,6 @@
 """The command line: what it writes, what it repeats, and how it refuses bad input."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def run(*arguments: str, output: Path) -> list[dict]:
 def test_a_run_leaves_its_folder_and_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, tuned, merged = run("--epochs", "1", "--shots", "20", output=tmp_path)
+    first, tuned, merged = run("--epochs", "1", "--shots", "10", "--limit", "20", output=tmp_path)
     printed = capsys.readouterr()
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
@@ -139,6 +140,7 @@ def test_an_unfinished_run_is_not_taken_for_a_finished_one(tmp_path: Path) -> No
     assert json.loads(file.read_text())["complete"] is True
 
 
+@functools.cache
 def digests(*arguments: str) -> list[str]:
     """Return the hashes of the runs a command asks for, without running them."""
     config = RunConfig.model_validate(parse(*arguments))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cl_clipfit import CLIPClassifier, UserError
 from cl_clipfit.cli import main
 from cl_clipfit.tuning.selectors import select_clipfit
+from tests.conftest import TINY
 from tests.test_encoders import NAMES, build
 
 
@@ -112,15 +113,12 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert "no g++ here" in str(raised.value)
 
 
-def test_the_run_reports_what_it_took(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = ["--shots", "2", "--limit", "5", "--epochs", "1", "--strategy", "clipfit"]
+def test_the_run_reports_what_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*TINY, "--strategy", "clipfit"]
     results = []
     for more in (["--compile"], ["--fresh"]):
-        assert main([*options, *more, "--output", f"runs{more[0]}"]) == 0
-        (file,) = Path(f"runs{more[0]}").glob("*/result.json")
+        assert main([*options, *more, "--output", str(tmp_path / more[0])]) == 0
+        (file,) = (tmp_path / more[0]).glob("*/result.json")
         results.append(json.loads(file.read_text()))
     assert "torch.compile took" in capsys.readouterr().err
     assert results[0]["compile_seconds"] > 0

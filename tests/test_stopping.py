@@ -128,7 +128,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
 
 @pytest.mark.parametrize(
     ("place", "number"),
-    zip(PLACES.values(), itertools.cycle(CODES), strict=False),
+    list(zip(PLACES.values(), itertools.cycle(CODES), strict=False)),
     ids=PLACES.keys(),
 )
 def test_a_stopped_run_goes_on_where_it_was(
@@ -479,9 +479,8 @@ def draw_images(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_worker_processes_do_not_turn_a_signal_into_an_error(
-    number: signal.Signals, job: list[str], start: Any, tmp_path: Path
+    job: list[str], start: Any, tmp_path: Path
 ) -> None:
     """Ctrl-C goes to all processes of the terminal's group, those that read images too."""
     plugin = tmp_path / "waiting.py"
@@ -493,9 +492,9 @@ def test_worker_processes_do_not_turn_a_signal_into_an_error(
     ]  # fmt: skip
     process = start(command, WAIT_AT="step:6/3", CL_CLIPFIT_IMAGE_GIB="0")
     process.wait_for_mark()
-    process.send(number, group=True)
+    process.send(signal.SIGINT, group=True)
     code, error = process.end()
-    assert code == CODES[number], error
+    assert code == 130, error
     assert advised(error)[:2] == ["--resume", str(folder_of(tmp_path / "broken", "waiting"))]
 
 
