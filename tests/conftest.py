@@ -1,5 +1,6 @@
 """Shared pieces: a tiny random CLIP and a tiny stream of generated images."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,13 +42,19 @@ def load(options, request):
 """
 
 
+@functools.cache
+def tokenizer() -> open_clip.SimpleTokenizer:
+    """Return the tokenizer of all tiny models: to make one takes longer than a model."""
+    return open_clip.SimpleTokenizer(context_length=12)
+
+
 def build_tiny(seed: int = 0) -> CLIPClassifier:
     """Return a random CLIP of about 30,000 parameters besides its token table."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = open_clip.CLIP(**TINY_CLIP)
     open_clip.set_model_preprocess_cfg(clip, {**PreprocessCfg().__dict__, "size": 16})
-    return CLIPClassifier(clip, open_clip.SimpleTokenizer(context_length=12))
+    return CLIPClassifier(clip, tokenizer())
 
 
 def build_source(classes: int = 6, per_class: int = 8, seed: int = 0) -> Source:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip import text as packed_text
 from cl_clipfit.clip.packing import Packed, pack
-from tests.conftest import TINY_CLIP
+from tests.conftest import TINY_CLIP, tokenizer
 
 VISION: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -54,7 +54,7 @@ def build(
     clip.logit_scale.data.zero_()
     size = config["vision_cfg"]["image_size"]
     open_clip.set_model_preprocess_cfg(clip, {**PreprocessCfg().__dict__, "size": size})
-    return CLIPClassifier(clip, open_clip.SimpleTokenizer(context_length=12))
+    return CLIPClassifier(clip, tokenizer())
 
 
 def gradients(model: CLIPClassifier, ask: Ask, towers: str) -> tuple[Tensor, dict[str, Tensor]]:
