@@ -78,6 +78,7 @@ BAD = [
     (["--output", "{}/file.txt"], "cannot write"),
     (["--output", "{}/file.txt/deeper"], "cannot write"),
     (["--output", "x" * 300], "cannot write"),
+    (["--data-dir", "{}/none", "--output", "{}/file.txt"], "cannot write"),  # before data are read
     ([*TINY, "--data-dir", "x" * 300], "no such file or folder"),
     (["--device", "gpu"], "--device"),
     (["--device", "cuda:99"], "--device cuda:99"),
