@@ -14,17 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import sha256, write_atomic
+from cl_clipfit.files import read_bytes, sha256, write_atomic
 
 FOLDER = "checkpoints"
 KEPT = 2
 SCHEMA = 2
 MANY = 64  # integers, such as the classes of a long stream: from here on they are a tensor
 INT64 = 2**63
+LARGEST_STATE = 1 << 38  # bytes
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{64})\.safetensors")
 _SCALARS = frozenset((bool, int, float, str, type(None)))
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque}
@@ -73,9 +75,9 @@ class Checkpoints:
         files = self._files()
         for _, digest, file in reversed(files):
             try:
-                data = file.read_bytes()
-            except OSError as error:
-                self.warn(f"{file} cannot be read ({error.strerror}): trying the one before")
+                data = read_bytes(file, LARGEST_STATE)
+            except UserError as error:
+                self.warn(f"{error}: trying the one before")
                 continue
             if sha256(data) == digest:
                 return _read(data, file)
@@ -105,9 +107,11 @@ class Checkpoints:
 
     def _files(self) -> list[tuple[int, str, Path]]:
         """Return number, hash and path of every checkpoint, the oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
+        try:
+            paths = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder}: {error.strerror or error}") from error
+        found = ((_NAME.fullmatch(path.name), path) for path in paths)
         return sorted((int(match[1]), match[2], path) for match, path in found if match)
 
 
@@ -119,15 +123,23 @@ def _remove(file: Path) -> None:
 
 
 def _read(data: bytes, file: Path) -> dict[str, Any]:
-    (length,) = struct.unpack("<Q", data[:8])
-    content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
-    if content["schema"] != SCHEMA:
-        raise UserError(
-            f"{file} has schema {content['schema']}, this version reads {SCHEMA}: begin again with"
-            " --fresh"
-        )
-    state: dict[str, Any] = unpack(content["state"], load(data))
-    return state
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
+        if content["schema"] == SCHEMA:
+            state = unpack(content["state"], load(data))
+            if not isinstance(state, dict):
+                raise TypeError("no dictionary")
+            return state
+    except (
+        struct.error, SafetensorError, ValueError, LookupError, TypeError, StopIteration,
+        AttributeError, RecursionError,
+    ) as error:  # fmt: skip  # whoever writes a file can name it by its hash
+        raise UserError(f"{file} is no checkpoint: begin again with --fresh") from error
+    raise UserError(
+        f"{file} has schema {content['schema']}, this version reads {SCHEMA}: begin again with"
+        " --fresh"
+    )
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:

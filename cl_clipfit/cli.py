@@ -46,6 +46,8 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     """Run strategies on a scenario; without options, three of them on real digits."""
     given = config or RunConfig()
     settings = given.model_dump(exclude_unset=True)
+    if given.resume is not None and "output" in settings:
+        raise UserError("--output: --resume goes on in the folder it names: leave one of them out")
     if given.config is not None:
         settings = {**read_config(given.config), **settings}
     if given.resume is not None:

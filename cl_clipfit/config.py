@@ -43,7 +43,10 @@ def read_names(value: Any) -> Any:
         return tuple(IMAGENET_CLASSNAMES)
     if not is_file(value):
         raise ValueError("expected a list, as [cat, dog], a file with one name a line, or imagenet")
+    from cl_clipfit.data.text_files import check_size
+
     try:
+        check_size(Path(value), value)
         lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError("the file cannot be read as text") from error

@@ -111,12 +111,12 @@ class Run:
         self._show_warnings()
         if self.plan.recipe is not None and self.strategy.trains:
             checkpoints = self.folder.checkpoints(self.display.warn)
-            self.journal = Journal(checkpoints, self.strategy, self.scenario.task_classes)
+            self.journal = Journal(checkpoints, self.strategy, self._stream())
         saved = self.journal.load() if self.journal else None
         if saved is None:
             self.folder.begin(config)
         else:
-            if saved["stream"] != stream_hash(self.scenario.task_classes):
+            if saved["stream"] != stream_hash(self._stream()):
                 raise UserError(
                     f"{self.folder.path}: its tasks have other classes than this command's: no run"
                     " can go on with another stream"
@@ -140,6 +140,10 @@ class Run:
             stopping.check()  # the signal may have ended worker processes too
             raise UserError(failure(self.plan, error, self.task)) from error
         return build_result(self.stream, self.plan, self.scenario, self.strategy, self.progress)
+
+    def _stream(self) -> list[list[int]]:
+        """Return what tells the stream from others: labels are numbered as classes arrive."""
+        return [self.scenario.class_order, *self.scenario.task_classes]
 
     def _run_stream(self, saved: dict[str, Any] | None) -> None:
         self._announce()

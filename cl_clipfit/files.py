@@ -5,12 +5,15 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cl_clipfit.errors import UserError
+
+LARGEST = 256 << 20  # bytes of a file that is read whole and is none of weights
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -50,13 +53,22 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a file.
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """Read a file whole.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
 
     Raises:
-        UserError: it is missing or cannot be read.
+        UserError: it is missing, cannot be read, is larger, or is no file: a pipe never ends.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is no file: put back what was there")
+        if status.st_size > most:
+            raise UserError(f"{path} has {status.st_size:,} bytes, and {most:,} at most are read")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: restore the file, or train again") from error

@@ -104,5 +104,9 @@ def open_run(path: Path, display: ConsoleDisplay, device: str | None = None) -> 
     select_first(plan, strategy, scenario.task_classes[0])
     bank = DeltaBank.open(path / "bank")
     bank.check_base(prepared.model.identity)
-    bank.verify()
+    shapes = {name: list(p.shape) for name, p in strategy.model.named_parameters()}
+    for name, shape in bank.index["selection"].items():
+        if shapes.get(name) != shape:
+            raise UserError(f"{bank.folder}: it holds {name} {shape}, which this model has not")
+    bank.verify(finite=True)
     return FinishedRun(path, result, prepared, plan, scenario, strategy, bank)

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import sha256, write_atomic
+from cl_clipfit.files import LARGEST, read_bytes, sha256, write_atomic
 from cl_clipfit.locking import hold
 
 MANIFEST = "MANIFEST.sha256"
 CHECKPOINTS = "checkpoints"
+_OF_ANY_SIZE = (".safetensors", ".pt")  # weights
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
 _ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}  # those of sha256sum
 _ESCAPED = {after: before for before, after in _ESCAPES.items()}
@@ -41,6 +42,11 @@ def write_manifest(folder: Path, coming: Mapping[str, bytes] | None = None) -> N
     write_atomic(folder / MANIFEST, _render(digests))
 
 
+def run_around(file: Path) -> Path | None:
+    """Return the run folder that a file is in, or would be; None where it is in none."""
+    return next((p for p in file.absolute().parents if (p / MANIFEST).is_file()), None)
+
+
 @contextlib.contextmanager
 def adding(folder: Path) -> Iterator[None]:
     """Hold a finished run's folder, and put into its manifest what a `with` block writes there.
@@ -48,19 +54,21 @@ def adding(folder: Path) -> Iterator[None]:
     Other files keep the hashes they have in it, whatever became of them.
 
     Raises:
-        UserError: another process writes the folder, or it cannot be written.
+        UserError: another process writes the folder, it is not there, or it cannot be written.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} has vanished: put it back and repeat the command")
     with hold(folder):
         before = _stamps(folder)
         yield
         try:
-            digests, problems = _parse((folder / MANIFEST).read_bytes())
+            if not os.path.lexists(folder / MANIFEST):
+                return  # of a run without a manifest, as older versions left it
+            digests, problems = _parse(read_bytes(folder / MANIFEST))
             after = _stamps(folder)
             written = [name for name, stamp in after.items() if before.get(name) != stamp]
             digests |= {name: _digest(folder / name) for name in written}
             digests = {n: d for n, d in digests.items() if n in after or n not in before}
-        except FileNotFoundError:
-            return  # of a run without a manifest, as older versions left it
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from error
         if not problems:  # a damaged one is left for `verify` to tell
@@ -91,15 +99,15 @@ def check_manifest(folder: Path) -> list[str]:
     file = folder / MANIFEST
     if file.is_symlink():
         return [f"{MANIFEST} is a link: put the file itself in its place"]
-    try:
-        listed, problems = _parse(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return [
             f"{MANIFEST} is missing: it was deleted, or the run is of an older version;"
             " repeat the run with --fresh, which writes one"
         ]
-    except OSError as error:
-        return [f"cannot read {MANIFEST}: {error.strerror or error}"]
+    try:
+        listed, problems = _parse(read_bytes(file))
+    except UserError as error:
+        return [str(error)]
     for name in sorted({*found, *listed}, key=os.fsencode):
         if found.get(name) is False:
             problems.append(f"{show_name(name)} is a link or another thing that is no file")
@@ -119,6 +127,9 @@ def show_name(name: str) -> str:
 
 def _compare(folder: Path, name: str, wanted: str) -> list[str]:
     try:
+        size = (folder / name).stat().st_size
+        if size > LARGEST and PurePosixPath(name).suffix not in _OF_ANY_SIZE:
+            return [f"{show_name(name)} is changed: it has {size:,} bytes"]
         found = _digest(folder / name)
     except OSError as error:
         return [f"cannot read {show_name(name)}: {error.strerror or error}"]

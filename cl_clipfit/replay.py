@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from cl_clipfit.config import read_config
 from cl_clipfit.encoding import FrozenImages
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment import Run
-from cl_clipfit.finished import MERGED_FROM, open_run
+from cl_clipfit.finished import open_run
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.runs import RunFolder
 
@@ -27,9 +26,9 @@ def replay_task(path: Path, display: ConsoleDisplay) -> list[str]:
     Raises:
         UserError: the run cannot be opened, or was merged from another one.
     """
-    if MERGED_FROM in read_config(path / "config.yaml", besides=(MERGED_FROM,)):
-        raise UserError(f"{path}: this run was merged, not trained: verify --replay its host")
     finished = open_run(path, display)
+    if "merged" in finished.result:
+        raise UserError(f"{path}: this run was merged, not trained: verify --replay its host")
     prepared, plan = finished.prepared, finished.plan
     encoder = FrozenImages(prepared.model, prepared.stream.device, display)
     with tempfile.TemporaryDirectory() as place:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.files import read_bytes
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -117,8 +118,8 @@ def read_result(file: Path) -> dict[str, Any] | None:
     if not is_file(file):
         return None
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        result = json.loads(read_bytes(file))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: repeat the run with --fresh") from error
     if not isinstance(result, dict) or result.get("complete") is not True:
         return None

@@ -26,6 +26,12 @@ _OWN = (
 )  # fmt: skip
 
 
+_STATE = (
+    ("stream", (str,)), ("tasks", (int,)), ("seconds", (float,)), ("start", (dict,)),
+    ("ends", (dict,)), ("at", (dict, type(None))), ("progress", (dict, type(None))),
+)  # fmt: skip
+
+
 def take(strategy: Any, optimizer: bool = False) -> Snapshot:
     """Return the state of a strategy: weights it ever trained, draws, and what it remembers.
 
@@ -62,6 +68,8 @@ def put(strategy: Any, snapshot: Snapshot) -> None:
     strategy.watch.in_a_row = snapshot["left_out"]
     said = strategy.warnings
     for name, value in _copied(snapshot["memory"], strategy.device).items():
+        if name in strategy.common_attributes and name not in _OWN:
+            raise ValueError(f"a checkpoint does not hold {name}")
         setattr(strategy, name, value)
     strategy.warnings += [text for text in said if text not in strategy.warnings]
     if "optimizer" in snapshot:
@@ -162,7 +170,12 @@ class Journal:
 
     def load(self) -> dict[str, Any] | None:
         """Return what was saved with the last state, and go on from there; None at the start."""
-        self._resumed = self.checkpoints.load()
+        found = self.checkpoints.load()
+        if found is not None and any(type(found.get(key)) not in kinds for key, kinds in _STATE):
+            raise UserError(
+                f"{self.checkpoints.folder}: not what a run writes: begin again with --fresh"
+            )
+        self._resumed = found
         return self._resumed
 
     def begin_task(self, tasks: int, progress: Any) -> None:
@@ -173,11 +186,11 @@ class Journal:
             progress: what the run found out so far.
         """
         self._loop, self._started = 0, time.perf_counter()
-        if self._resumed is not None:
+        if self._resumed is not None and self._resumed["tasks"] == tasks:
             self._state, self.earlier_seconds = self._resumed, self._resumed["seconds"]
             put(self.strategy, self._state["start"])
             return
-        self.earlier_seconds = 0.0
+        self._resumed, self.earlier_seconds = None, 0.0  # what loads a task has no loop to enter
         self._state = {
             "stream": self.stream, "tasks": tasks, "progress": _copied(progress), "seconds": 0.0,
             "start": take(self.strategy), "ends": {}, "at": None,

@@ -13,7 +13,7 @@ from cl_clipfit.config import read_config
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.files import write_atomic
 from cl_clipfit.locking import LOCK
-from cl_clipfit.manifest import write_manifest
+from cl_clipfit.manifest import CHECKPOINTS, write_manifest
 from cl_clipfit.result_file import RESULT, SCHEMA, read_result
 
 if TYPE_CHECKING:
@@ -96,18 +96,35 @@ class RunFolder:
         self.digest = digest
         self.path = output / f"{scenario}-{strategy}-s{seed}-{digest}"
 
+    def check_links(self) -> None:
+        """Refuse folders that lead elsewhere: what is in them is written, and removed.
+
+        Raises:
+            UserError: the bank's folder, or that of the checkpoints, is a link.
+        """
+        for name in ("bank", CHECKPOINTS):
+            if (self.path / name).is_symlink():
+                raise UserError(f"{self.path / name} is a link: put the folder in its place")
+
     def finished_result(self) -> dict[str, Any] | None:
         """Return the result of a complete run; None where there is none.
 
         Raises:
-            UserError: a result that cannot be read.
+            UserError: a result that cannot be read, or that was made with other settings.
         """
-        return read_result(self.path / RESULT)
+        result = read_result(self.path / RESULT)
+        if result is not None and result["digest"] != self.digest:
+            raise UserError(
+                f"{self.path}: its result was made with other settings, since --force-resume went"
+                " on with them: --fresh repeats the run"
+            )
+        return result
 
     def checkpoints(self, warn: Callable[[str], None]) -> "Checkpoints":
         """Return what is kept of the run until it is finished; see `Checkpoints`."""
         from cl_clipfit.checkpoints import Checkpoints  # with PyTorch
 
+        self.check_links()
         return Checkpoints(self.path, warn)
 
     def begin(self, config: dict[str, Any]) -> None:
@@ -123,7 +140,12 @@ class RunFolder:
 
     def begin_again(self, config: dict[str, Any]) -> None:
         """Write `config.yaml` anew, where a resumed run may have other settings."""
-        (self.path / NAN_BATCH).unlink(missing_ok=True)
+        try:
+            (self.path / NAN_BATCH).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot remove {self.path / NAN_BATCH}: {error.strerror or error}"
+            ) from error
         self.write_config(config)
 
     def write_config(self, config: dict[str, Any]) -> None:
@@ -132,6 +154,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a killed process was about to write; the caller holds the folder."""
+        self.check_links()
         try:
             for stale in self.path.rglob(".*.*"):
                 if not stale.name.startswith(LOCK) and stale.is_file():
@@ -145,11 +168,12 @@ class RunFolder:
         Raises:
             UserError: it was.
         """
-        if not self.path.is_dir():
+        if not (self.path / CONFIG).is_file():  # the folder itself may have been made again
             raise UserError(f"{self.path} has vanished during the run: repeat the command")
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write `accuracy_matrix.csv`, the manifest, and `result.json`, which completes the run."""
+        self.require()
         matrix = result["accuracy_matrix"]
         header = ["after_task", *(f"task_{j}" for j in range(1, len(matrix[0]) + 1))]
         rows = [[t, *row] for t, row in enumerate(matrix)]
@@ -221,7 +245,10 @@ def resumed_folder(
             f"{key}: {before.get(key)} -> {config.get(key)}"
             for key in {**before, **config}
             if before.get(key) != config.get(key)
-        ] or [f"data, weights or code, or its folder's name, which was {folder.path.name}"]
+        ] or [
+            f"data, weights or code, its folder's name, which was {folder.path.name}, or what"
+            " --force-resume changed before"
+        ]
         if not force:
             raise UserError(
                 f"--resume {place}: not the run's settings: {'; '.join(folder.changed)}. Repeat it"

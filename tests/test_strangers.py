@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import resource
+import shutil
 import socket
 import struct
 import time
@@ -186,6 +187,29 @@ def test_a_folder_of_weights_is_checked_too(tmp_path: Path) -> None:
     ):
         config.write_text(text)
         refused(lambda: check_config(config, 1000), "no configuration")
+
+
+@pytest.mark.parametrize("place", ["text_cfg", "vision_cfg", "custom"])
+def test_a_model_that_brings_code_is_refused(tmp_path: Path, place: str) -> None:
+    """The tokenizer of such a folder could be any Python file in it."""
+    folder = tmp_path / "model"
+    shutil.copytree(MINI_FOLDER, folder)
+    weights = next(f for f in folder.iterdir() if f.suffix == ".safetensors")
+    config = {"model_cfg": json.loads((MINI_FOLDER / "mini.json").read_text())}
+    file = folder / "open_clip_config.json"
+    file.write_text(json.dumps(config))
+    check_config(file, weights.stat().st_size)
+    part = config["model_cfg"].setdefault(place, {})
+    part["hf_tokenizer_name"] = "x"
+    part["tokenizer_kwargs"] = {"more": [{"trust_remote_code": True}]}
+    file.write_text(json.dumps(config))
+    line = refused(lambda: check_config(file, weights.stat().st_size))
+    assert "trust_remote_code" in line
+    with pytest.raises(UserError, match="trust_remote_code"):
+        create_classifier(f"local-dir:{folder}")
+    part["tokenizer_kwargs"] = {"trust_remote_code": False}
+    file.write_text(json.dumps(config))
+    check_config(file, weights.stat().st_size)
 
 
 def test_what_comes_from_the_hub_is_checked_too(

@@ -16,6 +16,7 @@ from typing import IO, Any, ClassVar
 import safetensors
 
 from cl_clipfit.errors import UserError
+from cl_clipfit.files import read_bytes
 
 SUFFIXES = (".safetensors", ".bin", ".pth")  # that open_clip looks for in a folder
 LARGEST_PICKLE = 64 << 20  # bytes; the weights themselves lie beside it
@@ -224,17 +225,31 @@ def check_config(file: Path, size: int) -> None:
         size: bytes of the weights.
 
     Raises:
-        UserError: it is such a one, or no JSON.
+        UserError: it is such a one, asks for code of its own, or is no JSON.
     """
     try:
-        model = json.loads(file.read_bytes())["model_cfg"]
+        model = json.loads(read_bytes(file))["model_cfg"]
         towers = [part for part in model.values() if isinstance(part, dict)]
         numbers = [n for part in (model, *towers) for n in _numbers(part)]
         values = sum(_least_values(tower) for tower in towers)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is no configuration of a model: {error!r:.200}") from error
+    if _runs_code(model):
+        raise UserError(
+            f"{file} has trust_remote_code: it would run code that comes with the model: take it"
+            " out if the tokenizer works without"
+        )
     if max(numbers, default=0) > MOST_SIZE or values > size:  # no value takes less than a byte
         raise UserError(f"{file} asks for a model far larger than its weights, {size:,} bytes")
+
+
+def _runs_code(value: Any) -> bool:
+    """Tell whether a configuration asks for code of its own, anywhere in it."""
+    if isinstance(value, list):
+        return any(map(_runs_code, value))
+    if not isinstance(value, dict):
+        return False
+    return bool(value.get("trust_remote_code")) or any(map(_runs_code, value.values()))
 
 
 def _numbers(part: Mapping[str, Any]) -> Iterator[float]:

@@ -79,7 +79,17 @@ class BankEvaluation:
         self._fishers: list[Values] = []
 
     def evaluate(self, mode: str) -> ModeResult:
-        """Score a mode: a row before training and one after every task."""
+        """Score a mode: a row before training and one after every task.
+
+        Raises:
+            UserError: the bank's weights give no numbers as scores, or none of this mode.
+        """
+        try:
+            return self._evaluate(mode)
+        except ValueError as error:
+            raise UserError(f"{self.run.bank.folder}, mode {mode}: {error}") from error
+
+    def _evaluate(self, mode: str) -> ModeResult:
         result = ModeResult(mode, used_settings(mode, self.settings), Scoreboard(self.run.scenario))
         if self._zero_shot is None:
             self._zero_shot = self._score(self.base)
@@ -135,7 +145,7 @@ class BankEvaluation:
         features = self._zero_shot_features(test.images) if result.mode == "routed" else None
         routed = result.mode == "routed"
         tasks = range(1, self.tasks + 1) if routed else ()
-        statistics = [self.run.bank.load(task, "statistics") for task in tasks]
+        statistics = [self._statistics(task) for task in tasks]
         sources = self.run.prepared.probes if routed else {}
         seen = {n: self._zero_shot_features(source.test.images) for n, source in sources.items()}
         candidates = [*self.values, self.base]  # the last: of tasks not learned yet
@@ -161,6 +171,21 @@ class BankEvaluation:
             known = true_tasks < task
             right = int((choices[known] == true_tasks[known]).sum())
             result.routed.append(100.0 * right / count if (count := int(known.sum())) else None)
+
+    def _statistics(self, task: int) -> dict[str, Tensor]:
+        """Read what a task is known by; whoever makes a bank can leave anything in it."""
+        found = self.run.bank.load(task, "statistics")
+        means = found.get("means", torch.empty(0))
+        count, width = means.shape if means.ndim == 2 else (0, 0)
+        wanted = {"labels": [count], "counts": [count], "means": [count, width]}
+        wanted["scatter"] = [width, width]
+        shapes = {name: list(value.shape) for name, value in found.items()}
+        if not count or shapes != wanted:
+            raise UserError(
+                f"{self.run.bank.folder}: statistics of task {task} are not what a run writes:"
+                " train again"
+            )
+        return found
 
     def _route(self, features: Tensor, statistics: Sequence[Mapping[str, Tensor]]) -> Tensor:
         own = self.settings

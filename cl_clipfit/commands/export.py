@@ -22,6 +22,7 @@ from cl_clipfit.commands.modes import check_settings, merged_values, used_settin
 from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.files import write_atomic
 from cl_clipfit.finished import FinishedRun, open_run
+from cl_clipfit.manifest import adding, run_around
 from cl_clipfit.report.display import ConsoleDisplay
 
 ENDINGS = (".safetensors", ".pt")
@@ -64,9 +65,22 @@ def export_bank(
     model, first = run.strategy.model, last if mode in ("latest", "wise") else 1
     values = [bank.load(t) for t in range(first, last + 1)]
     model.load_values(merged_values(mode, values, run.strategy.zero_shot_point(), settings))
+    around = run_around(file)
+    with contextlib.nullcontext() if around is None else adding(around):
+        checked = _write_checked(model.clip, file, run)
+    used = ", ".join(f"{k}={v}" for k, v in used_settings(mode, settings).items())
+    tasks = f"task {last}" if first == last else f"tasks {first} to {last}"
+    shown = f"{mode} ({used})" if used else mode
+    say(out, f"written: {file} ({file_size(file.stat().st_size)}), mode {shown}, {tasks}")
+    say(out, checked)
+    say(out, f"use it: {_usage(file, run)}")
+
+
+def _write_checked(clip: nn.Module, file: Path, run: FinishedRun) -> str:
+    """Write a file, see that it gives the same model again, and say what was compared."""
     draft = file.with_name(f".{file.stem}.unchecked{file.suffix}")
     try:
-        _write(model.clip, draft)
+        _write(clip, draft)
         checked = _check_file(draft, run)
         draft.replace(file)  # only now: with --force the old file stays until the new one is good
     except OSError as error:
@@ -74,12 +88,7 @@ def export_bank(
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-    used = ", ".join(f"{k}={v}" for k, v in used_settings(mode, settings).items())
-    tasks = f"task {last}" if first == last else f"tasks {first} to {last}"
-    shown = f"{mode} ({used})" if used else mode
-    say(out, f"written: {file} ({file_size(file.stat().st_size)}), mode {shown}, {tasks}")
-    say(out, checked)
-    say(out, f"use it: {_usage(file, run)}")
+    return checked
 
 
 def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_clipfit.commands.evaluate import BankEvaluation, ModeResult
 from cl_clipfit.commands.mode_settings import MODES, ModeSettings
 from cl_clipfit.commands.modes import check_settings, used_settings
-from cl_clipfit.commands.train import execute
+from cl_clipfit.commands.train import SAME_COMMAND, execute
 from cl_clipfit.config import parse_settings
 from cl_clipfit.determinism import deterministic
 from cl_clipfit.errors import UserError, nearest
@@ -25,6 +25,7 @@ from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.tables import modes_csv, modes_table, results_table
 from cl_clipfit.runplan import RunPlan, config_of
 from cl_clipfit.runs import write_json
+from cl_clipfit.stopping import Stopped
 from cl_clipfit.tuning.bank import INDEX
 
 CHOOSING = ("oracle", "routed")  # no single set of weights comes of these
@@ -45,12 +46,13 @@ def evaluate_bank(
     check_settings("--mode", modes, settings)
     run = run.resolve()
     display = ConsoleDisplay(err)
-    finished = open_run(run, display, device)
-    evaluation = BankEvaluation(finished, settings)
     results = []
-    for mode in dict.fromkeys(modes):
-        display.note(f"bank eval: {mode}")
-        results.append(evaluation.evaluate(mode))
+    with deterministic(was_deterministic(run)):
+        finished = open_run(run, display, device)
+        evaluation = BankEvaluation(finished, settings)
+        for mode in dict.fromkeys(modes):
+            display.note(f"bank eval: {mode}")
+            results.append(evaluation.evaluate(mode))
     summaries = [result.summary() for result in results]
     with adding(run):
         write_json(run / "bank-eval.json", {"run": run.name, "modes": summaries})
@@ -89,8 +91,12 @@ def merge_run(
     check_settings("--method", [method], settings)
     run = run.resolve()
     display = ConsoleDisplay(err)
-    with deterministic(was_deterministic(run)):
-        return _merge(run, method, settings, assignments, out, display, device, fresh)
+    try:
+        with deterministic(was_deterministic(run)):
+            return _merge(run, method, settings, assignments, out, display, device, fresh)
+    except Stopped as stopped:
+        stopped.advice = SAME_COMMAND  # and not --resume, which knows nothing of the host's bank
+        raise
 
 
 def _merge(
@@ -118,6 +124,8 @@ def _merge(
             config = config_of(prepared.stream, plan, prepared.config)
             result = execute(work, {MERGED_FROM: str(run.resolve()), **config}, display, fresh)
     else:
+        with hold(folder.path):  # if it was killed while it did that
+            folder.checkpoints(display.warn).clear()
         display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
     out.print(results_table([finished.result, result]))
     out.print(f"run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)

@@ -22,8 +22,10 @@ from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runplan import config_of
-from cl_clipfit.runs import check_output, resumed_folder
+from cl_clipfit.runs import CONFIG, check_output, resumed_folder
 from cl_clipfit.stopping import Stopped
+
+SAME_COMMAND = "the same command goes on with it"
 
 
 def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str, Any]]:
@@ -37,8 +39,12 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     Raises:
         UserError: anything wrong with names, files or values, before anything is trained.
     """
-    with deterministic(config.deterministic):
-        return _run(config, out, ConsoleDisplay(err, config.quiet))
+    try:
+        with deterministic(config.deterministic):
+            return _run(config, out, ConsoleDisplay(err, config.quiet))
+    except Stopped as stopped:
+        stopped.advice = stopped.advice or SAME_COMMAND
+        raise
 
 
 def _run(config: RunConfig, out: Console, display: ConsoleDisplay) -> list[dict[str, Any]]:
@@ -75,7 +81,9 @@ def _run(config: RunConfig, out: Console, display: ConsoleDisplay) -> list[dict[
                     result = execute(run, config_of(stream, plan, config), display, config.fresh)
                 except Stopped as stopped:
                     if len(plans) > 1:
-                        stopped.advice += "; the same command again, with all of its runs"
+                        stopped.advice = "; ".join(
+                            filter(None, (stopped.advice, "the same command goes on with all runs"))
+                        )
                     raise
                 del run
                 gc.collect()
@@ -114,8 +122,9 @@ def execute(
         plot_changes(result, run.folder.path / "what_moved")
         run.folder.save_result(result)  # it makes the run complete
     except Stopped as stopped:
-        if run.journal is not None:
+        if run.journal is not None and (run.folder.path / CONFIG).is_file():
             words = ["run.py", "--resume", str(run.folder.path)]
+            words += ["--force-resume"] if run.folder.changed else []
             words += ["--plugin", *config["plugin"]] if config["plugin"] else []
             stopped.advice = f"{shlex.join(words)} goes on with it"
         raise

@@ -84,10 +84,13 @@ def _checks(path: Path, replay: bool, err: Console) -> Iterator[Found]:
 
 
 def _replay(path: Path, err: Console) -> Found:
+    from cl_clipfit.determinism import deterministic
+    from cl_clipfit.finished import was_deterministic
     from cl_clipfit.replay import replay_task
 
     try:
-        problems = replay_task(path, ConsoleDisplay(err))
+        with deterministic(was_deterministic(path)):
+            problems = replay_task(path, ConsoleDisplay(err))
     except UserError as error:
         problems = [str(error)]
     return "replay: a task trained again gives what was written", problems

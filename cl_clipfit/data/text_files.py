@@ -1,6 +1,7 @@
 """Text and YAML files of users: names, and trees of nodes whose values stay text."""
 
 import json
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -43,10 +44,13 @@ def check_size(file: Path, place: str) -> None:
     """Refuse a file that is too large for one of names or settings.
 
     Raises:
-        UserError: it has more than `LARGEST_TEXT` bytes.
+        UserError: it has more than `LARGEST_TEXT` bytes, or is no file: a pipe never ends.
         OSError: there is no such file.
     """
-    if file.stat().st_size > LARGEST_TEXT:
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{place}: cannot read it: it is no file")
+    if status.st_size > LARGEST_TEXT:
         raise UserError(f"{place}: the file has more than {LARGEST_TEXT >> 20} MiB of text")
 
 

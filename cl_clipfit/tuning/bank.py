@@ -1,5 +1,6 @@
 """The bank: what each task of a stream trained, on disk, checked byte by byte when read."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.files import read_bytes, row, seal, sha256, unseal, write_atomic
+from cl_clipfit.files import LARGEST, read_bytes, row, seal, sha256, unseal, write_atomic
 
 SCHEMA = 1
 INDEX = "index.json"
 IDENTITY = ("architecture", "pretrained", "weights_sha256")
 Kind = Literal["values", "host", "statistics"]
-LARGEST_INDEX = 256 << 20  # bytes
 
 
 class _Strict(BaseModel):
@@ -162,7 +162,7 @@ class DeltaBank:
             UserError: no bank there, or its index is not, byte for byte, what was written.
         """
         path = Path(folder) / INDEX
-        data = _read(path, LARGEST_INDEX)
+        data = _read(path, LARGEST)
         try:
             index = unseal(data)
         except (ValueError, RecursionError) as error:
@@ -268,6 +268,9 @@ class DeltaBank:
         selection = self.index["selection"]
         if wrong := _difference(_shapes(tensors), selection):
             raise UserError(f"{path} does not fit its index: {wrong}; train again")
+        for name, value in tensors.items():  # whoever makes a bank can seal it
+            if value.dtype != torch.float32:
+                raise UserError(f"{path}: {name} is {value.dtype}, and a bank keeps float32")
         return {name: tensors[name] for name in selection}  # in the order of the model
 
     def delta(self, task: int, kind: Kind = "values") -> Delta:
@@ -275,15 +278,21 @@ class DeltaBank:
         record = self._record(task)
         return Delta(task, list(record["classes"]), list(record["parents"]), self.load(task, kind))
 
-    def verify(self) -> None:
+    def verify(self, finite: bool = False) -> None:
         """Read every file of the bank.
+
+        Args:
+            finite: refuse values that are infinite or no number too.
 
         Raises:
             UserError: the first one that is not what was written.
         """
         for record in self.index["tasks"]:
             for kind in record["files"]:
-                self.load(record["task"], kind)
+                for name, value in self.load(record["task"], kind).items():
+                    if finite and not torch.isfinite(value).all():
+                        file = self.folder / _file_name(record["task"], kind)
+                        raise UserError(f"{file}: {name} holds values that are no numbers")
 
     def check_base(self, identity: Any) -> None:
         """Refuse another model than the one the bank was trained on.
@@ -336,8 +345,9 @@ class DeltaBank:
 
 def _read(path: Path, most: int) -> bytes:
     """Read a file; nothing of one that is larger than `most` bytes, or a pipe or a device."""
-    plain = is_file(path) or not path.exists()  # whose absence is told
-    return read_bytes(path) if plain and (not is_file(path) or path.stat().st_size <= most) else b""
+    plain = is_file(path) or not os.path.lexists(path)  # whose absence is told
+    large = is_file(path) and path.stat().st_size > most
+    return read_bytes(path, most) if plain and not large else b""
 
 
 def _file_name(task: int, kind: str) -> str:
