@@ -321,7 +321,7 @@ def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
             " run.py merge"
         )
     known = [name for name in RunConfig.model_fields if name != "config"]
-    unknown = [key for key in values if key not in known]
+    unknown = [str(key)[:100] for key in values if key not in known]
     if unknown:
         raise UserError(
             f"--config {file}: unknown setting '{unknown[0]}'. {nearest(unknown[0], known)}"

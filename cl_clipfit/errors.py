@@ -31,10 +31,13 @@ def printable(text: str) -> str:
     )
 
 
+_LONGEST = 100  # characters of a name that are looked at
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that helps with an unknown name: the nearest one, or all of them."""
     options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:_LONGEST], options, n=1, cutoff=0.5)
     if close:
         return f"Did you mean '{close[0]}'?"
     return f"Known: {', '.join(options)}." if options else "There is none."

@@ -499,6 +499,12 @@ def test_hostile_settings_are_one_line(
     assert err.rstrip("\n").isprintable() and not (tmp_path / "runs").exists()
 
 
+def test_a_setting_of_endless_name_is_one_short_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"? {'e' * 1_000_000}\n: 1\n")
+    line = refused(lambda: read_config(tmp_path / "config.yaml"), "unknown setting")
+    assert len(line) < 2000
+
+
 def test_bombs_in_other_places_that_take_yaml(tmp_path: Path) -> None:
     bomb = BOMB.replace("\n", ", ").rstrip(", ")
     refused(lambda: parse_settings([f"clipfit.x={{{bomb}}}"]), "not valid YAML")
