@@ -168,12 +168,16 @@ class RunFolder:
         Raises:
             UserError: it was.
         """
-        if not (self.path / CONFIG).is_file():  # the folder itself may have been made again
-            raise UserError(f"{self.path} has vanished during the run: repeat the command")
+        if not self.path.is_dir():
+            raise self._vanished()
+
+    def _vanished(self) -> UserError:
+        return UserError(f"{self.path} has vanished during the run: repeat the command")
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write `accuracy_matrix.csv`, the manifest, and `result.json`, which completes the run."""
-        self.require()
+        if not (self.path / CONFIG).is_file():  # to write makes the folder again
+            raise self._vanished()
         matrix = result["accuracy_matrix"]
         header = ["after_task", *(f"task_{j}" for j in range(1, len(matrix[0]) + 1))]
         rows = [[t, *row] for t, row in enumerate(matrix)]
