@@ -4,6 +4,7 @@ A checkpoint is a safetensors file: tensors, and everything else as JSON in its 
 holds the SHA-256 hash of its bytes, so that any change of any byte is noticed.
 """
 
+import contextlib
 import json
 import re
 import struct
@@ -46,9 +47,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder, self.warn = folder / FOLDER, warn
+        self._damaged: set[Path] = set()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state, then drop all but the last `KEPT`.
+        """Write a state, then drop all but the last `KEPT`, and those that `load` found damaged.
 
         Args:
             state: of dictionaries, lists, tuples, tensors, numbers, strings and None.
@@ -63,8 +65,12 @@ class Checkpoints:
         known = self._files()
         number = known[-1][0] + 1 if known else 1
         write_atomic(self.folder / f"{number:06d}-{sha256(data)}.safetensors", data)
-        for _, _, old in known[: len(known) + 1 - KEPT]:
+        whole = [file for _, _, file in known if file not in self._damaged]
+        for old in whole[: len(whole) + 1 - KEPT]:
             _remove(old)
+        for old in self._damaged:
+            with contextlib.suppress(UserError):  # it is in nobody's way
+                _remove(old)
 
     def load(self) -> dict[str, Any] | None:
         """Return the newest whole state; None where nothing was saved yet.
@@ -78,16 +84,21 @@ class Checkpoints:
                 data = read_bytes(file, LARGEST_STATE)
             except UserError as error:
                 self.warn(f"{error}: trying the one before")
-                continue
-            if sha256(data) == digest:
-                return _read(data, file)
-            self.warn(f"{file} is damaged: trying the one before")
+            else:
+                if sha256(data) == digest:
+                    return _read(data, file)
+                self.warn(f"{file} is damaged: trying the one before")
+            self._damaged.add(file)
         if files:
             raise UserError(
                 f"{self.folder}: none of {len(files)} checkpoints is whole: restore one, or begin"
                 " again with --fresh"
             )
         return None
+
+    def newest(self) -> Path:
+        """Return the path of the newest one, of which there is at least one."""
+        return self._files()[-1][2]
 
     def clear(self) -> None:
         """Remove all checkpoints, and their folder where nothing else is in it.

@@ -113,7 +113,7 @@ class Run:
             checkpoints = self.folder.checkpoints(self.display.warn)
             self.journal = Journal(checkpoints, self.strategy, self._stream())
         saved = self.journal.load() if self.journal else None
-        if saved is None:
+        if self.journal is None or saved is None:
             self.folder.begin(config)
         else:
             if saved["stream"] != stream_hash(self._stream()):
@@ -122,6 +122,7 @@ class Run:
                     " can go on with another stream"
                 )
             self.folder.begin_again(config)
+            self.journal.repeats_batches = not self.folder.changed
             for text in self.folder.changed:
                 self.strategy.warn(f"went on with other settings: {text}")
             self.display.note(f"{self.folder.path.name}: going on {_place(saved)}")
@@ -327,4 +328,6 @@ def _place(saved: dict[str, Any]) -> str:
     if not at:
         return f"with task {task}"
     part = "" if at["loop"] == 0 else f" of part {at['loop'] + 1}"
+    if at["steps"]:
+        return f"in task {task}, after step {at['steps']} of epoch {at['epoch'] + 1}{part}"
     return f"in task {task}, after epoch {at['epoch']}{part}"

@@ -140,10 +140,11 @@ class RepeatableSteps:
 
     def training_epoch(self: Any, **kwargs: Any) -> None:
         """Run the steps of an epoch: Avalanche's loop, but for the passes that may be repeated."""
-        for batch in self.dataloader:
+        journal = self.journal
+        for batch in journal.batches(self.dataloader) if journal else self.dataloader:
             if self._stop_training:
                 break
-            self.mbatch, images = batch, batch[0]
+            self.mbatch, images, labels = batch, batch[0], batch[1]
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             self.optimizer.zero_grad()
@@ -159,6 +160,9 @@ class RepeatableSteps:
                 self.optimizer_step()
             self._after_update(**kwargs)
             self._after_training_iteration(**kwargs)
+            if journal and stopping.pending():
+                self.watch.flush(self)
+                journal.step_done(images, labels)
             stopping.check()
         self.watch.flush(self)
 

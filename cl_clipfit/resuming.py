@@ -1,30 +1,21 @@
-"""What makes a run resumable, bit for bit: snapshots of a strategy, and where to put them back.
+"""Which state of a run is saved when, and how a run goes on from it, bit for bit.
 
 A task is gone through again from its start, as far as it prepares things, but epochs that were
-finished are left out: their outcome is put in their place.
+finished are left out: their outcome is put in their place. Of an epoch that a signal stopped, the
+batches of the steps that were finished are drawn again, as they were, and left out.
 """
 
-import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cl_clipfit.checkpoints import Checkpoints, UnsupportedError, pack, unpack
+from cl_clipfit.checkpoints import Checkpoints
 from cl_clipfit.errors import UserError
 from cl_clipfit.files import sha256
-from cl_clipfit.memory import generators
-
-Snapshot = dict[str, Any]
-# Attributes of `CLIPStrategy` that change as it learns; a method's own are found by themselves.
-_OWN = (
-    "task_classes", "seen_classes", "tasks_seen", "warnings", "records", "measured_seconds",
-    "eval_mb_size", "task_steps",
-)  # fmt: skip
-
+from cl_clipfit.snapshots import Snapshot, copied, draws_of, put, set_draws, take
 
 _STATE = (
     ("stream", (str,)), ("tasks", (int,)), ("seconds", (float,)), ("start", (dict,)),
@@ -32,125 +23,19 @@ _STATE = (
 )  # fmt: skip
 
 
-def take(strategy: Any, optimizer: bool = False) -> Snapshot:
-    """Return the state of a strategy: weights it ever trained, draws, and what it remembers.
-
-    Args:
-        strategy: a `CLIPStrategy`.
-        optimizer: whether its optimiser and schedule go on from here.
-    """
-    model = strategy.model
-    parameters = dict(model.named_parameters())
-    found: Snapshot = {
-        "values": {n: parameters[n].detach().clone() for n in model.pretrained_values},
-        "micro_batch": model.micro_batch,
-        "left_out": strategy.watch.in_a_row,
-        "memory": _memory(strategy),
-        "draws": _draws(strategy),
-    }
-    if optimizer:
-        found["optimizer"] = strategy.optimizer.state_dict()
-        schedule = strategy.scheduler.state_dict()
-        found["scheduler"] = {k: v for k, v in schedule.items() if _holds(v)}
-    # Copied here: the next steps change tensors in place.
-    return _copied(found)
-
-
-def put(strategy: Any, snapshot: Snapshot) -> None:
-    """Bring a strategy into the state that `take` returned."""
-    model = strategy.model
-    parameters = dict(model.named_parameters())
-    for name in snapshot["values"]:  # trained in an earlier task, and pretrained now
-        model.pretrained_values.setdefault(name, parameters[name].detach().clone())
-    model.load_values(snapshot["values"])
-    if not strategy.micro_batch_given:
-        model.micro_batch = snapshot["micro_batch"]
-    strategy.watch.in_a_row = snapshot["left_out"]
-    said = strategy.warnings
-    for name, value in _copied(snapshot["memory"], strategy.device).items():
-        if name in strategy.common_attributes and name not in _OWN:
-            raise ValueError(f"a checkpoint does not hold {name}")
-        setattr(strategy, name, value)
-    strategy.warnings += [text for text in said if text not in strategy.warnings]
-    if "optimizer" in snapshot:
-        _put_optimizer(strategy.optimizer, strategy.scheduler, snapshot)
-    _set_draws(strategy, snapshot["draws"])
-
-
-def _put_optimizer(optimizer: Any, schedule: Any, snapshot: Snapshot) -> None:
-    """Put back what an optimiser has gathered, and where in its schedule it is.
-
-    Rates and other settings stay those that it was built with: a resumed run may have new ones.
-    """
-    own = optimizer.state_dict()
-    optimizer.load_state_dict({**own, "state": _copied(snapshot["optimizer"]["state"])})
-    schedule.last_epoch = snapshot["scheduler"]["last_epoch"]
-    schedule._step_count = snapshot["scheduler"]["_step_count"]
-    rates = [base * f(schedule.last_epoch) for base, f in zip(
-        schedule.base_lrs, schedule.lr_lambdas, strict=True)]  # fmt: skip
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    schedule._last_lr = rates
-
-
-def _copied(value: Any, device: Any = "cpu") -> Any:
-    tensors: dict[str, Tensor] = {}
-    packed = pack(value, tensors)
-    return unpack(packed, tensors, device)
-
-
-def _holds(value: Any) -> bool:
-    """Tell whether a checkpoint can hold a value."""
-    try:
-        pack(value, {})
-    except (UnsupportedError, RecursionError):
-        return False
-    return True
-
-
-def _memory(strategy: Any) -> dict[str, Any]:
-    """Return what a strategy remembers: plain values and tensors among its own attributes.
-
-    What holds a model, parameters, or a graph is made again when the task begins again.
-    """
-    own = [name for name in vars(strategy) if name not in strategy.common_attributes]
-    found = {name: getattr(strategy, name) for name in _OWN}
-    return found | {n: v for n in own if _holds(v := getattr(strategy, n))}
-
-
-def _draws(strategy: Any) -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state(legacy=True)
-    found = {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "own": {path: g.get_state() for path, g in generators(strategy).items()},
-    }
-    if strategy.device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(strategy.device)
-    return found
-
-
-def _set_draws(strategy: Any, draws: Mapping[str, Any]) -> None:
-    random.setstate(draws["python"])
-    name, keys, *rest = draws["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(draws["torch"])
-    known = generators(strategy)
-    for path, state in draws["own"].items():
-        if path in known:
-            known[path].set_state(state)
-    if "cuda" in draws:
-        torch.cuda.set_rng_state(draws["cuda"], strategy.device)
-
-
 def stream_hash(task_classes: list[list[int]]) -> str:
     """Return what tells streams apart: a thousand tasks need not stand in every checkpoint."""
     return sha256(repr([list(classes) for classes in task_classes]).encode())
 
 
+def batch_hash(images: Tensor, labels: Tensor) -> str:
+    """Return what tells a batch from others, of images (B, ...) and labels (B,)."""
+    parts = (images, labels)
+    return sha256(b"".join(p.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for p in parts))
+
+
 class Journal:
-    """Saves a run after every epoch, and leaves out the epochs that an earlier process finished.
+    """Saves a run after every epoch, and leaves out what an earlier process finished.
 
     Args:
         checkpoints: of the run folder.
@@ -161,9 +46,13 @@ class Journal:
     def __init__(self, checkpoints: Checkpoints, strategy: Any, stream: list[list[int]]) -> None:
         self.checkpoints, self.strategy = checkpoints, strategy
         self.stream = stream_hash(stream)
+        self.repeats_batches = True  # False where a run goes on with other settings
         self._loop = 0  # of epochs, within the task
+        self._epoch, self._step = 0, 0  # finished ones of the loop, and of the epoch under way
+        self._epoch_draws: dict[str, Any] = {}  # before the epoch under way
         self._state: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
+        self._within: dict[str, Any] | None = None  # an epoch that a signal stopped
         self._started = 0.0
         self.earlier_seconds = 0.0  # of the task, in processes before this one
         strategy.journal = self
@@ -192,7 +81,7 @@ class Journal:
             return
         self._resumed, self.earlier_seconds = None, 0.0  # what loads a task has no loop to enter
         self._state = {
-            "stream": self.stream, "tasks": tasks, "progress": _copied(progress), "seconds": 0.0,
+            "stream": self.stream, "tasks": tasks, "progress": copied(progress), "seconds": 0.0,
             "start": take(self.strategy), "ends": {}, "at": None,
         }  # fmt: skip
         self._save()
@@ -203,7 +92,7 @@ class Journal:
         Args:
             epochs: of the loop.
         """
-        loop, self._loop = self._loop, self._loop + 1
+        loop, self._loop, self._epoch = self._loop, self._loop + 1, 0
         at = self._resumed and self._resumed["at"]
         if not at or loop > at["loop"]:
             self._resumed = None
@@ -214,8 +103,50 @@ class Journal:
             return epochs
         put(self.strategy, at["snapshot"])
         self._resumed = None
-        done: int = at["epoch"]
-        return done
+        self._within = at if at["steps"] else None
+        self._epoch = at["epoch"]
+        return self._epoch
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of an epoch, but for those that an earlier process learned from.
+
+        Args:
+            loader: of the epoch's batches: images, labels, ...
+
+        Raises:
+            UserError: it draws other batches than before, though the settings are the same.
+        """
+        left_out, self._within = self._within, None
+        if left_out:
+            set_draws(self.strategy, left_out["draws"])
+        self._epoch_draws, self._step = draws_of(self.strategy), 0
+        for batch in loader:
+            self._step += 1
+            if not left_out or self._step > left_out["steps"]:
+                yield batch
+            elif self._step == left_out["steps"]:
+                self._check_batch(batch, left_out["batch"])
+                set_draws(self.strategy, left_out["snapshot"]["draws"])
+
+    def _check_batch(self, batch: Any, wanted: str) -> None:
+        if self.repeats_batches and batch_hash(batch[0], batch[1]) != wanted:
+            newest = self.checkpoints.newest()
+            raise UserError(
+                f"{self.checkpoints.folder.parent}: an epoch's batches are not drawn as before:"
+                f" remove {newest}, which is of the midst of an epoch, and repeat the command"
+            )
+
+    def step_done(self, images: Tensor, labels: Tensor) -> None:
+        """Save the state after a step, in the midst of an epoch.
+
+        Args:
+            images: (B, ...) of the step, as the loader gave them.
+            labels: (B,).
+        """
+        self._save_at(
+            take(self.strategy, optimizer=True), self._step, draws=self._epoch_draws,
+            batch=batch_hash(images, labels),
+        )  # fmt: skip
 
     def epoch_done(self, epoch: int, epochs: int, piece: bool) -> None:
         """Save the state after an epoch.
@@ -225,13 +156,20 @@ class Journal:
             epochs: of the loop.
             piece: the loop is over a piece of a task's images: of earlier ones nothing is needed.
         """
-        loop, snapshot = self._loop - 1, take(self.strategy, optimizer=True)
-        seconds = time.perf_counter() - self._started
-        self._state["seconds"] = self.earlier_seconds + seconds
-        self._state["at"] = {"loop": loop, "epoch": epoch, "snapshot": snapshot}
+        loop, self._epoch = self._loop - 1, epoch
+        snapshot = take(self.strategy, optimizer=True)
         if epoch == epochs:
             ends = {} if piece else self._state["ends"]
             self._state["ends"] = {**ends, loop: _without_optimizer(snapshot)}
+        self._save_at(snapshot)
+
+    def _save_at(self, snapshot: Snapshot, steps: int = 0, **more: Any) -> None:
+        seconds = time.perf_counter() - self._started
+        self._state["seconds"] = self.earlier_seconds + seconds
+        self._state["at"] = {
+            "loop": self._loop - 1, "epoch": self._epoch, "steps": steps, "snapshot": snapshot,
+            **more,
+        }  # fmt: skip
         self._save()
 
     def _save(self) -> None:

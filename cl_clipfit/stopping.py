@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM end a command in good order; a second one ends it at once.
 
-A step under way is finished. Elsewhere nothing can be lost: files appear whole or not at all, and
-what is finished of a run is in its checkpoints.
+A step under way is finished, and a checkpoint written after it. Elsewhere nothing can be lost:
+files appear whole or not at all, and what is finished of a run is in its checkpoints.
 """
 
 import contextlib
@@ -69,6 +69,11 @@ def deferred() -> Iterator[None]:
         _State.deferring = outer
     if not outer:
         check()
+
+
+def pending() -> bool:
+    """Tell whether a signal came that waits."""
+    return _State.pending is not None
 
 
 def check() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
 from cl_clipfit.checkpoints import KEPT, Checkpoints, UnsupportedError, pack, unpack
 from cl_clipfit.errors import UserError
-from cl_clipfit.resuming import Journal, put, take
+from cl_clipfit.resuming import Journal
+from cl_clipfit.snapshots import put, take
 from strategies.clipfit import ClipFit, ClipFitOptions
 from strategies.mergetune import MergeTune, MergeTuneOptions
 from tests.test_strategy import TwoGroups
@@ -246,6 +247,24 @@ def test_behind_a_damaged_one_the_one_before_is_used(
     assert "000002-" in warned[0]
     assert "\n" not in warned[0]
     assert [p.name for p in listed(files)] == before
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_one_does_not_push_out_a_whole_one(
+    damage: Callable[[Path], Any], files: Checkpoints, warned: list[str]
+) -> None:
+    for number in (1, 2):
+        files.save({"number": number, "bulk": torch.zeros(100)})
+    damage(listed(files)[-1])
+    files.load()
+    files.save({"number": 3})
+    damage(listed(files)[-1])
+    found = files.load()
+    assert found is not None
+    assert found["number"] == 1
+    files.save({"number": 4})
+    files.save({"number": 5})
+    assert [p.name[:6] for p in listed(files) if p.is_file()] == ["000004", "000005"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())

@@ -1,5 +1,6 @@
-"""A run that was killed goes on, and ends as it would have, bit for bit."""
+"""A run that was killed or stopped goes on, and ends as it would have, bit for bit."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from benchmarks.faults.job import artefacts
 from cl_clipfit.checkpoints import Checkpoints
 from cl_clipfit.cli import main
 from cl_clipfit.registry import Registry
+from cl_clipfit.strategy import CLIPStrategy
 from tests.conftest import TINY
 
 METHODS = [e.name for e in Registry().entries("strategies") if e.name != "zero-shot"]
-SMALL = [*TINY, "--epochs", "2", "--tasks", "3"]
+SMALL = [*TINY, "--epochs", "2", "--tasks", "3", "--batch-size", "6"]  # 3 steps an epoch
 
 
 class Killed(BaseException):
@@ -44,18 +46,41 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.undo()
 
 
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function: let a signal come in the nth step."""
+
+    def arm(number: int) -> None:
+        update, calls = CLIPStrategy._before_update, [0]
+
+        def counted(self: CLIPStrategy, **kwargs: Any) -> None:
+            calls[0] += 1
+            if calls[0] == number:
+                signal.raise_signal(signal.SIGTERM)
+            update(self, **kwargs)
+
+        monkeypatch.setattr(CLIPStrategy, "_before_update", counted)
+
+    return arm
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_killed_run_ends_as_an_unbroken_one(method: str, tmp_path: Path, kill_at: Any) -> None:
+def test_a_broken_run_ends_as_an_unbroken_one(
+    method: str, tmp_path: Path, kill_at: Any, stop_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(whole, "--strategy", method) == 0
-    kills = 0
-    while True:  # each time three checkpoints further, in the midst of an epoch's end
-        kill_at(3)
+    kills = stops = 0
+    while True:  # in turns killed at the end of an epoch and stopped in the midst of the next
+        (kill_at if kills == stops else stop_at)(2)
         try:
-            assert run(broken, "--strategy", method) == 0
-            break
+            if (code := run(broken, "--strategy", method)) == 0:
+                break
+            assert code == 143
+            stops += 1
         except Killed:
             kills += 1
-    assert kills >= 3
+        monkeypatch.undo()
+    assert min(kills, stops) >= 3
     assert artefacts(broken) == artefacts(whole)
     assert not list(broken.rglob("checkpoints"))

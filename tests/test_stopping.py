@@ -21,6 +21,7 @@ from PIL import Image
 import cl_clipfit.commands.train as train
 from cl_clipfit.checkpoints import Checkpoints
 from cl_clipfit.cli import main
+from cl_clipfit.resuming import Journal
 from cl_clipfit.runs import RunFolder
 from cl_clipfit.strategy import CLIPStrategy
 from cl_clipfit.tuning.bank import DeltaBank
@@ -200,11 +201,11 @@ def test_the_same_command_goes_on_and_says_where(
     capsys.readouterr()
     steps = at(CLIPStrategy, "optimizer_step", 0)
     assert run(*loud, output=tmp_path) == 0
-    assert steps[0] == 4
-    assert (
-        f"{folder_of(tmp_path).name}: going on in task 2, after epoch 1\n"
-        in capsys.readouterr().err
-    )
+    assert steps[0] == 3
+    said = capsys.readouterr().err
+    assert f"{folder_of(tmp_path).name}: going on in task 2, after step 1 of epoch 2\n" in said
+    assert "task 2/2" in said
+    assert "images/s" not in said  # of some of the task's steps alone
     assert artefacts(tmp_path) == artefacts(whole)
 
 
@@ -233,6 +234,62 @@ def test_fresh_begins_again(
     assert artefacts(tmp_path) == artefacts(whole)
 
 
+CROPS = ["--set", "image-norms.augmentation=crop-flip", "image-norms.optimizer=sgd"]
+MIDST = {"crops and momentum": [*EPOCHS, *CROPS], "online": ["--online", "12", "--quiet"]}
+
+
+@pytest.mark.parametrize("more", MIDST.values(), ids=MIDST.keys())
+def test_a_run_goes_on_in_the_midst_of_an_epoch(
+    more: list[str], tmp_path: Path, at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few steps at a time, each few in a process of their own: none is done twice."""
+    job = [*TRAINED, *more, "--batch-size", "5"]
+    steps = at(CLIPStrategy, "optimizer_step", 0)
+    assert run(*job, output=tmp_path / "whole") == 0
+    wanted, done = steps[0], 0
+    monkeypatch.undo()
+    while True:
+        steps = at(CLIPStrategy, "optimizer_step", 0)
+        at(CLIPStrategy, "compute_loss", 4, signal.SIGTERM)
+        code = run(*job, output=tmp_path / "broken")
+        monkeypatch.undo()
+        done += steps[0]
+        if code == 0:
+            break
+        assert (code, steps[0]) == (143, 4)
+    assert done == wanted >= 12
+    assert artefacts(tmp_path / "broken") == artefacts(tmp_path / "whole")
+
+
+def test_batches_that_are_drawn_otherwise_are_not_taken_for_those_before(
+    unfinished: Path, whole: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    batches = Journal.batches
+
+    def others(self: Journal, loader: Any) -> Any:
+        return batches(self, reversed(list(loader)))
+
+    monkeypatch.setattr(Journal, "batches", others)
+    before = sorted(unfinished.glob("checkpoints/*"))
+    line = refused(capsys, "--resume", str(unfinished), *PLUGIN, "--quiet")
+    monkeypatch.undo()
+    assert sorted(unfinished.glob("checkpoints/*")) == before
+    assert str(before[-1]) in line
+    before[-1].unlink()  # as it says
+    assert run("--resume", str(unfinished), *PLUGIN, "--quiet") == 0
+    assert artefacts(unfinished) == artefacts(folder_of(whole))
+
+
+def test_other_batches_are_what_a_forced_run_asks_for(
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch, at: Any
+) -> None:
+    steps = at(CLIPStrategy, "optimizer_step", 0)
+    more = ["--batch-size", "7", "--force-resume", "--quiet"]
+    assert run("--resume", str(unfinished), *PLUGIN, *more) == 0
+    assert steps[0] == (4 - 1) + 4 + 3 * 4  # of 24 images in a task
+
+
 # ---- --resume ------------------------------------------------------------------------------------
 
 
@@ -241,7 +298,7 @@ def unfinished(
     tmp_path: Path, at: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Return the folder of a run that was stopped in the second epoch of task 1."""
-    at(CLIPStrategy, "compute_loss", 4, signal.SIGINT)
+    at(CLIPStrategy, "compute_loss", 3, signal.SIGINT)
     assert run(*TRAINED, *EPOCHS, output=tmp_path) == 130
     monkeypatch.undo()
     capsys.readouterr()
@@ -352,8 +409,8 @@ def test_force_resume_goes_on_with_the_new_settings(
     monkeypatch.setattr(CLIPStrategy, "optimizer_step", noted)
     more = ["--lr", "0.5", "--force-resume", "--quiet"]
     assert run("--resume", str(unfinished), *PLUGIN, *more) == 0
-    assert len(rates) == 4 + 6  # the first epoch is not repeated
-    assert max(rates[:4]) > 0.01  # of what is left of task 1, which had another rate
+    assert len(rates) == 3 + 6  # what was finished is not repeated
+    assert max(rates[:3]) > 0.01  # of what is left of task 1, which had another rate
     config = yaml.safe_load((unfinished / "config.yaml").read_text())
     assert config["lr"] == 0.5
     assert json.loads((unfinished / "result.json").read_text())["warnings"]  # not a run of one rate

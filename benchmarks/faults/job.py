@@ -25,7 +25,7 @@ from cl_clipfit.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
     "--scenario", "tiny-stream", "--plugin", str(ROOT / "tests/plugins/tiny_stream.py"),
-    "--lr", "0.01", "--limit", "4", "--device", "cpu",
+    "--lr", "0.01", "--limit", "4", "--batch-size", "4", "--device", "cpu",
 )  # fmt: skip
 SIZE, SMALL = ("--tasks", "3", "--epochs", "2"), ("--tasks", "2", "--epochs", "1")
 STRATEGIES = ("clipfit", "mergetune:landscape=off,merge_epochs=2")
@@ -125,12 +125,13 @@ def _work(work: Callable[[], int], log: Path) -> NoReturn:
         os._exit(code)
 
 
-def wait(pid: int, kill_after: float | None = None) -> int:
-    """Wait for a process, and perhaps kill it.
+def wait(pid: int, kill_after: float | None = None, number: int = signal.SIGKILL) -> int:
+    """Wait for a process, and perhaps send it a signal.
 
     Args:
         pid: of a child.
-        kill_after: seconds until SIGKILL; None lets it end, within `DEADLINE_SECONDS`.
+        kill_after: seconds until the signal; None lets it end, within `DEADLINE_SECONDS`.
+        number: of the signal; after any but SIGKILL it ends by itself, within the same time.
 
     Returns:
         its exit code; minus the signal's number where a signal ended it; `HUNG`.
@@ -140,6 +141,9 @@ def wait(pid: int, kill_after: float | None = None) -> int:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end and kill_after is not None and number != signal.SIGKILL:
+            os.kill(pid, number)
+            return wait(pid)
         if time.monotonic() >= end:
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)

@@ -43,7 +43,8 @@ class ConsoleDisplay:
         self._run = ""
         self._shown, self._shown_label = 0.0, ""
         self._images = 0
-        self._steps = 0
+        self._steps = 0  # of the task
+        self._own_steps = 0  # of these, in this process
         self._started = 0.0
         self._epochs = 0
         self._total = 0
@@ -97,7 +98,7 @@ class ConsoleDisplay:
 
     def start_task(self, task: int, tasks: int, epochs: int, steps: int) -> None:
         """Begin a task (1-based) of `steps` optimiser steps."""
-        self._images = self._steps = 0
+        self._images = self._steps = self._own_steps = 0
         self._epochs, self._total = epochs, steps
         self._started = self._shown = time.monotonic()
         if self.quiet or not self.console.is_terminal or steps == 0:
@@ -113,7 +114,8 @@ class ConsoleDisplay:
     def step(self, strategy: Any) -> None:
         """Follow one optimiser step; read the loss only when it is shown."""
         self._images += len(strategy.mb_y)
-        self._steps += 1
+        self._own_steps += 1
+        self._steps = strategy.task_steps  # with those of an earlier process
         now = time.monotonic()
         if self._bar is None or now - self._shown < _REFRESH_SECONDS:
             return
@@ -131,8 +133,9 @@ class ConsoleDisplay:
         self.stop()
         trained = ""
         if self._images:
-            speed = self._images / max(1e-9, seconds)
-            trained = f", trained in {seconds:.1f} s at {speed:.0f} images/s"
+            trained = f", trained in {seconds:.1f} s"
+            if self._own_steps == self._steps:
+                trained += f" at {self._images / max(1e-9, seconds):.0f} images/s"
         shown = "-" if accuracy is None else f"{accuracy:.1f} %"
         self.note(f"{self._run} task {task}/{tasks}: accuracy over classes seen {shown}{trained}")
 

@@ -1,0 +1,134 @@
+"""Snapshots of a strategy: all that its further training depends on, and how to put it back."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cl_clipfit.checkpoints import UnsupportedError, pack, unpack
+from cl_clipfit.memory import generators
+
+Snapshot = dict[str, Any]
+# Attributes of `CLIPStrategy` that change as it learns; a method's own are found by themselves.
+_OWN = (
+    "task_classes", "seen_classes", "tasks_seen", "warnings", "records", "measured_seconds",
+    "eval_mb_size", "task_steps",
+)  # fmt: skip
+
+
+def take(strategy: Any, optimizer: bool = False) -> Snapshot:
+    """Return the state of a strategy: weights it ever trained, draws, and what it remembers.
+
+    Args:
+        strategy: a `CLIPStrategy`.
+        optimizer: whether its optimiser and schedule go on from here.
+    """
+    model = strategy.model
+    parameters = dict(model.named_parameters())
+    found: Snapshot = {
+        "values": {n: parameters[n].detach().clone() for n in model.pretrained_values},
+        "micro_batch": model.micro_batch,
+        "left_out": strategy.watch.in_a_row,
+        "memory": _memory(strategy),
+        "draws": draws_of(strategy),
+    }
+    if optimizer:
+        found["optimizer"] = strategy.optimizer.state_dict()
+        schedule = strategy.scheduler.state_dict()
+        found["scheduler"] = {k: v for k, v in schedule.items() if _holds(v)}
+    # Copied here: the next steps change tensors in place.
+    return copied(found)
+
+
+def put(strategy: Any, snapshot: Snapshot) -> None:
+    """Bring a strategy into the state that `take` returned."""
+    model = strategy.model
+    parameters = dict(model.named_parameters())
+    for name in snapshot["values"]:  # trained in an earlier task, and pretrained now
+        model.pretrained_values.setdefault(name, parameters[name].detach().clone())
+    model.load_values(snapshot["values"])
+    if not strategy.micro_batch_given:
+        model.micro_batch = snapshot["micro_batch"]
+    strategy.watch.in_a_row = snapshot["left_out"]
+    said = strategy.warnings
+    for name, value in copied(snapshot["memory"], strategy.device).items():
+        if name in strategy.common_attributes and name not in _OWN:
+            raise ValueError(f"a checkpoint does not hold {name}")
+        setattr(strategy, name, value)
+    strategy.warnings += [text for text in said if text not in strategy.warnings]
+    if "optimizer" in snapshot:
+        _put_optimizer(strategy.optimizer, strategy.scheduler, snapshot)
+    set_draws(strategy, snapshot["draws"])
+
+
+def _put_optimizer(optimizer: Any, schedule: Any, snapshot: Snapshot) -> None:
+    """Put back what an optimiser has gathered, and where in its schedule it is.
+
+    Rates and other settings stay those that it was built with: a resumed run may have new ones.
+    """
+    own = optimizer.state_dict()
+    optimizer.load_state_dict({**own, "state": copied(snapshot["optimizer"]["state"])})
+    schedule.last_epoch = snapshot["scheduler"]["last_epoch"]
+    schedule._step_count = snapshot["scheduler"]["_step_count"]
+    rates = [base * f(schedule.last_epoch) for base, f in zip(
+        schedule.base_lrs, schedule.lr_lambdas, strict=True)]  # fmt: skip
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
+
+
+def copied(value: Any, device: Any = "cpu") -> Any:
+    """Return a copy of what a checkpoint can hold."""
+    tensors: dict[str, Tensor] = {}
+    packed = pack(value, tensors)
+    return unpack(packed, tensors, device)
+
+
+def _holds(value: Any) -> bool:
+    """Tell whether a checkpoint can hold a value."""
+    try:
+        pack(value, {})
+    except (UnsupportedError, RecursionError):
+        return False
+    return True
+
+
+def _memory(strategy: Any) -> dict[str, Any]:
+    """Return what a strategy remembers: plain values and tensors among its own attributes.
+
+    What holds a model, parameters, or a graph is made again when the task begins again.
+    """
+    own = [name for name in vars(strategy) if name not in strategy.common_attributes]
+    found = {name: getattr(strategy, name) for name in _OWN}
+    return found | {n: v for n in own if _holds(v := getattr(strategy, n))}
+
+
+def draws_of(strategy: Any) -> dict[str, Any]:
+    """Return the states of all generators that training draws from."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    found = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "own": {path: g.get_state() for path, g in generators(strategy).items()},
+    }
+    if strategy.device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(strategy.device)
+    return found
+
+
+def set_draws(strategy: Any, draws: Mapping[str, Any]) -> None:
+    """Put back the states that `draws_of` returned."""
+    random.setstate(draws["python"])
+    name, keys, *rest = draws["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(draws["torch"])
+    known = generators(strategy)
+    for path, state in draws["own"].items():
+        if path in known:
+            known[path].set_state(state)
+    if "cuda" in draws:
+        torch.cuda.set_rng_state(draws["cuda"], strategy.device)
