@@ -24,7 +24,7 @@ from cl_clipfit.files import read_bytes, sha256, write_atomic
 
 FOLDER = "checkpoints"
 KEPT = 2
-SCHEMA = 2
+SCHEMA = 3
 MANY = 64  # integers, such as the classes of a long stream: from here on they are a tensor
 INT64 = 2**63
 LARGEST_STATE = 1 << 38  # bytes
@@ -48,6 +48,7 @@ class Checkpoints:
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder, self.warn = folder / FOLDER, warn
         self._damaged: set[Path] = set()
+        self.newest: Path | None = None  # of those that are whole, written or read here
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a state, then drop all but the last `KEPT`, and those that `load` found damaged.
@@ -64,7 +65,9 @@ class Checkpoints:
         data = save(tensors, {"state": text})
         known = self._files()
         number = known[-1][0] + 1 if known else 1
-        write_atomic(self.folder / f"{number:06d}-{sha256(data)}.safetensors", data)
+        file = self.folder / f"{number:06d}-{sha256(data)}.safetensors"
+        write_atomic(file, data)
+        self.newest = file
         whole = [file for _, _, file in known if file not in self._damaged]
         for old in whole[: len(whole) + 1 - KEPT]:
             _remove(old)
@@ -86,6 +89,7 @@ class Checkpoints:
                 self.warn(f"{error}: trying the one before")
             else:
                 if sha256(data) == digest:
+                    self.newest = file
                     return _read(data, file)
                 self.warn(f"{file} is damaged: trying the one before")
             self._damaged.add(file)
@@ -96,9 +100,9 @@ class Checkpoints:
             )
         return None
 
-    def newest(self) -> Path:
-        """Return the path of the newest one, of which there is at least one."""
-        return self._files()[-1][2]
+    def one_before(self) -> bool:
+        """Tell whether there is a whole one besides the newest."""
+        return len([file for _, _, file in self._files() if file not in self._damaged]) > 1
 
     def clear(self) -> None:
         """Remove all checkpoints, and their folder where nothing else is in it.
@@ -181,6 +185,8 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
             raise UnsupportedError("a dictionary with other keys than strings and integers")
         items = [[key, pack(item, tensors)] for key, item in value.items()]
         return {"dict" if type(value) is dict else "ordered": items}
+    if isinstance(value, deque) and value.maxlen is not None:
+        return {"bounded": [pack(item, tensors) for item in value], "most": value.maxlen}
     if type(value) in _SEQUENCES.values():
         kind, types = type(value).__name__, set(map(type, value))
         if types == {int} and len(value) > MANY and -INT64 <= min(value) <= max(value) < INT64:
@@ -208,6 +214,8 @@ def unpack(value: Any, tensors: dict[str, Tensor], device: Any = "cpu") -> Any:
     if kind in ("dict", "ordered"):
         pairs = ((key, unpack(item, tensors, device)) for key, item in items)
         return dict(pairs) if kind == "dict" else OrderedDict(pairs)
+    if kind == "bounded":
+        return deque((unpack(item, tensors, device) for item in items), value["most"])
     if kind == "integers":
         return _SEQUENCES[value["of"]](tensors[items].tolist())
     return _SEQUENCES[kind](unpack(item, tensors, device) for item in items)

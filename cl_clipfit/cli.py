@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except Stopped as stopped:
         advice = f": {stopped.advice}" if stopped.advice else ""
-        print(f"stopped by {stopped}{advice}", file=sys.stderr)
+        print(printable(f"stopped by {stopped}{advice}"), file=sys.stderr)
         return stopped.exit_code
     except ValidationError as error:
         message = explain(error)

@@ -1,6 +1,8 @@
 """Typed, validated settings: one command (`RunConfig`), one training (`Recipe`), a method's own."""
 
 import json
+import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,9 +27,17 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _check_path(path: str | Path) -> None:
+    """Refuse names that no file has, or that no terminal and no `config.yaml` can show."""
+    text = str(path)
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ValueError("a path must not hold control characters, or halves of others")
+    os.fsencode(text)  # of another encoding of this system; its error is a ValueError
+
+
 _LONGEST_SHOWN = 200  # characters of a wrong value
 Number = BeforeValidator(_no_bool)
-Count = Annotated[int, Number, Field(ge=1)]
+Count = Annotated[int, Number, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Number, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
@@ -85,7 +95,7 @@ class Recipe(Options):
     schedule: Literal["constant", "cosine", "epoch-cosine"] = Field(
         "cosine", description="learning rate over a task's steps, or changed once an epoch"
     )
-    warmup_epochs: Annotated[int, Number, Field(ge=0)] = Field(
+    warmup_epochs: Annotated[int, Number, Field(ge=0, lt=2**31)] = Field(
         0, description="first epochs, at warmup_lr"
     )
     warmup_lr: Positive = Field(1e-5, description="learning rate of the warm-up epochs")
@@ -193,6 +203,17 @@ class RunConfig(BaseModel):
     force_resume: bool = Field(False, description="resume though settings differ")
     quiet: bool = Field(False, description="print the results alone")
 
+    @field_validator(
+        "model", "tasks", "class_order", "class_names", "split", "data_dir", "output", "config",
+        "plugin", "resume",
+    )  # fmt: skip
+    @classmethod
+    def _check_paths(cls, value: Any) -> Any:
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, str | Path):
+                _check_path(path)
+        return value
+
     @field_validator("resume", "force_resume")
     @classmethod
     def _check_resume(cls, value: Any, info: ValidationInfo) -> Any:
@@ -298,10 +319,10 @@ def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: a missing or unreadable file, no mapping, an unknown or wrong setting.
     """
-    from cl_clipfit.data.text_files import check_size, load_yaml
+    from cl_clipfit.data.text_files import LARGEST_YAML, check_size, load_yaml
 
     try:
-        check_size(file, f"--config {file}")
+        check_size(file, f"--config {file}", LARGEST_YAML)
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"

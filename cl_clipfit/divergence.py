@@ -20,11 +20,12 @@ class DivergedError(UserError):
 
     Attributes:
         batch: which: task, step, loss, and the labels and places of its images.
+        first_step: of the steps in a row, up to this one, without a number.
     """
 
-    def __init__(self, message: str, batch: dict[str, Any]) -> None:
+    def __init__(self, message: str, batch: dict[str, Any], in_a_row: int = 1) -> None:
         super().__init__(message)
-        self.batch = batch
+        self.batch, self.first_step = batch, batch["step"] - in_a_row + 1
 
 
 class LossWatch:
@@ -96,6 +97,7 @@ class LossWatch:
             f"task {batch['task']}, step {batch['step']}: the loss is {batch['loss']}{again}:"
             f" lower the learning rate (--lr) or look at the images{advice}",
             batch,
+            max(1, self.in_a_row),
         )
 
 

@@ -18,7 +18,7 @@ from cl_clipfit.divergence import DivergedError, LossWatch
 from cl_clipfit.encoding import FrozenImages
 from cl_clipfit.errors import UserError
 from cl_clipfit.estimate import estimate_seconds
-from cl_clipfit.metrics.tables import seen_curve
+from cl_clipfit.metrics.tables import NotANumberError, seen_curve
 from cl_clipfit.optimization import online_steps
 from cl_clipfit.plan import StreamPlan
 from cl_clipfit.results import Progress, build_result
@@ -111,7 +111,7 @@ class Run:
         self._show_warnings()
         if self.plan.recipe is not None and self.strategy.trains:
             checkpoints = self.folder.checkpoints(self.display.warn)
-            self.journal = Journal(checkpoints, self.strategy, self._stream())
+            self.journal = Journal(checkpoints, self.strategy, self._stream(), self.folder.digest)
         saved = self.journal.load() if self.journal else None
         if self.journal is None or saved is None:
             self.folder.begin(config)
@@ -121,6 +121,10 @@ class Run:
                     f"{self.folder.path}: its tasks have other classes than this command's: no run"
                     " can go on with another stream"
                 )
+            if saved["digest"] != self.folder.digest and not self.folder.changed:
+                raise self.folder.forced()
+            if not self.folder.changed:
+                self._note_rounding(config)
             self.folder.begin_again(config)
             self.journal.repeats_batches = not self.folder.changed
             for text in self.folder.changed:
@@ -131,16 +135,29 @@ class Run:
             self._run_stream(saved)
         except DivergedError as error:
             write_json(self.folder.path / NAN_BATCH, error.batch)
+            doubt = self.journal.doubt(error.first_step) if self.journal else ""
             raise UserError(
                 f"{error}; the batch is in {self.folder.path / NAN_BATCH}, what was finished before"
-                " is kept"
+                f" is kept{doubt}"
             ) from error
         except UserError:
             raise
         except Exception as error:
             stopping.check()  # the signal may have ended worker processes too
-            raise UserError(failure(self.plan, error, self.task)) from error
+            doubt = ""
+            if self.journal and isinstance(error, NotANumberError):
+                doubt = self.journal.doubt(self.strategy.task_steps)
+            raise UserError(failure(self.plan, error, self.task) + doubt) from error
+        if self.bank is not None:
+            self.bank.verify()  # a file of an earlier task may be gone
         return build_result(self.stream, self.plan, self.scenario, self.strategy, self.progress)
+
+    def _note_rounding(self, config: Mapping[str, Any]) -> None:
+        """Warn of settings that are not the run's and change the last bits of numbers."""
+        for text in self.folder.rounding_changes(config):
+            self.strategy.warn(
+                f"went on with {text}: the last bits of numbers are not those of an unbroken run"
+            )
 
     def _stream(self) -> list[list[int]]:
         """Return what tells the stream from others: labels are numbered as classes arrive."""

@@ -43,6 +43,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a file's name is one that `write_atomic` gives a file until it is whole."""
+    inner = name[1:].rpartition(".")[0]
+    return _TEMPORARY.fullmatch(name) is not None and "." in inner.strip(".")
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename in a folder survive a power cut, where the system can do that at all."""
     with contextlib.suppress(OSError):  # Windows opens no folders, some file systems refuse
@@ -61,7 +70,8 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         most: bytes that it may have.
 
     Raises:
-        UserError: it is missing, cannot be read, is larger, or is no file: a pipe never ends.
+        UserError: it is missing, cannot be read, is larger than that or than the memory, or is no
+            file: a pipe never ends.
     """
     try:
         status = path.stat()
@@ -70,10 +80,26 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         if status.st_size > most:
             raise UserError(f"{path} has {status.st_size:,} bytes, and {most:,} at most are read")
         return path.read_bytes()
+    except MemoryError as error:
+        raise UserError(f"{path} has {status.st_size:,} bytes, which memory cannot hold") from error
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: restore the file, or train again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def has_holes(path: Path) -> bool:
+    """Tell whether most of a large file was never written: such a one can be of any size."""
+    with contextlib.suppress(OSError):  # it is told by whoever reads the file
+        status = path.stat()
+        blocks = getattr(status, "st_blocks", None)
+        if blocks is None or status.st_size <= LARGEST or blocks * 512 >= status.st_size / 2:
+            return False
+        if not hasattr(os, "SEEK_HOLE"):
+            return True
+        with path.open("rb") as file:  # some file systems of networks count no blocks at all
+            return os.lseek(file.fileno(), 0, os.SEEK_HOLE) < status.st_size
+    return False
 
 
 def sha256(data: bytes) -> str:

@@ -85,7 +85,14 @@ def open_run(path: Path, display: ConsoleDisplay, device: str | None = None) -> 
     settings = read_config(path / "config.yaml", besides=(MERGED_FROM,))
     trained_on = str(settings.get("device", "cpu"))
     settings["device"] = device or _available(trained_on, display)
-    prepared = prepare(RunConfig.model_validate(settings | {"output": path.parent}), display)
+    config = RunConfig.model_validate(settings)
+    if len(config.strategy) != 1 or len(config.seed) != 1:
+        raise UserError(
+            f"{path / 'config.yaml'} names {len(config.strategy)} strategies and"
+            f" {len(config.seed)} seeds, and a run has one each: put back what was there"
+        )
+    # The folder is there, whatever its name: it is not validated.
+    prepared = prepare(config.model_copy(update={"output": path.parent}), display)
     plan = prepared.plans[0]
     if plan.recipe is None:
         raise UserError(f"{path}: {plan.label} trains nothing, so there is no bank")

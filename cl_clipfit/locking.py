@@ -98,6 +98,23 @@ def hold(folder: Path) -> Iterator[None]:
             _release(own)
 
 
+def require(folder: Path) -> None:
+    """Refuse to go on in a folder that was removed meanwhile, or that another process has now.
+
+    Raises:
+        UserError: it is not there, or no longer held by this process, which held it.
+    """
+    held = [own for own in _held.values() if own.path == folder / LOCK]
+    if not folder.is_dir() or any(not _is_whole(own) for own in held):
+        raise UserError(f"{folder} has vanished during the run: repeat the command")
+
+
+def _is_whole(own: _Holding) -> bool:
+    if own.handle is None:
+        return _read(own.path) == own.text
+    return _is_open_at(own.handle, own.path)
+
+
 def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {folder}: {error.strerror or error}")
 
@@ -113,6 +130,8 @@ def _acquire(own: _Holding) -> None:
             # Another one may have removed the file after it was opened here, and before it was
             # locked: then this is a lock on nothing.
             if _is_open_at(handle, own.path):
+                if os.fstat(handle).st_nlink > 1:  # what is written would be in the other one too
+                    raise UserError(f"{own.path} is a hard link to another file: remove it")
                 os.ftruncate(handle, 0)
                 os.lseek(handle, 0, os.SEEK_SET)
                 os.write(handle, own.text)

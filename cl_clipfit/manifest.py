@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import LARGEST, read_bytes, sha256, write_atomic
+from cl_clipfit.files import LARGEST, has_holes, read_bytes, sha256, write_atomic
 from cl_clipfit.locking import hold
 
 MANIFEST = "MANIFEST.sha256"
 CHECKPOINTS = "checkpoints"
+_LARGEST_MANIFEST = 16 << 20  # bytes
+_MOST_PROBLEMS = 100  # with the lines of a manifest
 _OF_ANY_SIZE = (".safetensors", ".pt")  # weights
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
 _ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}  # those of sha256sum
@@ -64,7 +66,7 @@ def adding(folder: Path) -> Iterator[None]:
         try:
             if not os.path.lexists(folder / MANIFEST):
                 return  # of a run without a manifest, as older versions left it
-            digests, problems = _parse(read_bytes(folder / MANIFEST))
+            digests, problems = _parse(read_bytes(folder / MANIFEST, _LARGEST_MANIFEST))
             after = _stamps(folder)
             written = [name for name, stamp in after.items() if before.get(name) != stamp]
             digests |= {name: _digest(folder / name) for name in written}
@@ -105,9 +107,11 @@ def check_manifest(folder: Path) -> list[str]:
             " repeat the run with --fresh, which writes one"
         ]
     try:
-        listed, problems = _parse(read_bytes(file))
+        listed, problems = _parse(read_bytes(file, _LARGEST_MANIFEST))
     except UserError as error:
         return [str(error)]
+    if len(problems) == _MOST_PROBLEMS:  # what it lists is not known
+        return problems
     for name in sorted({*found, *listed}, key=os.fsencode):
         if found.get(name) is False:
             problems.append(f"{show_name(name)} is a link or another thing that is no file")
@@ -130,6 +134,8 @@ def _compare(folder: Path, name: str, wanted: str) -> list[str]:
         size = (folder / name).stat().st_size
         if size > LARGEST and PurePosixPath(name).suffix not in _OF_ANY_SIZE:
             return [f"{show_name(name)} is changed: it has {size:,} bytes"]
+        if has_holes(folder / name):  # which would be hashed for ever
+            return [f"{show_name(name)} is changed: most of its {size:,} bytes are holes"]
         found = _digest(folder / name)
     except OSError as error:
         return [f"cannot read {show_name(name)}: {error.strerror or error}"]
@@ -176,11 +182,18 @@ def _render(digests: Mapping[str, str]) -> bytes:
 
 
 def _parse(data: bytes) -> tuple[dict[str, str], list[str]]:
-    """Return the hashes by name, and a sentence for all that is not as `_render` writes it."""
+    """Return the hashes by name, and a sentence for all that is not as `_render` writes it.
+
+    Reading ends where very much is wrong.
+    """
     digests: dict[str, str] = {}
-    problems = []
-    for number, line in enumerate(data.split(b"\n")[: -1 if data.endswith(b"\n") else None], 1):
+    problems: list[str] = []
+    lines = data.split(b"\n")[: -1 if data.endswith(b"\n") else None]
+    for number, line in enumerate(lines, 1):
         where = f"{MANIFEST}, line {number}"
+        if len(problems) == _MOST_PROBLEMS - 1:
+            problems.append(f"{where}: the last {len(lines) - number + 1:,} lines were not read")
+            break
         if (parts := _LINE.fullmatch(line)) is None:
             problems.append(f"{where} is damaged")
             continue

@@ -144,7 +144,7 @@ class RepeatableSteps:
         for batch in journal.batches(self.dataloader) if journal else self.dataloader:
             if self._stop_training:
                 break
-            self.mbatch, images, labels = batch, batch[0], batch[1]
+            self.mbatch, images = batch, batch[0]
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             self.optimizer.zero_grad()
@@ -160,10 +160,11 @@ class RepeatableSteps:
                 self.optimizer_step()
             self._after_update(**kwargs)
             self._after_training_iteration(**kwargs)
-            if journal and stopping.pending():
-                self.watch.flush(self)
-                journal.step_done(images, labels)
-            stopping.check()
+            if stopping.pending():
+                if journal:
+                    self.watch.flush(self)
+                    journal.step_done()
+                stopping.check()
         self.watch.flush(self)
 
     def _run_passes(self: Any, **kwargs: Any) -> None:

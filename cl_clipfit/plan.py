@@ -89,6 +89,7 @@ class StreamPlan:
         compile: run the towers' blocks through `torch.compile` in training.
         deterministic: refuse what does not give the same bits again.
         on_nan: what to do where the loss is no number: "stop", or "skip" the step.
+        plugins: files whose code was run, whether the runs use what is in them or not.
     """
 
     entry: Entry
@@ -115,6 +116,7 @@ class StreamPlan:
     compile: bool
     deterministic: bool
     on_nan: str
+    plugins: tuple[Entry, ...] = ()
 
 
 def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
@@ -149,6 +151,7 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     given = config.tasks if isinstance(config.tasks, int) else None
     device = resolve_device(config.device)
     return StreamPlan(
+        plugins=tuple(registry.plugins),
         entry=entry,
         data=data,
         parts=parts,

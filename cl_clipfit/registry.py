@@ -33,6 +33,8 @@ from cl_clipfit.errors import UserError, is_file, nearest
 
 Kind = Literal["strategies", "scenarios"]
 KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
+# What Python raises for code that is none, or is nested too deep.
+_UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 ENTRY_POINT_GROUPS = {kind: f"cl_clipfit.{kind}" for kind in KINDS}
 
 
@@ -134,9 +136,12 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         code = file.read_bytes()
         entry.sha256 = hashlib.sha256(code).hexdigest()
         tree = ast.parse(code)
-    except (OSError, SyntaxError, ValueError) as error:
+        bases = [ast.unparse(b) for n in tree.body if isinstance(n, ast.ClassDef) for b in n.bases]
+    except (OSError, *_UNREADABLE) as error:
         where = (
-            f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+            f"line {error.lineno}: {error.msg}"
+            if isinstance(error, SyntaxError)
+            else str(error) or type(error).__name__
         )
         entry.error = f"{file.name} cannot be read: {where}"
         return entry
@@ -149,7 +154,6 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         )
         entry.name = file.stem.replace("_", "-")
     loads = any(isinstance(n, ast.FunctionDef) and n.name == "load" for n in tree.body)
-    bases = [ast.unparse(b) for n in tree.body if isinstance(n, ast.ClassDef) for b in n.bases]
     if kind is None and loads and not any("Strategy" in base for base in bases):
         entry.kind = "scenarios"
     return entry
@@ -166,8 +170,10 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
         else:
             continue
         if isinstance(target, ast.Name) and target.id.isupper() and target.id[0] != "_":
-            with contextlib.suppress(ValueError):  # computed: nothing to show without running it
-                found[target.id] = ast.literal_eval(value)
+            with contextlib.suppress(*_UNREADABLE):  # computed: to show it, it would have to run
+                literal = ast.literal_eval(value)
+                str(literal)  # which a number of very many digits has none of
+                found[target.id] = literal
     return found
 
 

@@ -9,6 +9,7 @@ from cl_clipfit import environment
 from cl_clipfit.data.orders import order_seed
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.plan import StreamPlan
+from cl_clipfit.registry import Entry
 from cl_clipfit.runplan import RunPlan
 from cl_clipfit.scoring import Scoreboard
 from cl_clipfit.strategy import CLIPStrategy
@@ -90,8 +91,7 @@ def build_result(
         "host": describe_host(plan),
         "code": [
             {"kind": e.kind, "name": e.name, "file": e.file.name, "sha256": e.sha256}
-            for e in (stream.entry, *stream.parts, *stream.probes, plan.strategy, plan.host)
-            if e is not None
+            for e in _code(stream, plan)
         ],
         "model": {
             **(asdict(identity) if identity else {}),
@@ -130,6 +130,13 @@ def build_result(
         "environment": environment.describe_environment(stream.device),
         "complete": True,
     }
+
+
+def _code(stream: StreamPlan, plan: RunPlan) -> list[Entry]:
+    """Return the files that the run is made of, and all plug-ins: they could change anything."""
+    used = (stream.entry, *stream.parts, *stream.probes, plan.strategy, plan.host)
+    found = [entry for entry in used if entry is not None]
+    return [*found, *(entry for entry in stream.plugins if entry not in found)]
 
 
 def describe_host(plan: RunPlan) -> dict[str, Any] | None:

@@ -24,6 +24,8 @@ from cl_clipfit.recipes import file_layers, make_settings
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runs import settings_hash
 
+_MOST_RUNS = 10_000  # of a command
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -73,8 +75,14 @@ def plan_runs(config: RunConfig, registry: Registry, stream: StreamPlan) -> list
     """Resolve every strategy and seed, strategies first.
 
     Raises:
-        UserError: an unknown strategy or option, or a plug-in that fails to import.
+        UserError: an unknown strategy or option, a plug-in that fails to import, or too many runs.
     """
+    count = len(set(config.strategy)) * len(set(config.seed))
+    if count > _MOST_RUNS:
+        raise UserError(
+            f"--strategy and --seed ask for {count:,} runs, and a command has {_MOST_RUNS:,} at"
+            " most: split it"
+        )
     settings = parse_settings(config.set)
     plans, scenario = [], stream.data
     for label in dict.fromkeys(config.strategy):

@@ -5,14 +5,14 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_clipfit.config import read_config
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.files import write_atomic
-from cl_clipfit.locking import LOCK
+from cl_clipfit.files import is_temporary, write_atomic
+from cl_clipfit.locking import LOCK, require
 from cl_clipfit.manifest import CHECKPOINTS, write_manifest
 from cl_clipfit.result_file import RESULT, SCHEMA, read_result
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MERGED_FROM = "merged_from"  # in the config.yaml of a run that was merged from another one
 CONFIG = "config.yaml"
 NAN_BATCH = "nan-batch.json"  # of a run that stopped because its loss was no number
+_ROUNDING = ("micro_batch", "compile")
 # What a run and the commands on it leave, and a repeated run takes away; its bank goes too.
 LEFT_BEHIND = (
     RESULT, "accuracy_matrix.csv", "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*",
@@ -75,8 +76,9 @@ def check_output(output: Path) -> None:
     try:
         while not place.exists():
             place = place.parent
-    except OSError as error:  # a name that is too long, say
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a name that is too long, or none of a file
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {output}: {reason}") from error
     if not place.is_dir():
         raise UserError(f"cannot write {output}: {place} is no folder")
     if not os.access(place, os.W_OK | os.X_OK):
@@ -100,11 +102,11 @@ class RunFolder:
         """Refuse folders that lead elsewhere: what is in them is written, and removed.
 
         Raises:
-            UserError: the bank's folder, or that of the checkpoints, is a link.
+            UserError: the run's folder, the bank's, or that of the checkpoints, is a link.
         """
-        for name in ("bank", CHECKPOINTS):
-            if (self.path / name).is_symlink():
-                raise UserError(f"{self.path / name} is a link: put the folder in its place")
+        for path in (self.path, self.path / "bank", self.path / CHECKPOINTS):
+            if path.is_symlink():
+                raise UserError(f"{path} is a link: put the folder in its place")
 
     def finished_result(self) -> dict[str, Any] | None:
         """Return the result of a complete run; None where there is none.
@@ -114,11 +116,22 @@ class RunFolder:
         """
         result = read_result(self.path / RESULT)
         if result is not None and result["digest"] != self.digest:
-            raise UserError(
-                f"{self.path}: its result was made with other settings, since --force-resume went"
-                " on with them: --fresh repeats the run"
-            )
+            raise self.forced()
         return result
+
+    def forced(self) -> UserError:
+        """Return what is said where the folder holds a run that went on with other settings."""
+        return UserError(
+            f"{self.path}: it was made with other settings, since --force-resume went on with"
+            " them: --fresh repeats the run"
+        )
+
+    def rounding_changes(self, config: Mapping[str, Any]) -> list[str]:
+        """Name settings that `config.yaml` has not and that change numbers by rounding alone."""
+        if not is_file(self.path / CONFIG):
+            return []
+        before = read_config(self.path / CONFIG, (MERGED_FROM,))
+        return _changes(*({k: c.get(k) for k in _ROUNDING} for c in (before, config)))
 
     def checkpoints(self, warn: Callable[[str], None]) -> "Checkpoints":
         """Return what is kept of the run until it is finished; see `Checkpoints`."""
@@ -156,9 +169,10 @@ class RunFolder:
         """Remove what a killed process was about to write; the caller holds the folder."""
         self.check_links()
         try:
-            for stale in self.path.rglob(".*.*"):
-                if not stale.name.startswith(LOCK) and stale.is_file():
-                    stale.unlink()
+            for folder in (self.path, self.path / "bank", self.path / CHECKPOINTS):
+                for stale in folder.glob(".*.*"):
+                    if is_temporary(stale.name) and not stale.name.startswith(LOCK):
+                        stale.unlink()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 
@@ -166,18 +180,15 @@ class RunFolder:
         """Refuse to go on in a folder that was removed meanwhile: it would hold half a run.
 
         Raises:
-            UserError: it was.
+            UserError: it was, or another process has made it again.
         """
-        if not self.path.is_dir():
-            raise self._vanished()
-
-    def _vanished(self) -> UserError:
-        return UserError(f"{self.path} has vanished during the run: repeat the command")
+        require(self.path)
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write `accuracy_matrix.csv`, the manifest, and `result.json`, which completes the run."""
-        if not (self.path / CONFIG).is_file():  # to write makes the folder again
-            raise self._vanished()
+        self.require()  # to write makes the folder again
+        if not (self.path / CONFIG).is_file():
+            raise UserError(f"{self.path / CONFIG} has vanished during the run: repeat the command")
         matrix = result["accuracy_matrix"]
         header = ["after_task", *(f"task_{j}" for j in range(1, len(matrix[0]) + 1))]
         rows = [[t, *row] for t, row in enumerate(matrix)]
@@ -223,6 +234,8 @@ def resumed_settings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     if not is_file(folder / CONFIG):
         raise UserError(f"--resume {folder}: no run folder: it has no {CONFIG}")
     own = read_config(folder / CONFIG)
+    if not {"strategy", "seed"} <= {*own}:
+        raise UserError(f"--resume {folder}: its {CONFIG} is not one that a run writes")
     options = {text.partition("=")[0] for text in given.get("set", ())}
     kept = [text for text in own.get("set", ()) if text.partition("=")[0] not in options]
     both = [*kept, *given.get("set", ())]
@@ -245,11 +258,7 @@ def resumed_folder(
     """
     if folder.path.name != place.resolve().name:
         before = read_config(place / CONFIG)
-        folder.changed = [
-            f"{key}: {before.get(key)} -> {config.get(key)}"
-            for key in {**before, **config}
-            if before.get(key) != config.get(key)
-        ] or [
+        folder.changed = _changes(before, config) or [
             f"data, weights or code, its folder's name, which was {folder.path.name}, or what"
             " --force-resume changed before"
         ]
@@ -258,5 +267,16 @@ def resumed_folder(
                 f"--resume {place}: not the run's settings: {'; '.join(folder.changed)}. Repeat it"
                 " as it was, or add --force-resume"
             )
-    folder.path = place
+    folder.path = place.resolve()
     return folder
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Name the settings that differ, "name: old -> new"; plug-ins have no order."""
+    found = []
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        same = sorted(old or ()) == sorted(new or ()) if key == "plugin" else old == new
+        if not same:
+            found.append(f"{key}: {old} -> {new}")
+    return found

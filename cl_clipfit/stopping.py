@@ -59,6 +59,17 @@ def _handle(number: int, frame: Any) -> None:
     raise Stopped(number)
 
 
+def in_worker(number: int) -> None:
+    """Let a worker process outlive a signal that its whole group gets, until its parent ends it.
+
+    The step under way needs its batch. To be a `worker_init_fn` of PyTorch's loaders.
+
+    Args:
+        number: of the worker.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Let a signal in a `with` block wait for the next `check`, or for its end."""

@@ -143,6 +143,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         evaluator: Any = None,
         **kwargs: Any,
     ) -> None:
+        before = set(vars(self))  # a method's own, set before this
         self.recipe = recipe or Recipe()
         if options is None:  # as the registry does: a file's one class of options
             options = (defined_class(sys.modules[type(self).__module__], Options) or Options)()
@@ -186,7 +187,8 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         self.watch = LossWatch()
         self.journal: Journal | None = None
         # What a method adds to these belongs to its state, as far as it is plain values.
-        self.common_attributes = {*vars(self), "common_attributes"}
+        self.model_buffers = {name for name, _ in self.model.named_buffers()}
+        self.common_attributes = {*vars(self), "common_attributes"} - before
 
     # ---- hooks ----------------------------------------------------------------------------------
 
@@ -384,6 +386,12 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         if self.recipe.drop_last and len(self.adapted_dataset) >= self.train_mb_size:
             kwargs["drop_last"] = True
         super().make_train_dataloader(**kwargs)
+        if kwargs.get("num_workers"):
+            own = self.dataloader  # Avalanche hands no such argument on
+            if hasattr(own, "loader_kwargs"):
+                own.loader_kwargs["worker_init_fn"] = stopping.in_worker
+            else:
+                own.worker_init_fn = stopping.in_worker
 
     def _unpack_minibatch(self) -> None:
         """Move the batch to the device and, in training, augment it."""

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from cl_clipfit.cli import main
+from cl_clipfit.config import read_config
+from cl_clipfit.data.text_files import LARGEST_YAML, check_size
+from cl_clipfit.errors import UserError
 from tests.conftest import MINE, STREAM, TINY, TRAINED
 
 FILES = {
@@ -39,7 +42,12 @@ FILES = {
     "stream.py": "NAME = 'stream'\ndef load(options, request):\n    return 3\n",
     "file.txt": "a file, not a folder",
     "split_digits.py": "def load(options, request): ...\n",
+    "null.yaml": 'plugin: ["a\\0b.py"]\n',
+    "half.yaml": 'data_dir: "a\\ud800b"\n',
+    "escape.yaml": 'tasks: "a\\e[2Jb.yaml"\n',
+    "seeds.yaml": f"seed: {list(range(4000))}\n",
 }
+PATHS = ("output", "data-dir", "class-names", "split", "tasks", "class-order", "model")
 BAD = [
     (["--scenario", "split-digit"], "Did you mean 'split-digits'"),
     (["--scenario", ""], "unknown scenario"),
@@ -139,6 +147,17 @@ BAD = [
     (["--config", "{}/wrong.yaml"], "epochs"),
     (["--config", "{}/binary.yaml"], "cannot read"),
     (["--config", "{}/code.yaml"], "not valid YAML"),
+    *((["--config", f"{{}}/{name}.yaml"], "control characters") for name in ("null", "escape")),
+    (["--config", "{}/half.yaml"], "half.yaml: "),
+    *(
+        ([f"--{option}", "a\x1b[2Jb"], f"--{option}: a path must not hold control characters")
+        for option in PATHS
+    ),
+    (["--resume", "a\tb"], "control characters"),
+    (["--plugin", "a\ud800.py"], "control characters"),
+    (["--config", "{}/seeds.yaml"], "ask for 12,000 runs, and a command has 10,000 at most"),
+    ([*TINY, "--strategy", "clipfit", "--online", "9" * 30], "--online: input should be less"),
+    (["--set", f"clipfit.warmup_epochs={10**30}"], "warmup_epochs"),
     (["--plugin", "{}/absent.py"], "no such file"),
     (["--plugin", "{}/file.txt"], "a Python file"),
     ([*TINY, "--plugin", "{}/broken.py", "--strategy", "broken"], "fails to import"),
@@ -209,3 +228,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in captured.err + captured.out
     if "1e30" not in filled:  # a model that diverges has begun its run
         assert not list(tmp_path.glob("runs/*"))
+
+
+def test_settings_of_megabytes_are_not_read_and_names_of_all_imagenet_are(tmp_path: Path) -> None:
+    file = tmp_path / "large.yaml"
+    file.write_bytes(b"#" * (LARGEST_YAML + 1))
+    with pytest.raises(UserError, match="more than 2 MiB"):
+        read_config(file)
+    file.write_text("".join(f"- [{'a name of 40 characters, as few are longer'}]\n" * 21_841))
+    check_size(file, "--tasks", LARGEST_YAML)

@@ -1,6 +1,7 @@
 """The bank gives back what was put in, bit for bit, or says which file is wrong."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from cl_clipfit.clip import CLIPClassifier, ModelIdentity
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import row, seal, sha256, unseal
+from cl_clipfit.files import read_bytes, row, seal, sha256, unseal
 from cl_clipfit.tuning import bank as bank_module
 from cl_clipfit.tuning.bank import DeltaBank
 from cl_clipfit.tuning.selectors import select_clipfit
@@ -272,6 +273,71 @@ def test_a_file_that_contradicts_its_index_is_refused(tmp_path: Path) -> None:
     rewrite(tmp_path, save(values(1)), schema=2)
     with pytest.raises(UserError, match=r"index\.json has schema 2, this version reads 1"):
         DeltaBank.open(tmp_path)
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change an index, with the right hash, as whoever makes a bank can."""
+    index = unseal((folder / "index.json").read_bytes())
+    change(index)
+    (folder / "index.json").write_bytes(seal(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"selection": {"a": [10**30]}, "tasks": []}, r"selection\.a\.0 is wrong"),
+        ({"selection": {"a": [1] * 17}, "tasks": []}, r"selection\.a is wrong"),
+        ({"selection": {"a" * 9999: [-1]}, "tasks": []}, r"selection\.a+ is wrong"),
+        ({"schema": {"a": ["b"] * 9999}}, "has schema dict, this version reads 1"),
+        ({"schema": "1" * 9999}, "has schema 1+, this version reads 1"),
+    ],
+    ids=["size", "dimensions", "name", "schema", "long schema"],
+)
+def test_an_index_of_sizes_that_no_model_has_is_refused_in_a_short_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    make(tmp_path)
+    reseal(tmp_path, lambda index: index.update(change))
+    with pytest.raises(UserError, match=message) as caught:
+        DeltaBank.open(tmp_path)
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no holes there")
+@pytest.mark.parametrize(
+    ("kind", "selection", "message"),
+    [
+        ("values", {"a": [2]}, "does not fit its index: it has 1,099,511,627,776 bytes"),
+        ("values", {"a": [1 << 38]}, "is damaged: it is full of holes"),
+        ("statistics", None, "is damaged: it is full of holes"),
+    ],
+)
+def test_a_file_of_holes_is_not_read_though_its_index_has_its_size(
+    tmp_path: Path, kind: Any, selection: Any, message: str
+) -> None:
+    make(tmp_path, tasks=1)
+
+    def change(index: dict[str, Any]) -> None:
+        index["selection"] = selection or index["selection"]
+        index["tasks"][0]["files"][kind]["bytes"] = 1 << 40
+
+    reseal(tmp_path, change)
+    name = "task-001.safetensors" if kind == "values" else "task-001-statistics.safetensors"
+    os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(UserError, match=message):
+        DeltaBank.open(tmp_path).load(1, kind)
+
+
+def test_what_memory_cannot_hold_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path) -> bytes:
+        raise MemoryError
+
+    (tmp_path / "large").write_bytes(b"12345")
+    monkeypatch.setattr(Path, "read_bytes", full)
+    with pytest.raises(UserError, match="large has 5 bytes, which memory cannot hold"):
+        read_bytes(tmp_path / "large")
 
 
 def test_another_model_is_refused(tmp_path: Path, tiny: Callable[..., CLIPClassifier]) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import open_clip
@@ -17,6 +18,7 @@ from cl_clipfit.cli import main
 from cl_clipfit.clip import create_classifier
 from cl_clipfit.clip.weights import MINI_FOLDER
 from cl_clipfit.commands import export
+from cl_clipfit.commands.bank import _shortened
 from cl_clipfit.tuning.bank import DeltaBank
 from tests.conftest import PLUGIN, TRAINED
 
@@ -144,6 +146,30 @@ def test_long_names_stay_within_120_columns(
     ask(capsys, "list", tmp_path)
     assert "2 x 3" in ask(capsys, "show", tmp_path, "1")
     assert "100.0%" in ask(capsys, "diff", tmp_path, "--task", "1", "--to", "2")
+
+
+def test_a_hundred_thousand_names_are_shortened_at_once() -> None:
+    names = [f"class {n}" for n in range(100_000)]
+    started = time.process_time()
+    assert _shortened(names) == "class 0, class 1, class 2 and 99997 more"
+    assert _shortened([""] * 100_000).endswith(" more")
+    assert len(_shortened(["x" * 10_000_000] * 3)) < 100
+    assert time.process_time() - started < 1
+
+
+def test_a_name_with_a_line_break_forges_no_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forged = "x\nverified: all 9 files are fine"
+    made = DeltaBank.create(tmp_path, BASE | {"architecture": forged}, forged)
+    made.append({"a\nverified: all 9": torch.ones(2)}, [forged], [f"y\t{forged}"])
+    for command in (["list"], ["show"], ["diff", "--task", "1", "--to", "1"]):
+        task = ["1"] if command == ["show"] else []
+        printed = ask(capsys, command[0], tmp_path, *task, *command[1:])
+        assert "\t" not in printed
+        lines = [line.strip() for line in printed.splitlines()]
+        assert not any(line.startswith("verified: all 9") for line in lines)
+    assert f"strategy: {forged.replace(chr(10), ' ')}\n" in ask(capsys, "list", tmp_path)
 
 
 def test_a_run_shows_the_change_from_the_pretrained_values(

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cl_clipfit import cli
 from cl_clipfit.checkpoints import FOLDER, SCHEMA, Checkpoints
 from cl_clipfit.cli import main
 from cl_clipfit.files import seal, sha256, unseal
+from cl_clipfit.stopping import Stopped
 from cl_clipfit.tuning.bank import INDEX
 from tests.conftest import PLUGIN, TINY
 
@@ -241,3 +243,43 @@ def test_a_checkpoint_sets_nothing_but_what_a_method_remembers(
     state["start"]["memory"]["device"] = "elsewhere"
     files.save(state)
     assert "device" in refused("--resume", broken)
+
+
+def test_a_run_folder_of_more_than_one_run_is_refused(
+    run: Path, refused: Callable[..., str]
+) -> None:
+    text = (run / "config.yaml").read_text()
+    assert "seed:\n- 0\n" in text
+    for seeds in (2, 1000):
+        many = "".join(f"- {seed}\n" for seed in range(seeds))
+        (run / "config.yaml").write_text(text.replace("seed:\n- 0\n", f"seed:\n{many}"))
+        line = refused("bank", "show", run, "1")
+        assert f"config.yaml names 1 strategies and {seeds} seeds" in line
+
+
+@pytest.mark.parametrize(
+    "command", [["landscape", "--images", "1", "--no-plane"], ["merge", "--method", "mean"]]
+)
+def test_folders_with_control_sequences_in_their_names_are_printed_harmlessly(
+    command: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = run.parent.with_name("a\x1b[2Jb")
+    run.parent.rename(place)
+    capsys.readouterr()
+    assert main([command[0], str(place / run.name), *command[1:], *PLUGIN]) == 0
+    printed = capsys.readouterr()
+    assert r"a\x1b[2Jb" in printed.out
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_what_goes_on_with_a_stopped_run_is_printed_harmlessly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
+        stopped = Stopped(signal.SIGINT)
+        stopped.advice = "run.py --resume 'a\x1b[2Jb' goes on with it"
+        raise stopped
+
+    monkeypatch.setattr(cli, "app", stop)
+    assert main([]) == 130
+    assert r"a\x1b[2Jb" in capsys.readouterr().err

@@ -219,6 +219,21 @@ def test_every_byte_of_the_manifest_counts(folder: Path) -> None:
             assert check_manifest(folder), place
 
 
+@posix
+def test_weights_that_became_a_file_of_holes_are_not_hashed(folder: Path) -> None:
+    os.truncate(folder / "bank/task-001.safetensors", 1 << 40)
+    assert "1,099,511,627,776 bytes are holes" in only(folder)
+
+
+def test_a_manifest_of_nothing_but_damage_is_not_read_to_its_end(folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(b"\n" * 300_000)
+    problems = check_manifest(folder)
+    assert len(problems) == 100
+    assert problems[-1] == f"{MANIFEST}, line 100: the last 299,901 lines were not read"
+    os.truncate(folder / MANIFEST, 17 << 20)
+    assert "at most are read" in only(folder)
+
+
 def test_a_folder_that_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*absent"):
         write_manifest(tmp_path / "absent")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cl_clipfit import CLIPClassifier, DataRequest, Recipe, Source, build_scenario
+from cl_clipfit.cli import main
 from cl_clipfit.errors import UserError
 from cl_clipfit.plan import load_source
 from cl_clipfit.registry import Registry, describe
@@ -150,6 +151,27 @@ def test_files_that_are_no_strategy_are_explained(tmp_path: Path, text: str, mes
     file = write(tmp_path, "odd.py", text)
     with pytest.raises(UserError, match=message):
         Registry([file]).strategy_class("odd")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A = {[]: 1}", f"A = {'-' * 5000}1", f"A = {'-' * 2000}1", f"A = {'+'.join('1' * 5000)}",
+        f"IMAGES = PAPER = 0x{'f' * 5000}", f"PAPER = [0x{'f' * 5000}]",
+        f"NAME = 0x{'f' * 5000}", f"class A({'-' * 5000}1): ...", f"class A({'-' * 1500}1): ...",
+        f"A = {'(' * 5000}", "A = 'x", "A = b'\\x'",
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_literals_that_cannot_be_shown_are_left_out(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, "odd_one.py", f"{text}\nNEEDS = 'nothing'\n")
+    entry = describe(file)
+    assert set(entry.about) <= {"NEEDS"}
+    assert (entry.error == "") == ("NEEDS" in entry.about)
+    assert main(["list", "strategies", "odd-one", "--plugin", str(file)]) == 0
+    assert "odd-one" in capsys.readouterr().out
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:

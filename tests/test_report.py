@@ -13,9 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_clipfit import metrics
+from cl_clipfit.errors import UserError
 from cl_clipfit.report import figures
-from cl_clipfit.report.display import ConsoleDisplay
-from cl_clipfit.report.tables import COLUMNS, comparison_csv, modes_table, results_table
+from cl_clipfit.report.display import ConsoleDisplay, say
+from cl_clipfit.report.tables import (
+    COLUMNS,
+    comparison_csv,
+    modes_csv,
+    modes_table,
+    results_table,
+)
 
 
 def result(label: str, seed: int = 0, level: float = 80.0) -> dict[str, Any]:
@@ -106,6 +113,28 @@ def test_one_task_and_tasks_without_images_can_be_drawn(drawn: list[Figure]) -> 
     assert len(drawn[1].axes) == 1  # no empty panels
     matrix = drawn[0].axes[1]
     assert [text.get_text() for text in matrix.texts] == ["50", "80"]
+    plt.close("all")
+
+
+def test_curves_of_different_lengths_are_refused_by_name(drawn: list[Figure]) -> None:
+    longer = result("full", seed=1)
+    longer["curves"] = {key: [*curve, 1.0] for key, curve in longer["curves"].items()}
+    with pytest.raises(UserError, match="full: seed 1 has curves of other lengths than seed 0"):
+        figures.plot_comparison([result("full"), longer], Path("x"))
+    figures.plot_comparison([result("full"), {**longer, "label": "other"}], Path("x"))
+    assert len(drawn) == 1
+    plt.close("all")
+
+
+def test_curves_without_a_number_have_no_figure(drawn: list[Figure], tmp_path: Path) -> None:
+    empty = result("full")
+    empty["curves"] = {key: [None] * 3 for key in empty["curves"]}
+    stale = tmp_path / "compared.png"
+    stale.touch()
+    figures.plot_comparison([empty], tmp_path / "compared")
+    assert drawn == [] and not stale.exists()
+    figures.plot_run(empty, tmp_path / "curves")
+    assert len(drawn) == 1 and drawn[0].axes[0].get_title(loc="left").startswith("accuracy among")
     plt.close("all")
 
 
@@ -231,6 +260,29 @@ def test_more_probes_than_fit_are_named_and_all_in_the_csv() -> None:
     assert [row["strategy"] for row in rows] == ["clipfit", "clipfit / host"]
     assert [float(row["probe: probe-9"]) for row in rows] == [79.0, 80.0]
     assert float(rows[0]["probe_accuracy"]) == 74.5
+
+
+def test_names_of_metrics_are_no_formulas_in_a_spreadsheet() -> None:
+    one = outcome(None)
+    one["metrics"]['=HYPERLINK("http://x")'] = 1.0
+    header, *_ = csv.reader(io.StringIO(comparison_csv([one], ["folder"])))
+    assert header[-2] == """'=HYPERLINK("http://x")"""
+    mode = {"mode": "@x", "metrics": one["metrics"]}
+    header, cells_of_mode = csv.reader(io.StringIO(modes_csv([mode])))
+    assert header[-2] == """'=HYPERLINK("http://x")"""
+    assert cells_of_mode[0] == "'@x"
+
+
+def test_a_line_that_is_said_is_one_line() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=40)
+    display = ConsoleDisplay(console)
+    for tell in (display.note, display.warn, lambda line: say(console, line)):
+        tell("x\nverified:\tall\r\x1b[2J\u2028 is well")
+    lines = text.getvalue().split("\n")
+    assert len(lines) == 4 and all(line.isprintable() for line in lines)
+    assert all("x verified: all" in line for line in lines[:3])
+    assert "\nverified" not in rendered(results_table([outcome(None, "x\nverified: all")]))
 
 
 def test_few_probes_leave_room_for_costs() -> None:

@@ -536,10 +536,14 @@ def draw_images(root: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_worker_processes_do_not_turn_a_signal_into_an_error(
-    job: list[str], start: Any, tmp_path: Path
+    number: signal.Signals, job: list[str], start: Any, tmp_path: Path
 ) -> None:
-    """Ctrl-C goes to all processes of the terminal's group, those that read images too."""
+    """Ctrl-C goes to all processes of the terminal's group, those that read images too.
+
+    So does what a cluster's manager sends before it takes the machine away.
+    """
     plugin = tmp_path / "waiting.py"
     images = draw_images(tmp_path / "images")
     command = [
@@ -547,11 +551,14 @@ def test_worker_processes_do_not_turn_a_signal_into_an_error(
         "--scenario", "folder", "--data-dir", str(images), "--tasks", "2", "--model", "mini",
         "--batch-size", "4", "--output", str(tmp_path / "broken"),
     ]  # fmt: skip
-    process = start(command, WAIT_AT="step:6/3", CL_CLIPFIT_IMAGE_GIB="0")
+    process = start(command, WAIT_AT="step:6/1", CL_CLIPFIT_IMAGE_GIB="0")
     process.wait_for_mark()
-    process.send(signal.SIGINT, group=True)
+    process.send(number, group=True)
     code, error = process.end()
-    assert code == 130, error
+    assert code == CODES[number], error
+    state = Checkpoints(folder_of(tmp_path / "broken", "waiting"), pytest.fail).load()
+    assert state is not None
+    assert state["at"]["steps"] > 0  # the step under way had its batch
     assert advised(error)[:2] == ["--resume", str(folder_of(tmp_path / "broken", "waiting"))]
 
 

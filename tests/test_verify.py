@@ -5,12 +5,14 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cl_clipfit import metrics
 from cl_clipfit.cli import main
 from cl_clipfit.commands import verify
 from cl_clipfit.finished import MERGED_FROM
@@ -148,6 +150,45 @@ def test_a_merged_run_and_evaluations_of_banks(
     assert problems(capsys, copy)[0] == "bank-eval.json is damaged: repeat run.py bank eval"
 
 
+def test_what_a_plugin_adds_to_a_result_is_no_table_of_the_run(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(run, lambda result: result.update(extra=[{"metrics": {"a": 1}}, {"x": {"metrics": 2}}]))
+    assert "metrics: 15 re-derived" in well(capsys, run)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[]", "bank-eval.json is damaged: repeat run.py bank eval"),
+        ("{}", "bank-eval.json is damaged: repeat run.py bank eval"),
+        ('{"modes": 3}', "bank-eval.json is damaged: repeat run.py bank eval"),
+        ('{"modes": [3]}', "bank-eval.json is damaged: repeat run.py bank eval"),
+        ('{"modes": [{}]}', "result.json is not what a run writes: tables cannot be checked: Key"),
+    ],
+)
+def test_an_evaluation_of_another_shape(
+    run: Path, capsys: pytest.CaptureFixture[str], text: str, problem: str
+) -> None:
+    (run / "bank-eval.json").write_text(text)
+    write_manifest(run)
+    assert problems(capsys, run)[0].startswith(problem)
+
+
+def test_a_stream_of_very_many_tasks_is_verified_soon() -> None:
+    count = 40_000
+    table = [[50.0] * count] * 2
+    curves = metrics.curves(table, table, [2] * count, {})
+    result = {
+        "accuracy_matrix": table, "all_classes_matrix": table, "probes": {}, "merge": None,
+        "tasks": [{"test_samples": 2}] * count, "environment": {"python": "3.11.0"},
+        "curves": {**curves, "zero_shot": [None, *[50.0] * count]},
+    }  # fmt: skip
+    started = time.process_time()
+    assert verify._check_curves(Path("absent"), result) == (f"curves: {len(curves)} re-derived", [])
+    assert time.process_time() - started < 1
+
+
 # ---- files that are not as written ---------------------------------------------------------------
 
 
@@ -208,6 +249,39 @@ def test_files_of_another_run(run: Path, output: Path, capsys: pytest.CaptureFix
     (found,) = problems(capsys, run)
     assert found == "config.yaml has strategy ['mergetune'], result.json clipfit"
     assert bank == (run / "bank/index.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda r: r["seeds"].update(data_order=5), "config.yaml has data_seed 0, result.json 5"),
+        (lambda r: r["seeds"].update(initialisation=6), "config.yaml has init_seed 0, result.js"),
+        (lambda r: r["recipe"].update(epochs=99), "config.yaml has epochs 1, result.json 99"),
+        (lambda r: r["recipe"].update(lr=0.5), "config.yaml has lr 0.01, result.json 0.5"),
+        (lambda r: r["recipe"].pop("batch_size"), "config.yaml has batch_size 16, result.json Non"),
+    ],
+)
+def test_settings_that_config_and_result_both_hold_must_agree(
+    run: Path, capsys: pytest.CaptureFixture[str], change: Edit, problem: str
+) -> None:
+    edit(run, change)
+    (found,) = problems(capsys, run)
+    assert found.startswith(problem)
+
+
+def test_a_hundred_problems_are_printed_and_the_others_counted(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(150):
+        (run / f"more-{number:03d}").touch()
+    assert main(["verify", str(run)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[99:101] == [
+        "problem: more-099 is not in the manifest",
+        "problem: and 50 more",
+    ]
+    assert "150 problems, the first: more-000" in lines[101]
+    assert len(lines) == 102
 
 
 def test_a_bank_of_fewer_tasks_or_another_model(

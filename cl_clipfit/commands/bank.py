@@ -1,18 +1,18 @@
 """`run.py bank list|show|diff`: look into what the tasks of a run trained."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cl_clipfit.errors import UserError, is_file, printable
+from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.finished import open_run
 from cl_clipfit.manifest import adding
-from cl_clipfit.report.display import ConsoleDisplay, literal
+from cl_clipfit.report.display import ConsoleDisplay, literal, say
 from cl_clipfit.report.figures import plot_changes
 from cl_clipfit.tuning.bank import INDEX, DeltaBank
 from cl_clipfit.tuning.deltas import change_by_layer, squared_change_by_layer
@@ -33,18 +33,13 @@ def open_bank(path: Path) -> DeltaBank:
     return DeltaBank.open(folder)
 
 
-def say(out: Console, text: str) -> None:
-    """Print a line as it is, however long."""
-    out.print(printable(text), highlight=False, markup=False, soft_wrap=True)
-
-
 def _shortened(names: Sequence[str]) -> str:
     """Join names as far as they fit; say how many are left out."""
-    shown = ", ".join(names)
-    count = len(names)
+    first = [name[: 2 * _CELL + 1] for name in names[:_CELL]]  # more never fit
+    shown, count = ", ".join(first), len(first)
     while len(shown) > _CELL and count > 1:
         count -= 1
-        shown = f"{', '.join(names[:count])} and {len(names) - count} more"
+        shown = f"{', '.join(first[:count])} and {len(names) - count} more"
     return literal(shown if len(shown) <= 2 * _CELL else f"{shown[: 2 * _CELL]}...")
 
 
@@ -67,7 +62,7 @@ def list_bank(path: Path, out: Console) -> None:
     bank.verify()
     base, tasks = bank.index["base"], bank.index["tasks"]
     selection = bank.index["selection"].values()
-    values = sum(int(torch.Size(shape).numel()) for shape in selection)
+    values = sum(map(math.prod, selection))
     architecture, pretrained = base["architecture"] or "unknown", base["pretrained"] or "unknown"
     weights = (base["weights_sha256"] or "unknown")[:12]
     say(out, f"base model: {architecture} ({pretrained}), weights {weights}")

@@ -25,7 +25,7 @@ from cl_clipfit.landscape import (
 )
 from cl_clipfit.manifest import adding
 from cl_clipfit.merging import plane
-from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.landscapes import lines_table, plot_lines, plot_plane
 from cl_clipfit.runs import write_json
 
@@ -199,5 +199,5 @@ def _write(run: FinishedRun, task: int, found: dict[str, Any], out: Console) -> 
         write_json(lines.with_name(f"{lines.name}.json"), found)
     out.print(lines_table(found, run.result))
     for path in (lines, surface) if found["plane"] else (lines,):
-        out.print(f"figure: {path}.png", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"numbers: {lines}.json", highlight=False, markup=False, soft_wrap=True)
+        say(out, f"figure: {path}.png")
+    say(out, f"numbers: {lines}.json")

@@ -21,7 +21,7 @@ from cl_clipfit.finished import MERGED_FROM, FinishedRun, open_run, was_determin
 from cl_clipfit.locking import hold
 from cl_clipfit.manifest import adding
 from cl_clipfit.recipes import make_settings
-from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.tables import modes_csv, modes_table, results_table
 from cl_clipfit.runplan import RunPlan, config_of
 from cl_clipfit.runs import write_json
@@ -112,6 +112,7 @@ def _merge(
     origin: dict[str, Any] = {"method": method, "settings": own, "run": run.name, "bank": bank}
     prepared = finished.prepared
     folder = prepared.folder(plan, f"{finished.plan.strategy.name}+{method}", **origin)
+    folder.check_links()
     result = None if fresh else folder.finished_result()
     if result is None:
         with hold(folder.path):
@@ -128,7 +129,7 @@ def _merge(
             folder.checkpoints(display.warn).clear()
         display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
     out.print(results_table([finished.result, result]))
-    out.print(f"run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    say(out, f"run folder: {folder.path}")
     return result
 
 

@@ -18,7 +18,7 @@ from cl_clipfit.experiment import Run
 from cl_clipfit.files import write_atomic
 from cl_clipfit.locking import hold
 from cl_clipfit.preparation import prepare
-from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runplan import config_of
@@ -26,6 +26,7 @@ from cl_clipfit.runs import CONFIG, check_output, resumed_folder
 from cl_clipfit.stopping import Stopped
 
 SAME_COMMAND = "the same command goes on with it"
+ALL_RUNS = "the same command{} goes on with all runs"
 
 
 def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str, Any]]:
@@ -69,6 +70,7 @@ def _run(config: RunConfig, out: Console, display: ConsoleDisplay) -> list[dict[
         if config.resume is not None:
             own = config_of(stream, plan, config)
             folder = resumed_folder(folder, config.resume, own, config.force_resume)
+        folder.check_links()
         with _removed_if_empty(folder.path), hold(folder.path):
             result = None if config.fresh else folder.finished_result()
             if result is None:
@@ -82,7 +84,7 @@ def _run(config: RunConfig, out: Console, display: ConsoleDisplay) -> list[dict[
                 except Stopped as stopped:
                     if len(plans) > 1:
                         stopped.advice = "; ".join(
-                            filter(None, (stopped.advice, "the same command goes on with all runs"))
+                            filter(None, (stopped.advice, ALL_RUNS.format(_but_fresh(config))))
                         )
                     raise
                 del run
@@ -94,6 +96,10 @@ def _run(config: RunConfig, out: Console, display: ConsoleDisplay) -> list[dict[
         folders.append(folder.path)
     _report(results, folders, config.output / f"{stream.entry.name}-comparison", out)
     return results
+
+
+def _but_fresh(config: RunConfig) -> str:
+    return " without --fresh" if config.fresh else ""  # which would begin all of them again
 
 
 @contextlib.contextmanager
@@ -140,5 +146,6 @@ def _report(results: list[dict[str, Any]], folders: list[Path], path: Path, out:
     write_atomic(csv_file, comparison_csv(results, [folder.name for folder in folders]))
     out.print(results_table(results))
     for folder in folders:
-        out.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"comparison: {path}.png", highlight=False, markup=False, soft_wrap=True)
+        say(out, f"run folder: {folder}")
+    figure = path.with_name(f"{path.name}.png")  # none of results without a number
+    say(out, f"comparison: {figure if figure.exists() else csv_file}")

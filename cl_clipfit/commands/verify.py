@@ -1,5 +1,6 @@
 """`run.py verify`: is a run what was written, and do its numbers follow from its tables?"""
 
+import itertools
 import json
 import math
 import platform
@@ -22,6 +23,9 @@ CONFIG, MATRIX, BANK_EVAL = "config.yaml", "accuracy_matrix.csv", "bank-eval.jso
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
 _MERGED_FROM = "merged_from"  # finished.MERGED_FROM, beside which PyTorch is imported
 _ROUNDING = 1e-9  # percent
+_MOST_SHOWN = 100  # problems of one check
+_SEEDS = {"data_seed": "data_order", "init_seed": "initialisation"}  # of a result, by option
+_RECIPE = ("epochs", "batch_size", "lr")  # what `config.yaml` has of a recipe, under its own names
 Found = tuple[str, list[str]]  # what is well, and what is not
 Result = Mapping[str, Any]
 
@@ -43,8 +47,10 @@ def verify_run(path: Path, out: Console, err: Console, replay: bool = False) -> 
     problems: list[str] = []
     for good, bad in _checks(path, replay, err):
         problems += bad
-        for text in bad:
+        for text in bad[:_MOST_SHOWN]:
             _say(err, f"problem: {text}")
+        if len(bad) > _MOST_SHOWN:
+            _say(err, f"problem: and {len(bad) - _MOST_SHOWN:,} more")
         if not bad:
             _say(out, good)
     if problems:
@@ -115,7 +121,21 @@ def _check_config(path: Path, result: Result) -> Found:
     for key in ("strategy", "seed"):
         if config.get(key) != [result[key]]:
             problems.append(f"{CONFIG} has {key} {config.get(key)}, {RESULT} {result[key]}")
+    for key, given, found in _said_twice(config, result):
+        if given != found:
+            problems.append(f"{CONFIG} has {key} {given}, {RESULT} {found}")
     return f"{CONFIG}: settings of {result['strategy']}, seed {result['seed']}", problems
+
+
+def _said_twice(config: Result, result: Result) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what settings say of seeds and recipe, and what the result says of it."""
+    if (seeds := result.get("seeds")) is not None:  # older versions wrote none
+        for key, name in _SEEDS.items():
+            yield key, config.get(key, result["seed"]), seeds[name]
+    recipe = result["recipe"] or {}
+    for key in _RECIPE:
+        if key in config:
+            yield key, config[key], recipe.get(key)
 
 
 def _check_bank(path: Path, result: Result) -> Found:
@@ -150,23 +170,23 @@ def _check_csv(path: Path, result: Result) -> Found:
 def _boards(path: Path, result: Result) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield all that has tables and metrics, and where: the run's own, then what is beside it."""
     yield RESULT, result
-    yield from _below(RESULT, result)
+    for name, board in (result["merge"] or {}).get("compared", {}).items():
+        yield f"{RESULT}, merge.compared.{name}", board
     if is_file(path / BANK_EVAL):
         try:
-            evaluation = json.loads(read_bytes(path / BANK_EVAL))
-        except (ValueError, RecursionError) as error:
+            modes = json.loads(read_bytes(path / BANK_EVAL))["modes"]
+            boards = [*_boards_of_modes(modes)]
+        except (ValueError, RecursionError, LookupError, TypeError) as error:
             raise UserError(f"{BANK_EVAL} is damaged: repeat run.py bank eval") from error
-        yield from _below(BANK_EVAL, evaluation)
+        yield from boards
 
 
-def _below(where: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if not isinstance(value, dict | list):
-        return
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        place = f"{where}, {key}" if where in (RESULT, BANK_EVAL) else f"{where}.{key}"
-        if isinstance(inner, dict) and "metrics" in inner:
-            yield place, inner
-        yield from _below(place, inner)
+def _boards_of_modes(modes: list[dict[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, mode in enumerate(modes):
+        where = f"{BANK_EVAL}, modes.{number}"
+        yield where, mode
+        if "chosen_labels" in mode:
+            yield f"{where}.chosen_labels", mode["chosen_labels"]
 
 
 def _samples(result: Result) -> list[int]:
@@ -217,8 +237,9 @@ def _check_curves(path: Path, result: Result) -> Found:
         written = {**board["curves"]}
         if board is result:
             # Of a model whose table is not kept: only how many images it was right on can be told.
+            totals = [*itertools.accumulate(samples, initial=0)]
             for t, value in enumerate(written.pop("zero_shot")):
-                if not _is_share(value, sum(samples[:t])):
+                if not _is_share(value, totals[min(t, len(samples))]):
                     problems.append(f"{where}: curves: zero_shot, task {t}: {value} cannot be")
         for name in {**written, **derived}:
             ours = dict(enumerate(derived.get(name, [])))

@@ -12,7 +12,8 @@ import yaml
 
 from cl_clipfit.errors import UserError, nearest
 
-LARGEST_TEXT = 16 << 20  # bytes; the names of all classes of ImageNet-21k are half of one
+LARGEST_TEXT = 16 << 20  # bytes; the names of all classes of ImageNet-21k are half of one MiB
+LARGEST_YAML = 2 << 20  # which is read a hundred times slower
 MOST_NODES, DEEPEST = 30_000, 20  # values of a YAML file, and lists within lists
 _LONGEST_NUMBER = 40  # characters
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
@@ -21,12 +22,13 @@ _TURNING = "\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u
 _MAPPINGS = (".yaml", ".yml", ".json")
 
 
-def read_text(file: Path, place: str) -> str:
+def read_text(file: Path, place: str, most: int = LARGEST_TEXT) -> str:
     """Return a text file's content, without a byte-order mark.
 
     Args:
         file: the file.
         place: what the message begins with, as "--tasks FILE".
+        most: bytes that it may have.
 
     Raises:
         UserError: it is missing, or no text.
@@ -34,24 +36,24 @@ def read_text(file: Path, place: str) -> str:
     if not file.is_file():
         raise UserError(f"{place}: there is no such file")
     try:
-        check_size(file, place)
+        check_size(file, place, most)
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{place}: the file cannot be read as text") from error
 
 
-def check_size(file: Path, place: str) -> None:
+def check_size(file: Path, place: str, most: int = LARGEST_TEXT) -> None:
     """Refuse a file that is too large for one of names or settings.
 
     Raises:
-        UserError: it has more than `LARGEST_TEXT` bytes, or is no file: a pipe never ends.
+        UserError: it has more than `most` bytes, or is no file: a pipe never ends.
         OSError: there is no such file.
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{place}: cannot read it: it is no file")
-    if status.st_size > LARGEST_TEXT:
-        raise UserError(f"{place}: the file has more than {LARGEST_TEXT >> 20} MiB of text")
+    if status.st_size > most:
+        raise UserError(f"{place}: the file has more than {most >> 20} MiB of text")
 
 
 class _Plain(yaml.SafeLoader):
@@ -123,7 +125,7 @@ def yaml_node(file: Path, place: str) -> Any:
         UserError: it cannot be read, or is no YAML.
     """
     try:
-        return yaml.compose(read_text(file, place), Loader=_Texts)
+        return yaml.compose(read_text(file, place, LARGEST_YAML), Loader=_Texts)
     except (yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -10,6 +10,10 @@ Row = list[float | None]
 Table = list[Row]
 
 
+class NotANumberError(ValueError):
+    """A score that is no number: the model has diverged."""
+
+
 @dataclass
 class AccuracyTables:
     """Accuracy in percent on task j (column j-1) after task t (row t); row 0 is before training.
@@ -60,7 +64,8 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
         classes: columns to choose from.
 
     Raises:
-        ValueError: no samples, or a score that is not a number.
+        ValueError: no samples.
+        NotANumberError: a score that is no number.
 
     Example:
         >>> scores = torch.tensor([[0.1, 0.7, 0.9], [0.8, 0.3, 0.1]])
@@ -72,7 +77,7 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
     if len(labels) == 0:
         raise ValueError("accuracy of no samples is undefined")
     if torch.isnan(scores).any():
-        raise ValueError("scores contain NaN: the model has diverged; lower the learning rate")
+        raise NotANumberError("scores contain NaN: the model has diverged; lower the learning rate")
     if classes is None:
         chosen = scores.argmax(1)
     else:

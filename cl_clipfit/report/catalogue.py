@@ -17,6 +17,7 @@ from cl_clipfit.report.display import literal
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
 _STRATEGY_FACTS = ("PAPER", "NEEDS")
+_BOUNDLESS = 2**31  # limits that nobody comes near, and that are not shown
 
 
 def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Console) -> None:
@@ -123,9 +124,9 @@ def _type_name(field: FieldInfo) -> str:
     name = _annotation_name(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [
-        f"{sign} {getattr(rule, key)}"
+        f"{sign} {limit}"
         for rule in field.metadata
         for key, sign in signs.items()
-        if getattr(rule, key, None) is not None
+        if (limit := getattr(rule, key, None)) is not None and limit < _BOUNDLESS
     ]
     return " ".join([name, ", ".join(limits)]).strip()

@@ -21,12 +21,22 @@ from cl_clipfit.errors import printable
 _REFRESH_SECONDS = 0.25
 
 
-def literal(text: str) -> str:
-    """Return text that a console prints as it is: no markup, no control sequences."""
-    return escape(printable(text))
-
-
 _LINE_SECONDS = 10
+
+
+def one_line(text: str) -> str:
+    """Return text that is printed on one line: a name with a line break would forge another."""
+    return printable(text).replace("\n", " ").replace("\t", " ")
+
+
+def literal(text: str) -> str:
+    """Return text that a console prints as it is: no markup, no control sequences, one line."""
+    return escape(one_line(text))
+
+
+def say(out: Console, text: str) -> None:
+    """Print a line as it is, however long."""
+    out.print(one_line(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class ConsoleDisplay:

@@ -1,5 +1,6 @@
 """Curves over tasks and the accuracy matrix, as PNG and SVG without dates or random ids."""
 
+import contextlib
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from cl_clipfit.errors import printable
+from cl_clipfit.errors import UserError, printable
 from cl_clipfit.report.tables import by_strategy, columns, value
 from cl_clipfit.runs import write_atomic
 
@@ -146,19 +147,39 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
         save_figure(figure, path)
 
 
+def _check_lengths(groups: Mapping[str, list[dict[str, Any]]]) -> None:
+    for name, (first, *others) in groups.items():
+        for other in others:
+            if any(len(first["curves"][key]) != len(other["curves"][key]) for key in _PANELS):
+                raise UserError(
+                    f"{name}: seed {other['seed']} has curves of other lengths than seed"
+                    f" {first['seed']}: --fresh repeats them"
+                )
+
+
 def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the curves of several runs: mean over seeds, the band from lowest to highest.
 
-    Where a protocol trains one task there are no curves: the columns of its table are drawn.
+    Where a protocol trains one task there are no curves: the columns of its table are drawn. Where
+    no curve has a number nothing is, and a figure of an earlier command goes.
+
+    Raises:
+        UserError: results of a strategy whose curves differ in length.
     """
     groups = by_strategy(results)
     if results[0].get("protocol") in _ONE_TASK and len(results[0]["curves"]["accuracy"]) == 2:
         with plt.rc_context(_STYLE):
             _save_compared(_columns(groups), results, path)
         return
+    _check_lengths(groups)
     trained = {name: group for name, group in groups.items() if name != ZERO_SHOT}
+    panels = _curve_names(results)
+    if not panels:
+        for kind in ("png", "svg"):
+            with contextlib.suppress(OSError):
+                path.with_name(f"{path.name}.{kind}").unlink()
+        return
     with plt.rc_context(_STYLE):
-        panels = _curve_names(results)
         figure, axes = plt.subplots(
             1, len(panels), figsize=(3.1 * len(panels), 3.2), layout="constrained", squeeze=False
         )

@@ -48,7 +48,7 @@ def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
         return _COLUMNS.get(protocol, COLUMNS)
     names = _probe_names(results)[:_MOST_PROBES]
     letters = 12 if len(names) < _WIDE - 2 else 10
-    probes = {_PROBE + n: literal("\n".join(textwrap.wrap(n, letters))) for n in names}
+    probes = {_PROBE + n: "\n".join(map(literal, textwrap.wrap(n, letters))) for n in names}
     return {
         "last_accuracy": "last\naccuracy",
         "probe_accuracy": "mean of\nprobes",
@@ -183,7 +183,7 @@ def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) ->
             values = [value(other, name) for name in names]
             scenario, strategy = text_cell(r["scenario"]), text_cell(label)
             rows.append([scenario, strategy, r["seed"], *values, text_cell(folder)])
-    return csv_text(["scenario", "strategy", "seed", *names, "folder"], rows)
+    return csv_text(["scenario", "strategy", "seed", *map(text_cell, names), "folder"], rows)
 
 
 def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Table:
@@ -216,10 +216,11 @@ def modes_csv(modes: Sequence[dict[str, Any]]) -> str:
     names = list(modes[0]["metrics"])
     rows = [
         [
-            mode["mode"],
+            text_cell(mode["mode"]),
             *(mode["metrics"][name] for name in names),
             mode["chosen_labels"]["metrics"]["last_accuracy"] if "chosen_labels" in mode else None,
         ]
         for mode in modes
     ]
-    return csv_text(["mode", *names, "last_accuracy_labels_of_chosen_task"], rows)
+    last = "last_accuracy_labels_of_chosen_task"
+    return csv_text(["mode", *map(text_cell, names), last], rows)

@@ -1,5 +1,6 @@
 """The bank: what each task of a stream trained, on disk, checked byte by byte when read."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,27 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.files import LARGEST, read_bytes, row, seal, sha256, unseal, write_atomic
+from cl_clipfit.files import (
+    LARGEST,
+    has_holes,
+    read_bytes,
+    row,
+    seal,
+    sha256,
+    unseal,
+    write_atomic,
+)
 
 SCHEMA = 1
 INDEX = "index.json"
 IDENTITY = ("architecture", "pretrained", "weights_sha256")
 Kind = Literal["values", "host", "statistics"]
+_LARGEST_SIZE = 1 << 40  # of a dimension, and bytes of a file: no model comes near
+_MOST_DIMENSIONS = 16
+_LONGEST = 200  # characters of what an index says that are repeated in an error
+_Shape = Annotated[
+    list[Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]], Field(max_length=_MOST_DIMENSIONS)
+]
 
 
 class _Strict(BaseModel):
@@ -28,7 +44,7 @@ class _Strict(BaseModel):
 class _File(_Strict):
     name: str
     sha256: str
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]
 
 
 class _Record(_Strict):
@@ -50,7 +66,7 @@ class _Index(_Strict):
     base: _Base
     strategy: str
     templates: list[str | list[str]]
-    selection: dict[str, list[Annotated[int, Field(ge=0)]]]
+    selection: dict[str, _Shape]
     tasks: list[_Record]
 
     @field_validator("tasks")
@@ -167,14 +183,15 @@ class DeltaBank:
             index = unseal(data)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged: restore the file, or train again") from error
-        if index.get("schema") != SCHEMA:
+        if (schema := index.get("schema")) != SCHEMA:
+            shown = type(schema).__name__ if isinstance(schema, list | dict) else str(schema)
             raise UserError(
-                f"{path} has schema {index.get('schema')}, this version reads {SCHEMA}: train again"
+                f"{path} has schema {shown[:_LONGEST]}, this version reads {SCHEMA}: train again"
             )
         try:  # whoever writes a bank can seal it
             _Index.model_validate(index)
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
+            where = ".".join(map(str, error.errors()[0]["loc"]))[:_LONGEST]
             raise UserError(f"{path} is no index of a bank: {where} is wrong") from error
         return cls(Path(folder), index)
 
@@ -252,7 +269,12 @@ class DeltaBank:
                 f"task {task} of the bank {self.folder} has no {kind}, only {', '.join(files)}"
             )
         path = self.folder / _file_name(task, kind)
-        written = files[kind]["bytes"]
+        written, selection = files[kind]["bytes"], self.index["selection"]
+        if kind != "statistics" and written > (most := _most_bytes(selection)):
+            raise UserError(
+                f"{path} does not fit its index: it has {written:,} bytes, and what a task trains"
+                f" {most:,} at most; train again"
+            )
         data = _read(path, written)
         if len(data) != written or sha256(data) != files[kind]["sha256"]:
             raise UserError(
@@ -265,7 +287,6 @@ class DeltaBank:
             raise UserError(f"{path} is no safetensors file: train again") from error
         if kind == "statistics":  # whose names and shapes are each task's own
             return tensors
-        selection = self.index["selection"]
         if wrong := _difference(_shapes(tensors), selection):
             raise UserError(f"{path} does not fit its index: {wrong}; train again")
         for name, value in tensors.items():  # whoever makes a bank can seal it
@@ -347,6 +368,8 @@ def _read(path: Path, most: int) -> bytes:
     """Read a file; nothing of one that is larger than `most` bytes, or a pipe or a device."""
     plain = is_file(path) or not os.path.lexists(path)  # whose absence is told
     large = is_file(path) and path.stat().st_size > most
+    if plain and not large and has_holes(path):
+        raise UserError(f"{path} is damaged: it is full of holes: restore the file, or train again")
     return read_bytes(path, most) if plain and not large else b""
 
 
@@ -381,6 +404,14 @@ def _prepare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in tensors.items()}
+
+
+def _most_bytes(selection: Mapping[str, Sequence[int]]) -> int:
+    """Return how large a safetensors file of these tensors may be, in float32."""
+    values = sum(map(math.prod, selection.values()))
+    # In the header: the names, up to six characters for each of theirs, the sizes and the offsets.
+    header = sum(256 + 6 * len(name) + 16 * len(shape) for name, shape in selection.items())
+    return 4 * values + 4096 + header
 
 
 def _difference(found: dict[str, list[int]], wanted: dict[str, list[int]]) -> str:
