@@ -187,7 +187,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         self.watch = LossWatch()
         self.journal: Journal | None = None
         # What a method adds to these belongs to its state, as far as it is plain values.
-        self.model_buffers = {name for name, _ in self.model.named_buffers()}
+        self.model_buffers = {name for name, _ in self.model.named_buffers()}  # of any classifier
         self.common_attributes = {*vars(self), "common_attributes"} - before
 
     # ---- hooks ----------------------------------------------------------------------------------

@@ -149,6 +149,14 @@ def test_what_a_split_cannot_be_applied_to_is_told(tmp_path: Path) -> None:
         apply_split(source, tmp_path / "lost.json")
 
 
+def test_a_split_of_terabytes_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    with file.open("wb") as opened:
+        opened.truncate(1 << 40)  # a sparse file takes no room on the disk
+    with pytest.raises(UserError, match="has 1,099,511,627,776 bytes"):
+        apply_split(build(), file)
+
+
 def test_a_test_set_alone_can_be_divided(tmp_path: Path) -> None:
     """Of sets that are only probes, such as ImageNet-A."""
     test = image_set({"/d/a/1.jpg": 0, "/d/b/2.jpg": 1})

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 import yaml
@@ -28,13 +30,15 @@ from rich.console import Console
 
 from cl_clipfit.cli import main
 from cl_clipfit.clip import create_classifier
-from cl_clipfit.clip.checkpoint import check_checkpoint, check_config, check_folder
+from cl_clipfit.clip.checkpoint import check_checkpoint, check_folder
+from cl_clipfit.clip.configuration import check_config
 from cl_clipfit.clip.factory import hash_weights
 from cl_clipfit.clip.weights import MINI_FOLDER
 from cl_clipfit.commands.bank import list_bank
 from cl_clipfit.config import parse_settings, read_config
 from cl_clipfit.data.decode import open_image
 from cl_clipfit.data.formats.feature_files import read_features
+from cl_clipfit.data.formats.imagenet import read_table
 from cl_clipfit.data.formats.plain_pickle import PlainUnpickler
 from cl_clipfit.data.orders import read_tasks
 from cl_clipfit.data.source import ImageSet, Source
@@ -189,6 +193,82 @@ def test_a_folder_of_weights_is_checked_too(tmp_path: Path) -> None:
         refused(lambda: check_config(config, 1000), "no configuration")
 
 
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("text_cfg", {"context_length": 40_000}),
+        ("text_cfg", {"context_length": 4_097, "width": 1, "vocab_size": 1}),
+        ("text_cfg", {"mlp_ratio": 10**5}),
+        ("text_cfg", {"hf_model_name": "x", "context_length": 40_000}),
+        ("text_cfg", {"norm_kwargs": {"more": [[10**9]]}}),
+        ("text_cfg", {"layers": 0, "width": 10**6}),
+        ("multimodal_cfg", {"context_length": 40_000}),
+        ("multimodal_cfg", {"vocab_size": 10**6}),
+        ("vision_cfg", {"image_size": 20_000, "patch_size": 1}),
+        ("vision_cfg", {"image_size": [20_000, 300], "patch_size": [1, 2]}),
+        ("vision_cfg", {"image_size": 20_000, "patch_size": None}),
+        ("vision_cfg", {"image_size": 10**6, "layers": [1, 1, 1, 1]}),
+        ("vision_cfg", {"layers": [1, 1, 1, 1], "width": 4_096}),
+        ("vision_cfg", {"timm_model_name": "x", "image_size": 20_000}),
+        ("vision_cfg", {"patch_size": 10**4}),
+        ("vision_cfg", {"attentional_pool": True, "attn_pooler_queries": 10**6}),
+        ("", {"embed_dim": 10**6}),
+        ("", {"embed_dim": 16_385, "vision_cfg": {"timm_model_name": "x"}, "text_cfg": {}}),
+        ("", {"init_logit_scale": float("nan")}),
+        ("", {"init_logit_scale": float("-inf")}),
+        ("", {"init_logit_scale": -(10**400)}),
+    ],
+)
+def test_a_model_far_larger_than_its_weights_is_refused(
+    tmp_path: Path, part: str, change: dict[str, Any]
+) -> None:
+    file = tmp_path / "open_clip_config.json"
+    model = json.loads((MINI_FOLDER / "mini.json").read_text())
+    size = (MINI_FOLDER / "weights.safetensors").stat().st_size
+    file.write_text(json.dumps({"model_cfg": model}))
+    check_config(file, size)
+    changed = {part: {**model.get(part, {}), **change}} if part else change
+    file.write_text(json.dumps({"model_cfg": {**changed, **model, **changed}}))  # it comes first
+    refused(lambda: check_config(file, size), "far larger than its weights")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layers": -(10**6), "width": 1000}, {"layers": [-5, 5]}, {"width": "9" * 10**6},
+     {"vocab_size": True}, {"image_size": [-224, -224]}],
+)  # fmt: skip
+def test_sizes_that_would_make_others_seem_small_are_refused(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(json.dumps({"model_cfg": {"vision_cfg": change}}))
+    refused(lambda: check_config(file, 10**10), "no configuration")
+
+
+def test_every_model_that_open_clip_ships_is_admitted(tmp_path: Path) -> None:
+    file = tmp_path / "open_clip_config.json"
+    for name in open_clip.list_models():
+        file.write_text(json.dumps({"model_cfg": open_clip.get_model_config(name)}))
+        check_config(file, 10**11)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP"])
+def test_a_model_is_not_said_to_be_larger_than_it_is(tmp_path: Path, name: str) -> None:
+    """Weights of a byte a value, which are smaller than any that are in use."""
+    model = open_clip.get_model_config(name)
+    options = {key: value for key, value in model.items() if key != "custom_text"}
+    towers = {"coca": open_clip.CoCa, "ViT-B-16-S": open_clip.CustomTextCLIP}
+    kind = next((kind for start, kind in towers.items() if name.startswith(start)), open_clip.CLIP)
+    if "timm_model_name" in options["vision_cfg"]:
+        options["vision_cfg"] = {}  # open_clip's own, of the same size
+    with torch.device("meta"):
+        values = sum(p.numel() for p in kind(**options).parameters())
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(json.dumps({"model_cfg": options}))
+    check_config(file, values)
+    refused(lambda: check_config(file, values // 2), "far larger than its weights")
+
+
 @pytest.mark.parametrize("place", ["text_cfg", "vision_cfg", "custom"])
 def test_a_model_that_brings_code_is_refused(tmp_path: Path, place: str) -> None:
     """The tokenizer of such a folder could be any Python file in it."""
@@ -295,6 +375,142 @@ def test_weights_that_claim_more_than_they_hold(tmp_path: Path) -> None:
             PlainUnpickler(io.BytesIO(pickle.dumps(evil, protocol=5))).load()
 
 
+NESTED = b")" + b"q\0h\0\x86" * 24  # of 2 ** 24 tuples, for whoever prints or hashes it
+LONG_NUMBER = b"\x8a\xff" + b"\x7f" * 255
+
+
+def text(value: str) -> bytes:
+    """Return the opcodes of a text."""
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def weights(
+    key: bytes = text("0"),
+    count: bytes = b"K\4",
+    shape: bytes = b"K\4\x85",
+    strides: bytes = b"K\1\x85",
+    more: bytes = b"",
+    order: bytes = b")",
+) -> bytes:
+    """Return a pickle of one tensor, parts of which are other opcodes."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + key + text("cpu") + count
+    ordered = b"\x89ccollections\nOrderedDict\n" + order + b"R"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + more + b"tQK\0" + shape + strides
+    return b"\x80\2}" + text("w") + tensor + ordered + b"tRs."
+
+
+def old_file(content: bytes, keys: bytes = b"\x80\2](" + text("0") + b"e.") -> bytes:
+    parts: tuple[Any, ...] = (0x1950A86A20F9469CFC6C, 1001, {})
+    head = b"".join(pickle.dumps(part, 2) for part in parts)
+    return head + content + keys + struct.pack("<q4f", 4, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"key": NESTED},
+        {"key": text("9" * 200)},
+        {"key": b"K\0"},
+        {"count": NESTED},
+        {"count": LONG_NUMBER},
+        {"shape": NESTED},
+        {"shape": NESTED + b"\x85"},
+        {"shape": b"(" + LONG_NUMBER * 1_000 + b"t"},
+        {"shape": b"(" + b"K\1" * 65 + b"t", "strides": b"(" + b"K\1" * 65 + b"t"},
+        {"strides": NESTED},
+        {"strides": b"\x8a\5\0\0\0\0\1\x85"},  # 16 GB lie between one value and the next
+        {"strides": b")"},
+        {"order": b"(](" + NESTED + b"K\1\x86et"},
+        {"order": b")R](" + NESTED + b"K\1\x86eb)"},
+        {"more": b"(" + NESTED + b"K\0K\4t"},
+    ],
+)
+def test_weights_of_endless_tuples_and_numbers_are_refused_at_once(
+    tmp_path: Path, change: dict[str, bytes], old: bool
+) -> None:
+    file = tmp_path / "w.pt"
+    if old:
+        file.write_bytes(old_file(weights(**{"more": b"N", **change})))
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("w/data.pkl", weights(**change))
+            archive.writestr("w/version", b"3\n")
+            archive.writestr("w/data/0", struct.pack("<4f", 1, 2, 3, 4))
+    if change:
+        refused(lambda: check_checkpoint(file), "cannot load")
+    else:
+        check_checkpoint(file)
+        assert torch.load(file, weights_only=True)["w"].tolist() == [1, 2, 3, 4]
+
+
+def test_keys_of_old_weights_are_texts(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    for keys in (b"\x80\2](" + NESTED + b"e.", b"\x80\2" + text("0") + b"."):
+        file.write_bytes(old_file(weights(more=b"N"), keys))
+        refused(lambda: check_checkpoint(file), "nothing that torch.save writes")
+    numbers = b"".join(
+        b"\x8a\x10" + (n * (2**61 - 1) + 2**100).to_bytes(16, "little") + b"N" for n in range(4)
+    )  # all of one hash
+    file.write_bytes(old_file(b"\x80\2}(" + numbers + b"u."))
+    refused(lambda: check_checkpoint(file), "a key that is no name")
+
+
+def packed(*names: str) -> bytes:
+    """Return an archive of harmless weights under such names."""
+    found = io.BytesIO()
+    with zipfile.ZipFile(found, "w") as archive:
+        for name in names:
+            archive.writestr(name, weights() if name.lower().endswith(".pkl") else bytes(16))
+    return found.getvalue()
+
+
+def patched(data: bytes, at: int, number: int) -> bytes:
+    """Return an archive of `torch.save` with another number in its last records."""
+    at += len(data)
+    return data[:at] + struct.pack("<Q", number) + data[at + 8 :]
+
+
+AMBIGUOUS: dict[str, Callable[[bytes], bytes]] = {
+    "an archive in front": lambda data: packed("w/data.pkl", "w/data/0") + data,
+    "an archive behind": lambda data: data + packed("w/data.pkl", "w/data/0"),
+    "its own copy in front": lambda data: data + data,
+    "data in front": lambda data: b"PK\3\4" + data,
+    "data behind": lambda data: data + b"\0",
+    "a comment": lambda data: data[:-2] + b"\4\0more",
+    "a directory elsewhere": lambda data: patched(data, 48 - 98, 4),
+    "a shorter directory": lambda data: patched(data, 40 - 98, 47),
+    "fewer members": lambda data: patched(data, 32 - 98, 1),
+    "a longer record": lambda data: patched(data, 4 - 98, 45),
+    "a record elsewhere": lambda data: patched(data, 8 + 56 - 98, 0),
+    "a name twice": lambda _: packed("w/data.pkl", "w/data/0", "w/data/1").replace(b"/1", b"/0"),
+    "a name in capitals": lambda _: packed("w/DATA.pkl", "w/data/0", "w/data.pkl"),
+    "half a name": lambda _: packed("w/data.pkl", "w/data/0", "w/data/01").replace(b"01", b"0\0"),
+    "no member": lambda _: packed(),
+}
+
+
+@pytest.mark.parametrize("what", AMBIGUOUS)
+def test_an_archive_that_readers_may_take_for_two_is_refused(tmp_path: Path, what: str) -> None:
+    """PyTorch takes each place in it as it is written; Python allows for data in front of all."""
+    file = tmp_path / "w.pt"
+    torch.save({"w": torch.ones(4)}, file)
+    check_checkpoint(file)
+    file.write_bytes(AMBIGUOUS[what](file.read_bytes()))
+    refused(lambda: check_checkpoint(file), "cannot load")
+
+
+def test_weights_are_found_whatever_the_case_of_their_name(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("w/DATA.PKL", pickle.dumps(Runs(tmp_path / "executed"), 2))
+    refused(lambda: check_checkpoint(file), "asks to run")
+    torch.save({"w": torch.rand(100)}, file)
+    rewrite(file, lambda name, data: data, zipfile.ZIP_DEFLATED)
+    refused(lambda: check_checkpoint(file), "packed members")
+
+
 def forged(header: Any, data: bytes = bytes(16), length: int | None = None) -> bytes:
     """Return a safetensors file with any header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -371,6 +587,100 @@ def test_arrays_that_claim_more_than_they_hold(tmp_path: Path) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("text.npy", bytes(100 << 20))
     refused(lambda: read_features(file), "that unpack to 104,857,600")
+
+
+@pytest.mark.parametrize("descr", ["<U0", "|S0", "|V0"])
+def test_elements_of_no_size_are_refused(tmp_path: Path, descr: str) -> None:
+    """Of them an array of any length takes no bytes."""
+    header = io.BytesIO()
+    about = {"descr": descr, "fortran_order": False, "shape": (200_000_000,)}
+    np.lib.format.write_array_header_1_0(header, about)
+    np.savez(tmp_path / "f.npz", **arrays())
+    file = rewrite(
+        tmp_path / "f.npz",
+        lambda name, data: header.getvalue() if name == "classnames.npy" else data,
+    )
+    refused(lambda: read_features(file), "elements of no size")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_very_many_features_of_no_columns_are_refused(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"f.{suffix}"
+    if suffix == "npz":
+        np.savez(file, **{**arrays(), "text": np.zeros((TERABYTES, 0), np.float32)})
+    else:
+        content = {**arrays(), "text": np.zeros((TERABYTES, 0), np.float32)}
+        names = json.dumps(content.pop("classnames").tolist())
+        safetensors.numpy.save_file(content, file, {"classnames": names})
+    refused(lambda: read_features(file), "rows, d|has .* rows")
+
+
+# Tables.
+
+
+def test_a_table_of_terabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "words.txt").open("wb") as opened:
+        opened.truncate(1 << 40)  # a sparse file takes no room on the disk
+    refused(lambda: read_table(tmp_path / "words.txt", 1), "at most are read")
+
+
+# Pickles of images.
+
+
+def pickled(function: str, arguments: bytes) -> bytes:
+    return f"c{function}\n".encode() + arguments + b"R"
+
+
+NAMED = b"\x80\2" + text("x" * 100_000) + b"q\1"  # remembered as number 1
+ENCODED = pickled("_codecs\nencode", b"h\1" + text("latin1") + b"\x86")
+UINT8 = pickled("numpy\ndtype", text("u1") + b"\x85") + b"q\2"
+ARRAY = pickled("numpy.core.multiarray\n_reconstruct", b")")
+STATE = b"(K\1J\xa0\x86\1\0\x85h\2\x89h\1tb"
+HOSTILE = {
+    "bytes again and again": (NAMED + b"](" + ENCODED * 3 + b"e.", "more bytes than it holds"),
+    "arrays again and again": (
+        NAMED + UINT8 + b"](" + (ARRAY + STATE) * 3 + b"e.", "more bytes than it holds"
+    ),
+    "a type of tuples": (pickled("numpy\ndtype", NESTED + b"\x85") + b".", "expected uint8"),
+    "an encoding of tuples": (
+        pickled("_codecs\nencode", text("x") + NESTED + b"\x86") + b".", "another encoding"
+    ),
+    "a text of tuples": (
+        pickled("_codecs\nencode", NESTED + text("latin1") + b"\x86") + b".", "another encoding"
+    ),
+    "numbers of one hash": (b"}" + LONG_NUMBER + b"Ns.", "no text"),
+    "a shape of tuples": (
+        NAMED + UINT8 + ARRAY + STATE.replace(b"J\xa0\x86\1\0", NESTED) + b".", "integer"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_pickles_of_images_take_no_more_than_they_hold(what: str) -> None:
+    data, match = HOSTILE[what]
+
+    def read() -> Any:
+        try:
+            return PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+        except Exception as error:
+            raise UserError(str(error)) from error
+
+    refused(read, match)
+
+
+def test_bytes_and_arrays_as_others_pickle_them_are_read() -> None:
+    content: dict[str, Any] = {
+        "a": [b"one", bytes(range(256))],
+        "b": np.arange(200, dtype=np.uint8),
+    }
+    for protocol in range(5):
+        file = io.BytesIO(b"before" + pickle.dumps(content, protocol))
+        file.seek(6)
+        found = PlainUnpickler(file, encoding="latin1").load()
+        assert found["a"] == content["a"]
+        assert np.array_equal(found["b"].pixels, content["b"])
+    read = PlainUnpickler(io.BytesIO(NAMED + UINT8 + ARRAY + STATE + b".")).load()
+    assert read.pixels.tobytes() == b"x" * 100_000
 
 
 def test_damaged_features_never_surprise(tmp_path: Path) -> None:
@@ -478,7 +788,7 @@ SETTINGS = {
     "out of range": ("epochs: 0", "greater than or equal to 1"),
     "long": ("epochs: " + "many" * 10_000, "epochs: .*[.]{3}"),
     "escapes": ('epochs: "\\e[2J\\u202e"', r"\\x1b\[2J\\u202e"),
-    "too large": (b"#" * (17 << 20), "more than 16 MiB"),
+    "too large": (b"#" * (17 << 20), "more than 2 MiB"),
 }
 
 

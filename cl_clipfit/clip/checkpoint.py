@@ -5,29 +5,29 @@ once by an unpickler that knows stand-ins alone: it calls nothing, and finds out
 `torch.load(weights_only=True)` would meet. `.safetensors` files hold no code.
 """
 
-import json
 import math
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import safetensors
 
+from cl_clipfit.clip.configuration import check_config
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import read_bytes
 
 SUFFIXES = (".safetensors", ".bin", ".pth")  # that open_clip looks for in a folder
 LARGEST_PICKLE = 64 << 20  # bytes; the weights themselves lie beside it
 MOST_PACKED = 4  # times its size that a file may unpack to; weights hardly shrink
-MOST_SIZE = 1_000_000  # of one number in a model's configuration
-MOST_BLOCKS = 1_000
+MOST_AXES, MOST_ALONG = 64, 1 << 48  # of a tensor, and its values along one of them
+LONGEST_KEY = 100  # characters of a storage's key, which are the digits of a number
 _ITEM_BYTES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
     "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
     "BoolStorage": 1,
 }  # fmt: skip
+# Bytes of an archive's two last records: start of its directory, bytes of that, members.
+_NARROW, _WIDE = ((16, 20), (12, 16), (10, 12)), ((48, 56), (40, 48), (32, 40))
 _PLAIN_OPCODES = (
     "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT",
     "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
@@ -70,8 +70,9 @@ def check_checkpoint(file: Path) -> None:
 def _check_archive(file: Path) -> None:
     """Check what `torch.save` (or NumPy) writes: pickles and, beside them, bytes of weights."""
     with zipfile.ZipFile(file) as archive:
-        members = {member.filename: member.file_size for member in archive.infolist()}
-        held, size = sum(members.values()), file.stat().st_size
+        held, size = sum(m.file_size for m in archive.infolist()), file.stat().st_size
+        # PyTorch finds members whatever their case.
+        members = {m.filename.lower(): m.file_size for m in archive.infolist()}
         if any("/code/" in f"/{name}" for name in members):
             raise UserError(
                 f"{file} is a TorchScript archive: it holds a program, which is not run. Take the"
@@ -80,26 +81,81 @@ def _check_archive(file: Path) -> None:
             )
         if held > MOST_PACKED * size:
             raise ValueError(f"{size:,} bytes that unpack to {held:,}")
-        for name in members:
+        if file.suffix != ".npz":  # which NumPy reads, by zipfile as it is read here
+            with file.open("rb") as opened:
+                _check_layout(archive, opened, size)
+        for member in archive.infolist():
+            name = member.filename.lower()
             if name == "data.pkl" or name.endswith("/data.pkl"):
-                if members[name] > LARGEST_PICKLE:
-                    raise ValueError(f"{name} has {members[name]:,} bytes")
+                if member.file_size > LARGEST_PICKLE:
+                    raise ValueError(f"{name} has {member.file_size:,} bytes")
                 folder = name.removesuffix("data.pkl")
-                with archive.open(name) as content:
+                with archive.open(member) as content:
                     reader = _Reader(content)
                     reader.load()
                 for key, count in reader.storages.items():
-                    if members.get(f"{folder}data/{key}", -1) < count:
+                    if members.get(f"{folder}data/{key.lower()}", -1) < count:
                         raise ValueError(f"it holds fewer values than it says ({count:,} bytes)")
 
 
+def _check_layout(archive: zipfile.ZipFile, file: IO[bytes], size: int) -> None:
+    """Refuse an archive that PyTorch's reader and Python's could take for two different ones.
+
+    Python's finds its way round data before and behind the archive; PyTorch's takes each place as
+    it is written. What `torch.save` writes has nothing there.
+    """
+    members = archive.infolist()
+    names = {member.filename.lower() for member in members}
+    start, count = _directory(file, size)
+    whole = start == archive.start_dir and count == len(members) == len(names)
+    if not (whole and members and members[0].header_offset == 0):
+        raise ValueError("an archive within other data, or of several parts: save it anew")
+    for member in members:
+        stored = member.compress_type == zipfile.ZIP_STORED
+        plain = member.filename == member.orig_filename and _is_plain(member.extra)
+        if not (stored and plain and member.compress_size == member.file_size):
+            raise ValueError("an archive of packed members, which torch.save does not write")
+
+
+def _directory(file: IO[bytes], size: int) -> tuple[int, int]:
+    """Return where an archive says that its directory starts, and of how many members it is.
+
+    Raises:
+        ValueError: the records that say so are not the last bytes of the file, in their order.
+    """
+    file.seek(max(0, size - 98))
+    tail = file.read(98).rjust(98, b"\0")
+    wide, locator, end = tail[:56], tail[56:76], tail[76:]
+    start, length, count = (int.from_bytes(end[i:j], "little") for i, j in _NARROW)
+    stop = size - len(end)
+    if locator.startswith(b"PK\6\7"):  # torch.save writes the wide record whatever the size
+        stop = size - len(tail)
+        known = wide[:12] == b"PK\6\6" + (44).to_bytes(8, "little")
+        if not known or int.from_bytes(locator[8:16], "little") != stop:
+            raise ValueError("an archive whose directory is elsewhere than it says")
+        start, length, count = (int.from_bytes(wide[i:j], "little") for i, j in _WIDE)
+    if not end.startswith(b"PK\5\6") or end[20:] != b"\0\0" or start + length != stop:
+        raise ValueError("an archive with other data behind it: save it anew")
+    return start, count
+
+
+def _is_plain(extra: bytes) -> bool:
+    """Tell whether a member has at most one extra field, that of sizes beyond 4 GiB."""
+    return not extra or (
+        extra[:2] == b"\1\0" and int.from_bytes(extra[2:4], "little") == len(extra) - 4
+    )
+
+
 def _check_old_pickle(file: IO[bytes], size: int) -> None:
-    """Check what `torch.save` wrote before PyTorch 1.6: four pickles in a row, then the weights."""
+    """Check what `torch.save` wrote before PyTorch 1.6: five pickles in a row, then the weights."""
     storages: dict[str, int] = {}
     for _ in range(4):
         reader = _Reader(file)
         reader.load()
         storages |= reader.storages
+    keys = _Reader(file).load()
+    if type(keys) is not list or any(type(key) is not str for key in keys):
+        raise ValueError("nothing that torch.save writes")
     if sum(storages.values()) > size:
         raise ValueError(f"it says that it holds {sum(storages.values()):,} bytes, of {size:,}")
 
@@ -108,12 +164,15 @@ class _Mapping(dict[Any, Any]):
     """A mapping of names, or of numbers as optimisers have; other keys may hash without end."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if not isinstance(key, str | int):
+        # Of longer numbers very many have the same hash.
+        if type(key) is not str and not (isinstance(key, int) and abs(key) < MOST_ALONG):
             raise pickle.UnpicklingError("a key that is no name")
         super().__setitem__(key, value)
 
     def __setstate__(self, state: Any) -> None:
-        """Take no notice of the versions that PyTorch keeps beside a state."""
+        """Take no notice of the versions that PyTorch keeps beside a state, which is a mapping."""
+        if not isinstance(state, _Mapping):
+            raise pickle.UnpicklingError("a mapping of an unknown state")
 
 
 class _Storage:
@@ -128,6 +187,15 @@ class _Storage:
         raise pickle.UnpicklingError("it asks to change a storage, which is refused")
 
 
+def _are_sizes(values: Any) -> bool:
+    """Tell whether these are few numbers and none is huge: others may be printed without end."""
+    return (
+        type(values) is tuple
+        and len(values) <= MOST_AXES
+        and all(type(n) is int and 0 <= n < MOST_ALONG for n in values)
+    )
+
+
 class _Call:
     """What a pickle may call: its own name, as data."""
 
@@ -137,16 +205,18 @@ class _Call:
         self.name = name
 
     def __call__(self, *arguments: Any) -> Any:
-        if self.name == "OrderedDict":
+        if self.name == "OrderedDict" and not arguments:  # its keys come later, one by one
             return _Mapping()
         if self.name == "_rebuild_parameter":
             return arguments[0]
         if self.name != "_rebuild_tensor_v2":
             raise pickle.UnpicklingError(f"it asks to call {self.name}, which is refused")
-        storage, offset, shape = arguments[:3]
-        if not all(type(n) is int and n >= 0 for n in (offset, *shape)):
-            raise pickle.UnpicklingError(f"a tensor of shape {shape}")
-        if math.prod(shape) > storage.count:
+        storage, offset, shape, strides = arguments[:4]
+        if not (type(storage) is _Storage and _are_sizes((offset,))
+                and _are_sizes(shape) and _are_sizes(strides)):  # fmt: skip
+            raise pickle.UnpicklingError("a tensor whose shape is no shape")
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if math.prod(shape) > storage.count or (0 not in shape and last >= storage.count):
             raise pickle.UnpicklingError(f"a tensor {shape} made of {storage.count:,} values")
         return None
 
@@ -192,10 +262,12 @@ class _Reader(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """Note a storage, whose bytes lie elsewhere in the file."""
         kind, of, key, _, count = pid[:5]
-        item = _ITEM_BYTES.get(of.name)
-        if kind != "storage" or item is None or type(count) is not int or count < 0:
+        item = _ITEM_BYTES.get(of.name) if type(of) is _Call else None
+        known = type(key) is str and len(key) < LONGEST_KEY and _are_sizes((count,))
+        # Old files have a sixth entry for views of a storage; none of CLIP is that old.
+        if kind != "storage" or item is None or not known or pid[5:] not in ((), (None,)):
             raise pickle.UnpicklingError("weights of an unknown kind")
-        self.storages[str(key)] = max(self.storages.get(str(key), 0), count * item)
+        self.storages[key] = max(self.storages.get(key, 0), count * item)
         return _Storage(count, item)
 
 
@@ -215,54 +287,3 @@ def check_folder(folder: Path) -> None:
     for file in files:
         check_checkpoint(file)
     check_config(config, max(file.stat().st_size for file in files))
-
-
-def check_config(file: Path, size: int) -> None:
-    """Refuse a configuration of a model far larger than its weights, before it is built.
-
-    Args:
-        file: `open_clip_config.json`.
-        size: bytes of the weights.
-
-    Raises:
-        UserError: it is such a one, asks for code of its own, or is no JSON.
-    """
-    try:
-        model = json.loads(read_bytes(file))["model_cfg"]
-        towers = [part for part in model.values() if isinstance(part, dict)]
-        numbers = [n for part in (model, *towers) for n in _numbers(part)]
-        values = sum(_least_values(tower) for tower in towers)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is no configuration of a model: {error!r:.200}") from error
-    if _runs_code(model):
-        raise UserError(
-            f"{file} has trust_remote_code: it would run code that comes with the model: take it"
-            " out if the tokenizer works without"
-        )
-    if max(numbers, default=0) > MOST_SIZE or values > size:  # no value takes less than a byte
-        raise UserError(f"{file} asks for a model far larger than its weights, {size:,} bytes")
-
-
-def _runs_code(value: Any) -> bool:
-    """Tell whether a configuration asks for code of its own, anywhere in it."""
-    if isinstance(value, list):
-        return any(map(_runs_code, value))
-    if not isinstance(value, dict):
-        return False
-    return bool(value.get("trust_remote_code")) or any(map(_runs_code, value.values()))
-
-
-def _numbers(part: Mapping[str, Any]) -> Iterator[float]:
-    for value in part.values():
-        yield from (n for n in (value if isinstance(value, list) else [value])
-                    if isinstance(n, int | float))  # fmt: skip
-
-
-def _least_values(tower: Mapping[str, Any]) -> int:
-    """Return how many values a transformer of such a configuration has at least."""
-    layers, width = tower.get("layers", 0), tower.get("width", 0)
-    if isinstance(layers, list):  # of a ResNet
-        layers = sum(layers)
-    if layers > MOST_BLOCKS:
-        return layers * MOST_SIZE
-    return 4 * layers * width**2 + tower.get("vocab_size", 0) * width

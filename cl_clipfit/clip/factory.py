@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cl_clipfit.clip.checkpoint import check_checkpoint, check_config, check_folder
+from cl_clipfit.clip.checkpoint import check_checkpoint, check_folder
 from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity, Precision
+from cl_clipfit.clip.configuration import check_config
 from cl_clipfit.clip.weights import (
     MINI,
     MINI_FOLDER,

@@ -88,6 +88,8 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
             shape, _, dtype = read(content)
             if dtype.hasobject:
                 raise ValueError(f"{member.filename} holds objects, which could run code")
+            if dtype.itemsize == 0:  # any number of them takes no bytes
+                raise ValueError(f"{member.filename} holds elements of no size")
             if math.prod(shape) * dtype.itemsize != member.file_size - content.tell():
                 raise ValueError(f"{member.filename} says {dtype} {shape}, and holds other bytes")
 
@@ -105,7 +107,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
 
 def _matrix(file: Path, key: str, values: Any) -> Tensor:
     values = np.asarray(values)
-    if values.ndim != 2 or values.dtype.kind != "f" or not len(values):
+    if values.ndim != 2 or values.dtype.kind != "f" or not values.size:
         raise UserError(f"{file}: {key} must be floating-point (rows, d), not"
                         f" {values.dtype} {values.shape}")  # fmt: skip
     with np.errstate(over="ignore"):  # what is beyond fp32 is told below

@@ -19,6 +19,7 @@ from cl_clipfit.data.download import cache_folder
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import DataRequest, ImageSet, Source
 from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.files import read_bytes
 
 TEMPLATES = ("a photo of a {}.",)
 BY_HAND = (
@@ -144,10 +145,12 @@ def read_table(file: Path, columns: int, separator: str | None = None) -> list[l
     """Read the lines of a text file; the last column takes what is left of a line.
 
     Raises:
-        UserError: it cannot be read as text, or a line has fewer columns.
+        UserError: it cannot be read as text, is far larger than any such file, or a line has fewer
+            columns.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        file.stat()  # `read_bytes` takes what is missing for part of a run
+        lines = read_bytes(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as text: {error}") from error
     rows = [line.strip().split(separator, columns - 1) for line in lines if line.strip()]

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -10,16 +10,17 @@ import numpy as np
 class PickledBytes:
     """What a pickled array says of itself. Only bytes that are in the file are ever read."""
 
-    __slots__ = ("pixels",)
+    __slots__ = ("_encode", "pixels")
 
-    def __init__(self) -> None:
+    def __init__(self, encode: Callable[[str], bytes]) -> None:
+        self._encode = encode
         self.pixels: np.ndarray | None = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, column_major, raw = state
         if not isinstance(dtype, _Bytes) or column_major:
             raise pickle.UnpicklingError("an array of another type than uint8, row by row")
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # written by Python 2
+        raw = self._encode(raw) if isinstance(raw, str) else raw  # written by Python 2
         self.pixels = np.frombuffer(raw, np.uint8).reshape(shape)
 
 
@@ -49,28 +50,34 @@ class _Call:
 
 def _dtype(name: Any, *_: Any) -> _Bytes:
     if name not in ("u1", "|u1"):
-        raise pickle.UnpicklingError(f"an array of {name}, expected uint8")
+        shown = name if isinstance(name, str) else "another type"  # tuples may print without end
+        raise pickle.UnpicklingError(f"an array of {shown}, expected uint8")
     return _Bytes()
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
+class _Latin1:
+    """Returns the bytes of texts: each once, so that they are no more than a file has."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._tell, self._start, self._encoded = file.tell, file.tell(), 0
+
+    def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
+        if not (type(text) is type(encoding) is str and encoding == "latin1"):
+            raise pickle.UnpicklingError("bytes in another encoding than latin1")
+        self._encoded += len(text)
+        if self._encoded > self._tell() - self._start:
+            raise pickle.UnpicklingError("it asks for more bytes than it holds")
+        return text.encode("latin1")
 
 
 def _refuse_array(*_: Any) -> None:
     raise pickle.UnpicklingError("it asks to build an array over memory, which is refused")
 
 
-_ARRAY = _Call(lambda *_: PickledBytes())
 # Stand-ins for what NumPy's pickles name: NumPy's own would build arrays over any address.
 _ADMITTED = {
     ("numpy", "ndarray"): _Call(_refuse_array),  # named in every array's pickle, never called
     ("numpy", "dtype"): _Call(_dtype),
-    ("numpy.core.multiarray", "_reconstruct"): _ARRAY,
-    ("numpy._core.multiarray", "_reconstruct"): _ARRAY,
-    ("_codecs", "encode"): _Call(_latin1),  # how Python 3 writes bytes for Python 2
 }
 
 
@@ -78,7 +85,7 @@ class _Mapping(dict[Any, Any]):
     """What a pickle's mapping becomes; tuples of tuples as its keys would hash without end."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if not isinstance(key, str | bytes | int):
+        if not isinstance(key, str | bytes):  # very many numbers have the same hash
             raise pickle.UnpicklingError("a key that is no text")
         super().__setitem__(key, value)
 
@@ -92,6 +99,16 @@ class PlainUnpickler(pickle._Unpickler):
 
     append: Any  # to what was read; set while it reads
     pop_mark: Any
+
+    def __init__(self, file: IO[bytes], **options: Any) -> None:
+        super().__init__(file, **options)
+        encode = _Latin1(file)  # knows nothing of this reader, whose memory goes with it
+        array = _Call(lambda *_: PickledBytes(encode))
+        self._admitted = _ADMITTED | {
+            ("numpy.core.multiarray", "_reconstruct"): array,
+            ("numpy._core.multiarray", "_reconstruct"): array,
+            ("_codecs", "encode"): _Call(encode),  # how Python 3 writes bytes for Python 2
+        }
 
     dispatch: ClassVar[Any] = {
         code: read
@@ -116,6 +133,6 @@ class PlainUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for a name, or refuse it."""
-        if (module, name) not in _ADMITTED:
+        if (module, name) not in self._admitted:
             raise pickle.UnpicklingError(f"it asks to run {module}.{name}, which is refused")
-        return _ADMITTED[module, name]
+        return self._admitted[module, name]

@@ -15,7 +15,7 @@ from cl_clipfit.data.formats.folders import plain_name
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import sha256
+from cl_clipfit.files import read_bytes, sha256
 
 FORMS = (
     '{"train": [[PATH, LABEL, CLASS NAME], ...], "val": ..., "test": ...}, or'
@@ -27,10 +27,11 @@ def read_json(file: Path) -> tuple[Any, str]:
     """Return what a JSON file holds, and the SHA-256 hash of its bytes.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is far larger than any such file.
     """
     try:
-        data = file.read_bytes()
+        file.stat()  # `read_bytes` takes what is missing for part of a run
+        data = read_bytes(file)
         return json.loads(data), sha256(data)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
