@@ -1,8 +1,10 @@
 """Shared pieces: a tiny random CLIP and a tiny stream of generated images."""
 
 import functools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -11,10 +13,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from open_clip.transform import PreprocessCfg
 
+from cl_clipfit.cli import main
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.files import write_atomic
 from cl_clipfit.report import figures, landscapes
+from cl_clipfit.strategy import CLIPStrategy
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -115,3 +119,36 @@ def _one_thread() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep features and data sets of tests out of the user's cache."""
     monkeypatch.setenv("CL_CLIPFIT_DATA", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function: give a command that is refused; return the line that says why."""
+
+    def attempt(*command: str | Path) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in command]) == 2
+        *_, line = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return attempt
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function: let SIGTERM come in the nth step from now on; 0: in none."""
+    update = CLIPStrategy._before_update
+
+    def arm(number: int) -> None:
+        calls = [0]
+
+        def counted(self: CLIPStrategy, **kwargs: Any) -> None:
+            calls[0] += 1
+            if calls[0] == number:
+                signal.raise_signal(signal.SIGTERM)
+            update(self, **kwargs)
+
+        monkeypatch.setattr(CLIPStrategy, "_before_update", counted)
+
+    return arm

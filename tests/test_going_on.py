@@ -73,18 +73,6 @@ def stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return folder
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def attempt(*command: str | Path) -> str:
-        capsys.readouterr()
-        assert run(*command) == 2
-        *_, line = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return attempt
-
-
 @pytest.mark.parametrize("method", MERGES)
 @pytest.mark.parametrize("place", ["append", "save_result"])
 def test_a_stopped_merge_says_how_it_goes_on(

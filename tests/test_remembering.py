@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,25 +60,6 @@ def run(*arguments: str | Path) -> int:
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function: let a signal come in the nth step from now on; 0: none."""
-    update = CLIPStrategy._before_update
-
-    def arm(number: int) -> None:
-        calls = [0]
-
-        def counted(self: CLIPStrategy, **kwargs: Any) -> None:
-            calls[0] += 1
-            if calls[0] == number:
-                signal.raise_signal(signal.SIGTERM)
-            update(self, **kwargs)
-
-        monkeypatch.setattr(CLIPStrategy, "_before_update", counted)
-
-    return arm
-
-
-@pytest.fixture
 def unfinished(tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]) -> Path:
     """Return the folder of a run that was stopped in the midst of task 1's second epoch."""
     stop_at(8)
@@ -88,18 +68,6 @@ def unfinished(tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     (folder,) = (tmp_path / "runs").glob("*-s0-*")
     return folder
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def attempt(*command: str | Path) -> str:
-        capsys.readouterr()
-        assert run(*command) == 2
-        *_, line = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return attempt
 
 
 def strategy_file(folder: Path, before: str = "", after: str = "") -> Path:

@@ -1,6 +1,5 @@
 """A run that was killed or stopped goes on, and ends as it would have, bit for bit."""
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from benchmarks.faults.job import artefacts
 from cl_clipfit.checkpoints import Checkpoints
 from cl_clipfit.cli import main
 from cl_clipfit.registry import Registry
-from cl_clipfit.strategy import CLIPStrategy
 from tests.conftest import TINY
 
 METHODS = [e.name for e in Registry().entries("strategies") if e.name != "zero-shot"]
@@ -44,24 +42,6 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield arm
     monkeypatch.undo()
-
-
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function: let a signal come in the nth step."""
-
-    def arm(number: int) -> None:
-        update, calls = CLIPStrategy._before_update, [0]
-
-        def counted(self: CLIPStrategy, **kwargs: Any) -> None:
-            calls[0] += 1
-            if calls[0] == number:
-                signal.raise_signal(signal.SIGTERM)
-            update(self, **kwargs)
-
-        monkeypatch.setattr(CLIPStrategy, "_before_update", counted)
-
-    return arm
 
 
 @pytest.mark.parametrize("method", METHODS)
