@@ -125,22 +125,34 @@ def _work(work: Callable[[], int], log: Path) -> NoReturn:
         os._exit(code)
 
 
-def wait(pid: int, kill_after: float | None = None, number: int = signal.SIGKILL) -> int:
+def wait(
+    pid: int,
+    kill_after: float | None = None,
+    number: int = signal.SIGKILL,
+    ready: Callable[[], bool] | None = None,
+) -> int:
     """Wait for a process, and perhaps send it a signal.
 
     Args:
         pid: of a child.
         kill_after: seconds until the signal; None lets it end, within `DEADLINE_SECONDS`.
         number: of the signal; after any but SIGKILL it ends by itself, within the same time.
+        ready: tells whether what the seconds are counted from has happened; default the start.
 
     Returns:
         its exit code; minus the signal's number where a signal ended it; `HUNG`.
     """
-    end = time.monotonic() + (DEADLINE_SECONDS if kill_after is None else kill_after)
+    limit = time.monotonic() + DEADLINE_SECONDS
+    end = limit if kill_after is None else time.monotonic() + kill_after
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        if ready is not None and kill_after is not None:
+            if ready():
+                ready = None
+            elif time.monotonic() < limit:
+                end = time.monotonic() + kill_after
         if time.monotonic() >= end and kill_after is not None and number != signal.SIGKILL:
             os.kill(pid, number)
             return wait(pid)
@@ -267,3 +279,9 @@ class Bench:
                 raise UserError(f"the unbroken run fails: {place.said().strip().splitlines()[-1:]}")
             self._whole[key] = place, artefacts(place.output), seconds
         return self._whole[key]
+
+    def training_seconds(self, strategy: str) -> float:
+        """Return how long an unbroken run trains, evaluates and merges."""
+        (run,) = run_folders(self.unbroken(strategy)[0].output)
+        timings = json.loads((run / "result.json").read_bytes())["timings"]
+        return float(sum(sum(timings[f"{part}_seconds"]) for part in ("train", "measure", "eval")))

@@ -4,8 +4,11 @@ The first of a trial is SIGKILL; a restart is killed by it, or stopped by SIGTER
 """
 
 import random
+import shutil
 import signal
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from benchmarks.faults.job import (
     STRATEGIES,
@@ -25,32 +28,63 @@ from cl_clipfit.checkpoints import Checkpoints
 MOST_KILLS = 5  # of one trial; then it may end
 SHARE_AGAIN = 0.5  # of restarts that are killed too
 BROKEN = (-signal.SIGKILL, 128 + signal.SIGTERM, -signal.SIGTERM)  # the last before it handles it
+SHARE_IN_TRAINING = 0.5  # of moments; of the job's time training takes a small part
 SHARE_STOPPED = 0.5  # of these, by SIGTERM, which lets them write a checkpoint within an epoch
 
 
 def kill_at_random(bench: Bench, campaign: Campaign, trials: int, draws: random.Random) -> None:
     """Kill jobs, start them again, and compare what they leave with an unbroken run's.
 
-    Moments are drawn uniformly over the time that an unbroken run takes, from its start to the last
-    file it writes.
+    Half of the moments are drawn uniformly over the time that an unbroken run takes, from its start
+    to the last file it writes; half over the time of training, from the first checkpoint of the process on.
     """
     for number in range(trials):
         strategy = STRATEGIES[number % len(STRATEGIES)]
-        _, wanted, seconds = bench.unbroken(strategy)
+        _, wanted, _ = bench.unbroken(strategy)
         with bench.place(f"kill-{number}", campaign) as place:
             for attempt in range(MOST_KILLS + 1):
-                again = attempt == 0 or draws.random() < SHARE_AGAIN
-                moment = draws.uniform(0, seconds)
-                dies = again and attempt < MOST_KILLS
-                child = start(partial(run_job, place, strategy, "--quiet"), place.log())
-                stops = attempt > 0 and draws.random() < SHARE_STOPPED
-                sent = signal.SIGTERM if stops else signal.SIGKILL
-                code = wait(child, moment if dies else None, sent)
+                if attempt < MOST_KILLS and (attempt == 0 or draws.random() < SHARE_AGAIN):
+                    code = _break(bench, campaign, place, strategy, draws, attempt == 0)
+                else:
+                    code = wait(start(partial(run_job, place, strategy, "--quiet"), place.log()))
                 if code not in BROKEN:
                     break
-                _count(campaign, place, code)
             campaign.count("files_half_written_by_the_killed", left_over(place.output))
             campaign.end_trial(problem(place, code, wanted))
+
+
+def _break(
+    bench: Bench, campaign: Campaign, place: Place, strategy: str, draws: random.Random, first: bool
+) -> int:
+    """Start the job and break it; the first of a trial is killed for certain, however quick it is.
+
+    Returns:
+        the exit code of the process.
+    """
+    number = signal.SIGTERM if not first and draws.random() < SHARE_STOPPED else signal.SIGKILL
+    ready: Callable[[], bool] | None = None
+    seconds = bench.unbroken(strategy)[2]
+    if draws.random() < SHARE_IN_TRAINING:
+        seconds = bench.training_seconds(strategy)
+        ready = partial(_more_checkpoints, place, _checkpoints(place))
+    while True:
+        child = start(partial(run_job, place, strategy, "--quiet"), place.log())
+        code = wait(child, draws.uniform(0, seconds), number, ready)
+        if code in BROKEN:
+            _count(campaign, place, code)
+        elif code == 0 and first:  # it was quicker than the unbroken one: once more, from nothing
+            campaign.count("ended_before_the_kill")
+            shutil.rmtree(place.output)
+            continue
+        return code
+
+
+def _checkpoints(place: Place) -> set[Path]:
+    return {*place.output.glob("*/checkpoints/*.safetensors")}
+
+
+def _more_checkpoints(place: Place, before: set[Path]) -> bool:
+    return bool(_checkpoints(place) - before)
 
 
 def _count(campaign: Campaign, place: Place, code: int) -> None:
