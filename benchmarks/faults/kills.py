@@ -36,7 +36,8 @@ def kill_at_random(bench: Bench, campaign: Campaign, trials: int, draws: random.
     """Kill jobs, start them again, and compare what they leave with an unbroken run's.
 
     Half of the moments are drawn uniformly over the time that an unbroken run takes, from its start
-    to the last file it writes; half over the time of training, from the first checkpoint of the process on.
+    to the last file it writes; half over the time of training, from the first checkpoint on that
+    the process writes.
     """
     for number in range(trials):
         strategy = STRATEGIES[number % len(STRATEGIES)]
