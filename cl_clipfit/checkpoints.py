@@ -68,7 +68,7 @@ class Checkpoints:
         file = self.folder / f"{number:06d}-{sha256(data)}.safetensors"
         write_atomic(file, data)
         self.newest = file
-        whole = [file for _, _, file in known if file not in self._damaged]
+        whole = [file for file in self._whole() if file != self.newest]
         for old in whole[: len(whole) + 1 - KEPT]:
             _remove(old)
         for old in self._damaged:
@@ -102,7 +102,7 @@ class Checkpoints:
 
     def one_before(self) -> bool:
         """Tell whether there is a whole one besides the newest."""
-        return len([file for _, _, file in self._files() if file not in self._damaged]) > 1
+        return len(self._whole()) > 1
 
     def clear(self) -> None:
         """Remove all checkpoints, and their folder where nothing else is in it.
@@ -119,6 +119,10 @@ class Checkpoints:
                 self.folder.rmdir()
         except OSError as error:
             raise UserError(f"cannot write {self.folder}: {error.strerror or error}") from error
+
+    def _whole(self) -> list[Path]:
+        """Return those that were not found damaged, the oldest first."""
+        return [file for _, _, file in self._files() if file not in self._damaged]
 
     def _files(self) -> list[tuple[int, str, Path]]:
         """Return number, hash and path of every checkpoint, the oldest first."""

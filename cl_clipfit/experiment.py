@@ -121,9 +121,9 @@ class Run:
                     f"{self.folder.path}: its tasks have other classes than this command's: no run"
                     " can go on with another stream"
                 )
-            if saved["digest"] != self.folder.digest and not self.folder.changed:
-                raise self.folder.forced()
             if not self.folder.changed:
+                if saved["digest"] != self.folder.digest:
+                    raise self.folder.forced()
                 self._note_rounding(config)
             self.folder.begin_again(config)
             self.journal.repeats_batches = not self.folder.changed

@@ -43,13 +43,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+_TEMPORARY = re.compile(r"\.[^.]+\..+\.[a-z0-9_]{8}")  # none of a lock: "..lock.x"
 
 
 def is_temporary(name: str) -> bool:
     """Tell whether a file's name is one that `write_atomic` gives a file until it is whole."""
-    inner = name[1:].rpartition(".")[0]
-    return _TEMPORARY.fullmatch(name) is not None and "." in inner.strip(".")
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cl_clipfit.config import read_config
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.files import is_temporary, write_atomic
-from cl_clipfit.locking import LOCK, require
+from cl_clipfit.locking import require
 from cl_clipfit.manifest import CHECKPOINTS, write_manifest
 from cl_clipfit.result_file import RESULT, SCHEMA, read_result
 
@@ -171,7 +171,7 @@ class RunFolder:
         try:
             for folder in (self.path, self.path / "bank", self.path / CHECKPOINTS):
                 for stale in folder.glob(".*.*"):
-                    if is_temporary(stale.name) and not stale.name.startswith(LOCK):
+                    if is_temporary(stale.name):
                         stale.unlink()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error

@@ -224,7 +224,12 @@ def test_a_run_folder_that_is_a_link_is_left_alone(
 
 
 def test_only_what_a_killed_write_leaves_is_swept(unfinished: Path) -> None:
-    kept = (".my.notes", ".config.json", "deep/.result.json.abcdefgh")
+    kept = (
+        ".my.notes",
+        ".config.json",
+        "deep/.result.json.abcdefgh",
+        "..lock.0123456789abcdef.a1b2c3_d",
+    )
     for name in (*kept, ".result.json.a1b2c3_d"):
         (unfinished / name).parent.mkdir(exist_ok=True)
         (unfinished / name).write_text("half")
