@@ -5,8 +5,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,24 @@ LARGEST = 256 << 20  # bytes of a file that is read whole and is none of weights
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that it appears whole or not at all.
+    """Write a file so that it appears whole or not at all, with the permissions of the umask.
 
     Raises:
         UserError: the folder cannot be written.
     """
     data = data.encode() if isinstance(data, str) else data
-    temporary = None
+    # `tempfile` would make the file 0600 for good: whoever opens it plainly gets the umask's mode.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would make a shared folder unreadable
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

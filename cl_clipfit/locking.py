@@ -121,7 +121,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 def _acquire(own: _Holding) -> None:
     while True:
-        handle = os.open(own.path, _FLAGS, 0o644)
+        handle = os.open(own.path, _FLAGS, 0o666)  # less the umask
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise UserError(f"{own.path} is no file: remove it")

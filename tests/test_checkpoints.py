@@ -292,7 +292,7 @@ def test_another_schema_is_named(files: Checkpoints, monkeypatch: pytest.MonkeyP
     assert len(listed(files)) == 1
 
 
-@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "os.fdopen"])
+@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.open"])
 def test_a_failed_write_leaves_what_was_there(
     call: str, files: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
