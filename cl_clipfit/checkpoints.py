@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import read_bytes, sha256, write_atomic
+from cl_clipfit.files import read_bytes, reading, removing, sha256, write_atomic, writing
 
 FOLDER = "checkpoints"
 KEPT = 2
@@ -114,11 +114,9 @@ class Checkpoints:
             _remove(file)
         for rest in self.folder.glob(".*.safetensors.*"):  # of writes that were killed
             _remove(rest)
-        try:
+        with writing(self.folder):
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
-        except OSError as error:
-            raise UserError(f"cannot write {self.folder}: {error.strerror or error}") from error
 
     def _whole(self) -> list[Path]:
         """Return those that were not found damaged, the oldest first."""
@@ -126,19 +124,15 @@ class Checkpoints:
 
     def _files(self) -> list[tuple[int, str, Path]]:
         """Return number, hash and path of every checkpoint, the oldest first."""
-        try:
+        with reading(self.folder):
             paths = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        except OSError as error:
-            raise UserError(f"cannot read {self.folder}: {error.strerror or error}") from error
         found = ((_NAME.fullmatch(path.name), path) for path in paths)
         return sorted((int(match[1]), match[2], path) for match, path in found if match)
 
 
 def _remove(file: Path) -> None:
-    try:
+    with removing(file):
         file.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot remove {file}: {error.strerror or error}") from error
 
 
 def _read(data: bytes, file: Path) -> dict[str, Any]:

@@ -7,13 +7,42 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from cl_clipfit.errors import UserError
 
 LARGEST = 256 << 20  # bytes of a file that is read whole and is none of weights
+
+
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Turn an error of the operating system in a `with` block into "cannot write PATH: why"."""
+    return _explaining("write", path)
+
+
+def reading(path: Path | None = None) -> AbstractContextManager[None]:
+    """Turn an error of the operating system in a `with` block into "cannot read PATH: why".
+
+    Args:
+        path: what is read; default: the file that the error names.
+    """
+    return _explaining("read", path)
+
+
+def removing(path: Path) -> AbstractContextManager[None]:
+    """Turn an error of the operating system in a `with` block into "cannot remove PATH: why"."""
+    return _explaining("remove", path)
+
+
+@contextlib.contextmanager
+def _explaining(verb: str, path: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot {verb} {path or error.filename}: {reason}") from error
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -25,19 +54,18 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     data = data.encode() if isinstance(data, str) else data
     # `tempfile` would make the file 0600 for good: whoever opens it plainly gets the umask's mode.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     _sync_folder(path.parent)
 
 
@@ -70,19 +98,19 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         UserError: it is missing, cannot be read, is larger than that or than the memory, or is no
             file: a pipe never ends.
     """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path} is no file: put back what was there")
-        if status.st_size > most:
-            raise UserError(f"{path} has {status.st_size:,} bytes, and {most:,} at most are read")
-        return path.read_bytes()
-    except MemoryError as error:
-        raise UserError(f"{path} has {status.st_size:,} bytes, which memory cannot hold") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: restore the file, or train again") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with reading(path):
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path} is no file: put back what was there")
+            size = f"{path} has {status.st_size:,} bytes"
+            if status.st_size > most:
+                raise UserError(f"{size}, and {most:,} at most are read")
+            return path.read_bytes()
+        except MemoryError as error:
+            raise UserError(f"{size}, which memory cannot hold") from error
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing: restore the file, or train again") from error
 
 
 def has_holes(path: Path) -> bool:

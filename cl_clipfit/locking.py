@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import seal, sha256, unseal, write_atomic
+from cl_clipfit.files import seal, sha256, unseal, write_atomic, writing
 
 if sys.platform == "win32":
     import msvcrt
@@ -76,20 +76,17 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         UserError: it is held, by another process or this one, or it cannot be written.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         found = folder.stat()
-    except OSError as error:
-        raise _unwritable(folder, error) from error
     key, own = (found.st_dev, found.st_ino), _Holding(_describe_self(), folder / LOCK)
     if _held.setdefault(key, own) is not own:
         raise UserError(f"{folder}: this process is writing it already: let it end first")
     try:
-        _acquire(own)
-    except BaseException as error:
+        with writing(folder):
+            _acquire(own)
+    except BaseException:
         del _held[key]
-        if isinstance(error, OSError):
-            raise _unwritable(folder, error) from error
         raise
     try:
         yield
@@ -113,10 +110,6 @@ def _is_whole(own: _Holding) -> bool:
     if own.handle is None:
         return _read(own.path) == own.text
     return _is_open_at(own.handle, own.path)
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {folder}: {error.strerror or error}")
 
 
 def _acquire(own: _Holding) -> None:

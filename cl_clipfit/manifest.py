@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import LARGEST, has_holes, read_bytes, sha256, write_atomic
+from cl_clipfit.files import LARGEST, has_holes, read_bytes, reading, sha256, write_atomic
 from cl_clipfit.locking import hold
 
 MANIFEST = "MANIFEST.sha256"
@@ -35,11 +35,9 @@ def write_manifest(folder: Path, coming: Mapping[str, bytes] | None = None) -> N
     Raises:
         UserError: the folder or a file cannot be read, or the manifest cannot be written.
     """
-    try:
+    with reading():
         names = [name for name, regular in _walk(folder) if regular]
         digests = {name: _digest(folder / name) for name in names}
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from error
     digests |= {name: sha256(data) for name, data in (coming or {}).items()}
     write_atomic(folder / MANIFEST, _render(digests))
 
@@ -63,7 +61,7 @@ def adding(folder: Path) -> Iterator[None]:
     with hold(folder):
         before = _stamps(folder)
         yield
-        try:
+        with reading():
             if not os.path.lexists(folder / MANIFEST):
                 return  # of a run without a manifest, as older versions left it
             digests, problems = _parse(read_bytes(folder / MANIFEST, _LARGEST_MANIFEST))
@@ -71,8 +69,6 @@ def adding(folder: Path) -> Iterator[None]:
             written = [name for name, stamp in after.items() if before.get(name) != stamp]
             digests |= {name: _digest(folder / name) for name in written}
             digests = {n: d for n, d in digests.items() if n in after or n not in before}
-        except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from error
         if not problems:  # a damaged one is left for `verify` to tell
             write_atomic(folder / MANIFEST, _render(digests))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_clipfit.config import read_config
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.files import is_temporary, write_atomic
+from cl_clipfit.files import is_temporary, removing, write_atomic, writing
 from cl_clipfit.locking import require
 from cl_clipfit.manifest import CHECKPOINTS, write_manifest
 from cl_clipfit.result_file import RESULT, SCHEMA, read_result
@@ -142,23 +142,17 @@ class RunFolder:
 
     def begin(self, config: dict[str, Any]) -> None:
         """Create the folder, clear what an earlier run of the same settings left, write config."""
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for pattern in LEFT_BEHIND:
                 for stale in self.path.glob(pattern):
                     stale.unlink()
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         self.write_config(config)
 
     def begin_again(self, config: dict[str, Any]) -> None:
         """Write `config.yaml` anew, where a resumed run may have other settings."""
-        try:
+        with removing(self.path / NAN_BATCH):
             (self.path / NAN_BATCH).unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot remove {self.path / NAN_BATCH}: {error.strerror or error}"
-            ) from error
         self.write_config(config)
 
     def write_config(self, config: dict[str, Any]) -> None:
@@ -168,13 +162,11 @@ class RunFolder:
     def sweep(self) -> None:
         """Remove what a killed process was about to write; the caller holds the folder."""
         self.check_links()
-        try:
+        with writing(self.path):
             for folder in (self.path, self.path / "bank", self.path / CHECKPOINTS):
                 for stale in folder.glob(".*.*"):
                     if is_temporary(stale.name):
                         stale.unlink()
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def require(self) -> None:
         """Refuse to go on in a folder that was removed meanwhile: it would hold half a run.

@@ -1,8 +1,9 @@
-"""Files are written with the permissions that the user's umask leaves."""
+"""How files are written: with the permissions of the umask, and with errors that are told."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from cl_clipfit.checkpoints import Checkpoints
 from cl_clipfit.cli import main
+from cl_clipfit.errors import UserError
+from cl_clipfit.files import reading, writing
 from cl_clipfit.locking import LOCK, hold
 from tests.conftest import PLUGIN, TRAINED
 
@@ -55,3 +58,16 @@ def test_what_a_run_in_progress_holds_respects_the_umask(umask: int, tmp_path: P
         assert mode(tmp_path / LOCK) == 0o666 & ~umask
     assert checkpoints.newest is not None
     assert mode(checkpoints.newest) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize(("verb", "around"), [("write", writing), ("read", reading)])
+def test_an_error_of_the_system_becomes_one_line(
+    verb: str, around: Callable[[Path], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"^cannot {verb} /there: No such file or directory$"):
+        with around(Path("/there")):
+            (tmp_path / "absent").stat()
+    with pytest.raises(UserError, match="^its own$"), around(Path("/there")):
+        raise UserError("its own")
+    with pytest.raises(UserError, match="^cannot read .*/absent: No such file"), reading():
+        (tmp_path / "absent").stat()

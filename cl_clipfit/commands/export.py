@@ -20,7 +20,7 @@ from cl_clipfit.commands.bank import file_size, open_bank, say
 from cl_clipfit.commands.mode_settings import CLOSED_FORM, MODES, ModeSettings
 from cl_clipfit.commands.modes import check_settings, merged_values, used_settings
 from cl_clipfit.errors import UserError, is_file, nearest
-from cl_clipfit.files import write_atomic
+from cl_clipfit.files import write_atomic, writing
 from cl_clipfit.finished import FinishedRun, open_run
 from cl_clipfit.manifest import adding, run_around
 from cl_clipfit.report.display import ConsoleDisplay
@@ -80,11 +80,10 @@ def _write_checked(clip: nn.Module, file: Path, run: FinishedRun) -> str:
     """Write a file, see that it gives the same model again, and say what was compared."""
     draft = file.with_name(f".{file.stem}.unchecked{file.suffix}")
     try:
-        _write(clip, draft)
-        checked = _check_file(draft, run)
-        draft.replace(file)  # only now: with --force the old file stays until the new one is good
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+        with writing(file):
+            _write(clip, draft)
+            checked = _check_file(draft, run)
+            draft.replace(file)  # only now: with --force the old file stays until this one is good
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)

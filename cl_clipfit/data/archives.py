@@ -17,9 +17,9 @@ from cl_clipfit.data.download import (
     full_checksum,
 )
 from cl_clipfit.data.source import DataRequest
-from cl_clipfit.data.unpacking import LIMIT_BYTES, new_folder, unpack_into, writing
+from cl_clipfit.data.unpacking import LIMIT_BYTES, new_folder, unpack_into
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.files import sha256, write_atomic
+from cl_clipfit.files import reading, sha256, write_atomic, writing
 
 MARKER = ".cl_clipfit.json"
 
@@ -184,10 +184,8 @@ def _place_for(home: Path, official: Sequence[str], digests: Sequence[str]) -> P
 
 def _stamp(file: Path) -> list[Any]:
     """Return what tells a file from another without reading it; `cp -p` keeps all but the last."""
-    try:
+    with reading(file):
         about = file.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     times = [about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
     return [str(file.resolve()), about.st_size, *times]
 

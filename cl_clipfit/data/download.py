@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from cl_clipfit.data.source import DataRequest
 from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.files import reading
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 20
@@ -48,11 +49,8 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def full_checksum(checksum: str) -> str:

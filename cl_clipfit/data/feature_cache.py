@@ -13,8 +13,7 @@ from torch import Tensor
 
 from cl_clipfit.data.download import cache_folder
 from cl_clipfit.data.images import Images, LazyImages, hashed_by, images_digest
-from cl_clipfit.errors import UserError
-from cl_clipfit.files import write_atomic
+from cl_clipfit.files import reading, write_atomic
 
 
 def images_key(images: Images) -> str:
@@ -42,10 +41,8 @@ def images_key(images: Images) -> str:
 def _state(path: Path | None) -> bytes:
     if path is None:
         return b""
-    try:
+    with reading(path):
         found = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     times = found.st_mtime_ns, found.st_ctime_ns
     return repr((str(path.resolve()), found.st_size, times)).encode()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cl_clipfit.data.decode import THREADS, in_threads, open_image
 from cl_clipfit.errors import UserError
+from cl_clipfit.files import reading
 
 HASHED_BYTES = 2 << 30  # of one list of files; more would take minutes to read
 
@@ -54,10 +55,8 @@ class ImageFiles:
     @cached_property
     def sizes(self) -> list[int]:
         """Return the bytes of each file."""
-        try:
+        with reading():
             return [path.stat().st_size for path in self.paths]
-        except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def __getitem__(self, index: Tensor) -> "ImageFiles":
         """Select files by index or by a mask (N,)."""
@@ -220,7 +219,5 @@ def _hash_files(files: ImageFiles) -> bytes:
 
 
 def _file_digest(path: Path) -> bytes:
-    try:
+    with reading(path):
         return hashlib.sha256(path.read_bytes()).digest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error

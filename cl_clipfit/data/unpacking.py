@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from cl_clipfit.errors import UserError
+from cl_clipfit.files import writing
 
 CHUNK = 1 << 20
 LIMIT_BYTES = 64 << 30
@@ -48,15 +49,6 @@ def new_folder(target: Path) -> Iterator[Path]:
             stage.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Turn an error of the disk into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def unpack_into(
@@ -112,16 +104,15 @@ def _place(
     if absolute or ".." in parts or "\0" in name:
         raise UserError(f"{archive}: the name {name!r} leads out of the folder")
     path, written = folder.joinpath(*parts), 0
-    try:
-        if content is None:
-            path.mkdir(parents=True, exist_ok=True)
-            return 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("xb")
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{archive}: {name!r} is there twice") from error
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with writing(path):
+        try:
+            if content is None:
+                path.mkdir(parents=True, exist_ok=True)
+                return 0
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("xb")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{archive}: {name!r} is there twice") from error
     with writing(path), file:  # closing may be what finds the disk full
         while chunk := _read(content):
             written += len(chunk)

@@ -23,6 +23,7 @@ from cl_clipfit.files import (
     sha256,
     unseal,
     write_atomic,
+    writing,
 )
 
 SCHEMA = 1
@@ -163,11 +164,9 @@ class DeltaBank:
                 "tasks": [],
             }
         )
-        try:
+        with writing(folder):
             for stale in bank.folder.glob("task-*.safetensors"):
                 stale.unlink()
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
         return bank
 
     @classmethod

@@ -18,6 +18,7 @@ from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import ImageSet, draw_share
 from cl_clipfit.data.text_files import has_control
 from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.files import reading
 
 SUFFIXES = (*IMG_EXTENSIONS, ".gif")
 TEST_PARTS = ("test", "val", "valid")  # the first that is there holds the test images
@@ -141,11 +142,8 @@ def visible_folders(folder: Path, root: Path | None = None) -> list[Path]:
 
 def _entries(folder: Path, inside: Path) -> list[Path]:
     """Return what is visible in a folder, in natural order; links must stay in `inside`."""
-    try:
-        with os.scandir(folder) as scan:
-            found = [e for e in scan if not e.name.startswith(".") and e.name != "__MACOSX"]
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
+    with reading(folder), os.scandir(folder) as scan:
+        found = [e for e in scan if not e.name.startswith(".") and e.name != "__MACOSX"]
     for entry in found:
         if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
             raise UserError(

@@ -15,7 +15,7 @@ from cl_clipfit.data.formats.folders import plain_name
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import read_bytes, sha256
+from cl_clipfit.files import read_bytes, reading, sha256
 
 FORMS = (
     '{"train": [[PATH, LABEL, CLASS NAME], ...], "val": ..., "test": ...}, or'
@@ -29,12 +29,11 @@ def read_json(file: Path) -> tuple[Any, str]:
     Raises:
         UserError: it cannot be read, or is far larger than any such file.
     """
-    try:
+    with reading(file):
         file.stat()  # `read_bytes` takes what is missing for part of a run
-        data = read_bytes(file)
+    data = read_bytes(file)
+    try:
         return json.loads(data), sha256(data)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON file: {error}") from error
 
