@@ -309,6 +309,10 @@ def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:
         raise UserError(f"--set {explain(error, prefix=f'{name}.')}") from error
 
 
+def _unusable(file: Path, reason: str) -> UserError:
+    return UserError(f"--config {file}: {reason}", reason=reason)
+
+
 def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file of `RunConfig` settings.
 
@@ -326,29 +330,26 @@ def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"--config {file}: cannot read it: {reason}") from error
+        raise _unusable(file, f"cannot read it: {reason}") from error
     try:
         values = load_yaml(text)
     except Exception as error:  # PyYAML lets values of a wrong kind raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"--config {file}: not valid YAML: {reason}") from error
+        raise _unusable(file, f"not valid YAML: {reason}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise UserError(f"--config {file}: expected settings as 'name: value' lines")
+        raise _unusable(file, "expected settings as 'name: value' lines")
     values = {_shortened(key): value for key, value in values.items() if key not in besides}
     if "merged_from" in values:
-        raise UserError(
-            f"--config {file}: this run was merged from {values['merged_from']}: repeat it with"
-            " run.py merge"
+        raise _unusable(
+            file, f"this run was merged from {values['merged_from']}: repeat it with run.py merge"
         )
     known = [name for name in RunConfig.model_fields if name != "config"]
     unknown = [str(key)[:100] for key in values if key not in known]
     if unknown:
-        raise UserError(
-            f"--config {file}: unknown setting '{unknown[0]}'. {nearest(unknown[0], known)}"
-        )
+        raise _unusable(file, f"unknown setting '{unknown[0]}'. {nearest(unknown[0], known)}")
     try:
         RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"--config {file}: {explain(error)}") from error
+        raise _unusable(file, explain(error)) from error
     return values

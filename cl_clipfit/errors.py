@@ -10,7 +10,19 @@ _HARMLESS = "\n\t\u200c\u200d"  # the last two join and part letters, of Persian
 
 
 class UserError(Exception):
-    """Bad input: one line that says what is wrong, where, and what to do. Exit code 2."""
+    """Bad input: one line that says what is wrong, where, and what to do. Exit code 2.
+
+    Args:
+        message: the line.
+        reason: what is wrong, without where; default: the whole line.
+
+    Attributes:
+        reason: for callers that name the place themselves.
+    """
+
+    def __init__(self, message: str = "", *, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = printable(message if reason is None else reason)
 
     def __str__(self) -> str:
         return printable(super().__str__())

@@ -212,12 +212,7 @@ class Run:
 
     def _learn(self, experience: Any) -> None:
         workers = THREADS if isinstance(self.scenario.train.images, LazyImages) else 0
-        try:
-            self.strategy.train(experience, eval_streams=[], num_workers=workers)
-        except DivergedError:
-            raise
-        except UserError as error:  # of a worker process, with its traceback
-            raise UserError(str(error).rpartition("errors.UserError: ")[2].strip()) from error
+        self.strategy.train(experience, eval_streams=[], num_workers=workers)
 
     def _open_bank(self, saved: dict[str, Any] | None) -> None:
         """Start the bank, or go on with the tasks that a saved state counts as finished."""

@@ -62,12 +62,16 @@ def _handle(number: int, frame: Any) -> None:
 def in_worker(number: int) -> None:
     """Let a worker process outlive a signal that its whole group gets, until its parent ends it.
 
-    The step under way needs its batch. To be a `worker_init_fn` of PyTorch's loaders.
+    The step under way needs its batch. Errors are sent whole. To be a `worker_init_fn` of PyTorch's
+    loaders.
 
     Args:
         number: of the worker.
     """
+    from cl_clipfit.workers import send_errors_whole  # with PyTorch
+
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    send_errors_whole()
 
 
 @contextlib.contextmanager

@@ -64,10 +64,11 @@ def test_what_a_run_in_progress_holds_respects_the_umask(umask: int, tmp_path: P
 def test_an_error_of_the_system_becomes_one_line(
     verb: str, around: Callable[[Path], AbstractContextManager[None]], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=f"^cannot {verb} /there: No such file or directory$"):
-        with around(Path("/there")):
-            (tmp_path / "absent").stat()
-    with pytest.raises(UserError, match="^its own$"), around(Path("/there")):
-        raise UserError("its own")
-    with pytest.raises(UserError, match="^cannot read .*/absent: No such file"), reading():
+    with pytest.raises(UserError) as caught, around(Path("/there")):
         (tmp_path / "absent").stat()
+    assert str(caught.value) == f"cannot {verb} /there: No such file or directory"
+    with pytest.raises(UserError, match="another line"), around(Path("/there")):
+        raise UserError("another line")
+    with pytest.raises(UserError) as caught, reading():
+        (tmp_path / "absent").stat()
+    assert str(caught.value) == f"cannot read {tmp_path / 'absent'}: No such file or directory"

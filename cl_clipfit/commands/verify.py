@@ -116,7 +116,7 @@ def _check_config(path: Path, result: Result) -> Found:
     try:
         config = read_config(path / CONFIG, besides=(_MERGED_FROM,))
     except UserError as error:
-        return "", [str(error).removeprefix("--config ")]
+        return "", [f"{path / CONFIG}: {error.reason}"]
     problems = []
     for key in ("strategy", "seed"):
         if config.get(key) != [result[key]]:

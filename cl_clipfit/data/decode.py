@@ -84,7 +84,8 @@ def open_image(file: Path) -> Image.Image:
     try:
         return _decode(file)
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{file} cannot be read as an image: {_reason(error)}") from error
+        reason = _reason(error)
+        raise UserError(f"{file} cannot be read as an image: {reason}", reason=reason) from error
 
 
 def check_images(paths: Sequence[Path], progress: Progress) -> list[tuple[int, str]]:

@@ -140,7 +140,7 @@ class LazyImages:
             try:
                 out[row] = self._read(row)
             except UserError as error:
-                return str(error).rpartition(" cannot be read as an image: ")[2]
+                return error.reason
             return ""
 
         return out, in_threads(work, len(self), "reading images", progress or (lambda *_: None))

@@ -51,9 +51,12 @@ def check_size(file: Path, place: str, most: int = LARGEST_TEXT) -> None:
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{place}: cannot read it: it is no file")
-    if status.st_size > most:
-        raise UserError(f"{place}: the file has more than {most >> 20} MiB of text")
+        reason = "cannot read it: it is no file"
+    elif status.st_size > most:
+        reason = f"the file has more than {most >> 20} MiB of text"
+    else:
+        return
+    raise UserError(f"{place}: {reason}", reason=reason)
 
 
 class _Plain(yaml.SafeLoader):

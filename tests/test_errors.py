@@ -1,0 +1,72 @@
+"""What is wrong reaches the user as it was said, from wherever it was raised."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from cl_clipfit.data.images import ImageFiles, LazyImages
+from cl_clipfit.errors import UserError
+from cl_clipfit.workers import send_errors_whole
+from tests.conftest import build_tiny
+
+MESSAGE = "a/errors.UserError: b: it is\tno image\nat all"
+
+
+def fail_as_user() -> None:
+    raise UserError(MESSAGE, reason="it is \x1b[2J")
+
+
+def fail_otherwise() -> None:
+    raise ValueError("a bug")
+
+
+def begin(number: int) -> None:
+    """Begin a worker process, which SIGTERM still ends: the error caught keeps it alive."""
+    send_errors_whole()
+
+
+class Failing(Dataset[int]):
+    """A data set that cannot be read."""
+
+    def __init__(self, fail: Callable[[], None]) -> None:
+        self.fail = fail
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        self.fail()
+        return index
+
+
+def test_a_reason_is_the_message_unless_it_is_given_and_is_pickled() -> None:
+    assert UserError("x \x1b").reason == str(UserError("x \x1b")) == r"x \x1b"
+    error = pickle.loads(pickle.dumps(UserError("place: why", reason="why")))
+    assert (str(error), error.reason) == ("place: why", "why")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_comes_out_of_a_worker_process_as_it_was_raised(workers: int) -> None:
+    loader = DataLoader(Failing(fail_as_user), num_workers=workers, worker_init_fn=begin)
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert str(caught.value) == MESSAGE
+    assert caught.value.reason == r"it is \x1b[2J"
+    if workers:
+        assert "Traceback" in str(caught.value.__cause__)
+
+
+def test_another_error_comes_with_its_traceback() -> None:
+    loader = DataLoader(Failing(fail_otherwise), num_workers=1, worker_init_fn=begin)
+    with pytest.raises(ValueError, match=r"(?s)worker process 0.*Traceback.*a bug"):
+        list(loader)
+
+
+def test_the_reason_of_an_image_is_told_without_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "x cannot be read as an image: y.png"
+    file.write_bytes(b"none")
+    images = LazyImages([ImageFiles((file,))], build_tiny().preprocess)
+    assert images.decode()[1] == [(0, "no image of a known kind")]
