@@ -406,3 +406,41 @@ def test_a_table_that_fits_but_is_another_one(
     assert "accuracy_matrix.csv is not what result.json says" in found
     assert any(line.startswith("result.json: metrics: last_accuracy") for line in found)
     assert any(line.startswith("result.json: curves: accuracy: 3") for line in found)
+
+
+# ---- runs of older versions ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this version one with another metric and another curve."""
+    summarize, curves = metrics.summarize, metrics.curves
+    monkeypatch.setattr(metrics, "summarize", lambda *t: {**summarize(*t), "luck": 5.0})
+    monkeypatch.setattr(metrics, "curves", lambda *t: {**curves(*t), "mood": [1.0, None, 2.0, 3.0]})
+
+
+@pytest.mark.usefixtures("newer")
+def test_numbers_that_came_after_a_run_are_absent_in_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = well(capsys, run)
+    assert "metrics: 15 re-derived; absent, as in runs of an older version: luck" in lines
+    assert "curves: 3 re-derived; absent, as in runs of an older version: mood" in lines
+
+
+@pytest.mark.usefixtures("newer")
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (set_to("metrics", "luck", value=4.0), "metrics: luck is 4.0, the tables give 5.0"),
+        (set_to("metrics", "luck"), "metrics: luck is None, the tables give 5.0"),
+        (set_to("metrics", "odds", value=4.0), "metrics: odds is 4.0, the tables give no such"),
+        (set_to("curves", "mood", value=[1.0]), "curves: mood: 1 is missing, the tables give None"),
+        (set_to("metrics", "forgetting", value=1e9), "metrics: forgetting is 1000000000.0"),
+    ],
+)
+def test_numbers_that_are_there_must_be_right(
+    run: Path, capsys: pytest.CaptureFixture[str], change: Edit, problem: str
+) -> None:
+    edit(run, change)
+    assert any(problem in line for line in problems(capsys, run))

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,20 +220,25 @@ def _is_share(value: Any, images: int) -> bool:
 
 
 def _check_metrics(path: Path, result: Result) -> Found:
-    problems, count = [], 0
+    problems, count, absent = [], 0, dict[str, None]()
     for where, board in _boards(path, result):
         seen, all_classes, task_aware, probes = (board[name] for name in (*TABLES, "probes"))
         derived = metrics.summarize(seen, all_classes, task_aware, _samples(result), probes)
-        problems += _differences(f"{where}: metrics", board["metrics"], derived, result)
-        count += len(derived)
-    return f"metrics: {count} re-derived", problems
+        present, lacking = _split(derived, board["metrics"])
+        problems += _differences(f"{where}: metrics", board["metrics"], present, result)
+        absent |= dict.fromkeys(lacking)
+        count += len(present)
+    return f"metrics: {count} re-derived{_say_absent(absent)}", problems
 
 
 def _check_curves(path: Path, result: Result) -> Found:
-    problems, count, samples = [], 0, _samples(result)
+    problems, count, samples, absent = [], 0, _samples(result), dict[str, None]()
     for where, board in _boards(path, result):
         seen, all_classes, probes = (board[name] for name in (*TABLES[:2], "probes"))
-        derived = metrics.curves(seen, all_classes, samples, probes)
+        derived, lacking = _split(
+            metrics.curves(seen, all_classes, samples, probes), board["curves"]
+        )
+        absent |= dict.fromkeys(lacking)
         written = {**board["curves"]}
         if board is result:
             # Of a model whose table is not kept: only how many images it was right on can be told.
@@ -246,7 +251,20 @@ def _check_curves(path: Path, result: Result) -> Found:
             theirs = dict(enumerate(written.get(name, [])))
             problems += _differences(f"{where}: curves: {name}", theirs, ours, result)
         count += len(derived)
-    return f"curves: {count} re-derived", problems
+    return f"curves: {count} re-derived{_say_absent(absent)}", problems
+
+
+def _split(
+    derived: Mapping[str, Any], written: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what a run has of the derived numbers, and the names that came after its version."""
+    present = {name: value for name, value in derived.items() if name in written}
+    return present, [name for name in derived if name not in written]
+
+
+def _say_absent(names: Iterable[str]) -> str:
+    listed = ", ".join(names)
+    return f"; absent, as in runs of an older version: {listed}" if listed else ""
 
 
 def _differences(
