@@ -122,8 +122,7 @@ class Run:
                     " can go on with another stream"
                 )
             if not self.folder.changed:
-                if saved["digest"] != self.folder.digest:
-                    raise self.folder.forced()
+                self.folder.check_digest(saved["digest"])
                 self._note_rounding(config)
             self.folder.begin_again(config)
             self.journal.repeats_batches = not self.folder.changed

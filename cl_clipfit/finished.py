@@ -99,7 +99,7 @@ def open_run(path: Path, display: ConsoleDisplay, device: str | None = None) -> 
     if prepared.source.sha256 != result["data"]["sha256"]:
         raise UserError(f"{path}: the data are not those of the run: give it its own back")
     origin = result.get("merged") or {}
-    if prepared.folder(plan, trained_on=trained_on, **origin).digest != result.get("digest"):
+    if not prepared.folder(plan, trained_on=trained_on, **origin).has_digest(result["digest"]):
         raise UserError(
             f"{path}: the code of the strategy, a probe, the model or this version are not those"
             " that the run was made with: repeat the run"

@@ -180,7 +180,7 @@ def run_digest(
     data: Sequence[str],
     more: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the hash that names the run's folder: over everything that changes numbers.
+    """Return the hash that tells the run from others: over everything that changes numbers.
 
     The bytes of the strategy's, scenario's and probes' files count, and all images and labels: an
     edited method is run anew, and so is one on changed data.

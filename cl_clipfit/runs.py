@@ -1,7 +1,6 @@
 """The run folder: its name, its files, written whole or not at all."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_clipfit.config import read_config
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.files import is_temporary, removing, write_atomic, writing
+from cl_clipfit.files import is_temporary, removing, sha256, write_atomic, writing
 from cl_clipfit.locking import require
 from cl_clipfit.manifest import CHECKPOINTS, write_manifest
 from cl_clipfit.result_file import RESULT, SCHEMA, read_result
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 MERGED_FROM = "merged_from"  # in the config.yaml of a run that was merged from another one
 CONFIG = "config.yaml"
 NAN_BATCH = "nan-batch.json"  # of a run that stopped because its loss was no number
+DIGITS = 8  # of a run's digest in its folder's name; older versions kept no more of it
 _ROUNDING = ("micro_batch", "compile")
 # What a run and the commands on it leave, and a repeated run takes away; its bank goes too.
 LEFT_BEHIND = (
@@ -32,9 +32,9 @@ LEFT_BEHIND = (
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
-    """Return 8 hex digits over everything that changes numbers, in canonical JSON."""
+    """Return the SHA-256 over everything that changes numbers, in canonical JSON."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return sha256(text.encode())
 
 
 def render_json(value: Any) -> bytes:
@@ -89,6 +89,7 @@ class RunFolder:
     """One run's folder, `SCENARIO-STRATEGY-sSEED-HASH/` under the output folder.
 
     Attributes:
+        digest: of all settings that change numbers; its first `DIGITS` are in the folder's name.
         changed: settings that a resumed run has not had before, "name: old -> new".
     """
 
@@ -96,7 +97,7 @@ class RunFolder:
 
     def __init__(self, output: Path, scenario: str, strategy: str, seed: int, digest: str) -> None:
         self.digest = digest
-        self.path = output / f"{scenario}-{strategy}-s{seed}-{digest}"
+        self.path = output / f"{scenario}-{strategy}-s{seed}-{digest[:DIGITS]}"
 
     def check_links(self) -> None:
         """Refuse folders that lead elsewhere: what is in them is written, and removed.
@@ -115,13 +116,29 @@ class RunFolder:
             UserError: a result that cannot be read, or that was made with other settings.
         """
         result = read_result(self.path / RESULT)
-        if result is not None and result["digest"] != self.digest:
-            raise self.forced()
+        if result is not None:
+            self.check_digest(result["digest"])
         return result
 
-    def forced(self) -> UserError:
-        """Return what is said where the folder holds a run that went on with other settings."""
-        return UserError(
+    def has_digest(self, digest: str) -> bool:
+        """Return whether a digest, as a run of this or an older version kept it, is this run's."""
+        return digest in (self.digest, self.digest[:DIGITS])
+
+    def check_digest(self, digest: str) -> None:
+        """Refuse a result or a checkpoint in the folder that was made with other settings.
+
+        Raises:
+            UserError: it was.
+        """
+        if self.has_digest(digest):
+            return
+        if digest[:DIGITS] == self.digest[:DIGITS]:
+            raise UserError(
+                f"{self.path}: it holds a run with other settings, whose digest begins alike"
+                f" ({digest[: 2 * DIGITS]}, not {self.digest[: 2 * DIGITS]}): choose another"
+                " folder with --output"
+            )
+        raise UserError(
             f"{self.path}: it was made with other settings, since --force-resume went on with"
             " them: --fresh repeats the run"
         )
