@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from cl_clipfit.cli import main
+    from cl_clipfit.cli.app import main
 
     if __name__ == "__main__":
         sys.exit(main())

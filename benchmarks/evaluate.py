@@ -19,8 +19,8 @@ from benchmarks import timing
 from cl_clipfit.clip import CLIPClassifier, create_classifier
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.scoring import Scoreboard, Scorer
-from cl_clipfit.strategy import CLIPStrategy
+from cl_clipfit.evaluation.scoring import Scoreboard, Scorer
+from cl_clipfit.training.strategy import CLIPStrategy
 
 WAYS = ("stock", "ours_fp32", "ours_bf16")
 RATIOS = (("ours_fp32", "stock"), ("ours_bf16", "stock"))

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 
 from benchmarks import timing
 from cl_clipfit import CLIPClassifier, Recipe, create_classifier
-from cl_clipfit.optimization import make_optimizer, make_schedule
-from strategies.clipfit import ClipFit, ClipFitOptions
+from cl_clipfit.training.optimization import make_optimizer, make_schedule
 
 BOUNDED = ("task", "kd_prompts")  # settings whose cost should not grow
 Step = Callable[[int], None]  # takes a step in the n-th task, from 1

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
+from cl_clipfit.bank.per_sample_norms import mixed_image_features
 from cl_clipfit.clip import CLIPClassifier, create_classifier
-from cl_clipfit.tuning.mixing import mixed_image_features
-from cl_clipfit.tuning.selectors import select_layer_norms
+from cl_clipfit.training.selection import select_layer_norms
 
 
 def draw_deltas(model: CLIPClassifier, tasks: int) -> list[dict[str, Tensor]]:

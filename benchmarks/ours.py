@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.published import ANCHOR_WEIGHT, LINE_SAMPLES, LINE_WEIGHT, sgd
 from cl_clipfit.clip.classifier import CLIPClassifier
-from cl_clipfit.losses.anchors import cosine_distance
+from cl_clipfit.training.losses import cosine_distance
 
 
 def clipfit_loss(model: CLIPClassifier, images: Tensor, labels: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from PIL import Image
 
 from benchmarks import timing
 from cl_clipfit.clip import CLIPClassifier, create_classifier
-from cl_clipfit.data.decode import THREADS
-from cl_clipfit.data.images import ImageFiles, LazyImages
-from cl_clipfit.tuning.selectors import select_layer_norms
+from cl_clipfit.data.images.decode import THREADS
+from cl_clipfit.data.images.lazy import ImageFiles, LazyImages
+from cl_clipfit.training.selection import select_layer_norms
 
 PHOTO = (375, 500)  # height and width of a common photograph in data sets
 

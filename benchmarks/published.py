@@ -16,7 +16,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.timing import TEMPLATE
-from cl_clipfit.clip.factory import check_model
+from cl_clipfit.clip.loading.factory import check_model
 from cl_clipfit.errors import UserError
 
 ANCHOR_WEIGHT = 8.0  # lambda of CLIPFit, W of MERGETUNE

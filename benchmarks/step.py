@@ -18,8 +18,8 @@ from benchmarks import ours, published, timing
 from benchmarks.flops import Matmul, image_tower_flops, tower_matmul
 from cl_clipfit.clip.classifier import CLIPClassifier
 from cl_clipfit.clip.context import learn_context
-from cl_clipfit.clip.factory import create_classifier
-from cl_clipfit.tuning.selectors import select_clipfit
+from cl_clipfit.clip.loading.factory import create_classifier
+from cl_clipfit.training.selection import select_clipfit
 
 KINDS = (
     "published", "ours_fp32", "ours_bf16",

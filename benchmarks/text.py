@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import published, timing
 from cl_clipfit.clip.classifier import CLIPClassifier
-from cl_clipfit.clip.factory import create_classifier
-from cl_clipfit.tuning.selectors import select_text_biases, text_blocks
+from cl_clipfit.clip.loading.factory import create_classifier
+from cl_clipfit.training.selection import select_text_biases, text_blocks
 
 # The seven that Radford et al. chose for ImageNet, in their notebook on prompt engineering.
 ENSEMBLE = (

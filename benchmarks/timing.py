@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from cl_clipfit.allocator import keep_freed_memory
 from cl_clipfit.data.formats.cifar import CIFAR100
 from cl_clipfit.errors import UserError
+from cl_clipfit.runtime.allocator import keep_freed_memory
 
 TEMPLATE = "a photo of a {}."
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch on Linux: 1 asks for huge pages in main memory

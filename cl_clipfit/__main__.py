@@ -2,6 +2,6 @@
 
 import sys
 
-from cl_clipfit.cli import main
+from cl_clipfit.cli.app import main
 
 sys.exit(main())

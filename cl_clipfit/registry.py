@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from cl_clipfit.config import Options
+from cl_clipfit.config.options import Options
 from cl_clipfit.errors import UserError, is_file, nearest
 
 Kind = Literal["strategies", "scenarios"]
@@ -177,13 +177,12 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
     return found
 
 
-def _folder(package: Kind) -> list[Entry]:
+def _folder(kind: Kind) -> list[Entry]:
+    package = f"cl_clipfit.{kind}"
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [f for folder in folders for f in sorted(Path(folder).glob("*.py"))]
-    return [
-        describe(f, package, f"{package}.{f.stem}") for f in files if not f.name.startswith("_")
-    ]
+    return [describe(f, kind, f"{package}.{f.stem}") for f in files if not f.name.startswith("_")]
 
 
 def _installed(kind: Kind) -> list[Entry]:
@@ -255,7 +254,7 @@ class Registry:
 
     def strategy_class(self, name: str) -> type[Any]:
         """Import a strategy file and return its one subclass of `CLIPStrategy`."""
-        from cl_clipfit.strategy import CLIPStrategy
+        from cl_clipfit.training.strategy import CLIPStrategy
 
         entry = self.get("strategies", name)
         cls = defined_class(entry.load(), CLIPStrategy)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torchvision.datasets import Caltech101
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, Located, obtain
+from cl_clipfit.data.fetch.archives import Archive, Located, obtain
 from cl_clipfit.data.formats.folders import plain_name
 from cl_clipfit.data.formats.torchvision_sets import drawn_split
 

@@ -18,7 +18,7 @@ from cl_clipfit.data.formats.folders import (
     read_tree,
     visible_folders,
 )
-from cl_clipfit.data.images import ImageFiles
+from cl_clipfit.data.images.lazy import ImageFiles
 from cl_clipfit.errors import nearest
 
 NAME = "domain-incremental"

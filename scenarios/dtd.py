@@ -7,7 +7,7 @@ Cimpoi et al. 2014. The first of its ten partitions: trained on "train", tested 
 from torchvision.datasets import DTD
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.folders import plain_name
 from cl_clipfit.data.formats.torchvision_sets import list_images, official_split
 

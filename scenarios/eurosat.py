@@ -8,7 +8,7 @@ from pydantic import Field
 from torchvision.datasets import EuroSAT
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.torchvision_sets import drawn_split
 
 NAME = "eurosat"

@@ -8,7 +8,7 @@ checksum of the archive, so results say that it is not verified.
 from torchvision.datasets import FGVCAircraft
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.torchvision_sets import list_images, official_split
 
 NAME = "fgvc-aircraft"

@@ -7,7 +7,7 @@ as in ZSCL (Zheng et al. 2023, arXiv 2303.06628).
 from torchvision.datasets import Flowers102
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.torchvision_sets import list_images, official_split
 
 NAME = "flowers102"

@@ -6,7 +6,7 @@ Bossard et al. 2014; the training images were left uncleaned on purpose.
 from torchvision.datasets import Food101
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.folders import plain_name
 from cl_clipfit.data.formats.torchvision_sets import official_split
 

@@ -5,7 +5,7 @@ ranked among the 200 classes alone.
 """
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.imagenet import wordnet_probe
 
 NAME = "imagenet-a"

@@ -6,7 +6,7 @@ Parkhi et al. 2012. Trained on its "trainval" images.
 from torchvision.datasets import OxfordIIITPet
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.torchvision_sets import official_split
 
 NAME = "oxford-pets"

@@ -6,7 +6,7 @@ Krause et al. 2013. Its official host is gone: the files come by hand, and no ch
 from torchvision.datasets import StanfordCars
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.torchvision_sets import official_split
 
 NAME = "split-cars196"

@@ -4,7 +4,7 @@
 """
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.cifar import CIFAR10, read_unpacked
 
 NAME = "split-cifar10"

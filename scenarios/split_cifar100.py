@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.data.download import cache_folder, download
+from cl_clipfit.data.fetch.download import cache_folder, download
 from cl_clipfit.data.formats.cifar import CIFAR100, CifarData, read_archive, read_unpacked
 from cl_clipfit.data.formats.folders import read_known_classes
 

@@ -4,7 +4,7 @@
 """
 
 from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.folders import plain_name
 from cl_clipfit.data.formats.imagenet import listed, read_table
 

@@ -6,7 +6,7 @@
 from torchvision.datasets import FashionMNIST
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.torchvision_sets import grey_images
 
 NAME = "split-fashion-mnist"

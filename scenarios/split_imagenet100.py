@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.config import read_names
+from cl_clipfit.config.options import read_names
 from cl_clipfit.data.formats.imagenet import (
     TEMPLATES,
     class_names,

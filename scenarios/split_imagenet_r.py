@@ -8,7 +8,7 @@ takes a division that others have published. Labels count the classes by WordNet
 from pydantic import Field
 
 from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.imagenet import TEMPLATES, class_names, held_classes, read_folders
 from cl_clipfit.data.formats.splits import split_by_class
 

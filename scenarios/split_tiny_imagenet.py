@@ -6,7 +6,7 @@ one of ImageNet-1k's, else the first word that `words.txt` gives.
 """
 
 from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.data.archives import Archive, obtain
+from cl_clipfit.data.fetch.archives import Archive, obtain
 from cl_clipfit.data.formats.imagenet import (
     TEMPLATES,
     class_names,

@@ -9,12 +9,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from cl_clipfit import CLIPStrategy, Options
-from cl_clipfit.config import Count, NotNegative, Positive, check_names, read_names
-from cl_clipfit.losses.anchors import cosine_distance
-from cl_clipfit.losses.sampling import PromptDraws, PromptSample
-from cl_clipfit.step import label_index
-from cl_clipfit.tuning.deltas import squared_change_by_layer
-from cl_clipfit.tuning.selectors import check_layers, parse_layers, select_clipfit
+from cl_clipfit.config.options import Count, NotNegative, Positive, check_names, read_names
+from cl_clipfit.merging.layers import squared_change_by_layer
+from cl_clipfit.training.features import label_index
+from cl_clipfit.training.losses import cosine_distance
+from cl_clipfit.training.prompt_sampling import PromptDraws, PromptSample
+from cl_clipfit.training.selection import check_layers, parse_layers, select_clipfit
 
 NAME = "clipfit"
 PAPER = "Li et al. 2024, arXiv 2409.16718 (EMNLP)"

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import nn
 
 from cl_clipfit import CLIPStrategy, Options
-from cl_clipfit.tuning.selectors import select_all_but_scale
+from cl_clipfit.training.selection import select_all_but_scale
 
 NAME = "full"
 PAPER = "the naive baseline of the field"

@@ -6,10 +6,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cl_clipfit.config import Count, NotNegative
-from cl_clipfit.losses.sampling import PromptDraws, PromptSample
-from cl_clipfit.prompting import PromptOptions, PromptStrategy
-from cl_clipfit.step import label_index
+from cl_clipfit.config.options import Count, NotNegative
+from cl_clipfit.methods.prompt import PromptOptions, PromptStrategy
+from cl_clipfit.training.features import label_index
+from cl_clipfit.training.prompt_sampling import PromptDraws, PromptSample
 
 NAME = "kgcoop"
 PAPER = "Yao et al. 2023, arXiv 2303.13283 (CVPR)"

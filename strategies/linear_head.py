@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_clipfit import CLIPStrategy, Options
-from cl_clipfit.step import StepFeatures, label_index
+from cl_clipfit.training.features import StepFeatures, label_index
 
 NAME = "linear-head"
 PAPER = "Wortsman et al. 2022, arXiv 2109.01903 (CVPR)"

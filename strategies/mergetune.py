@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from cl_clipfit.config import NotNegative, Number
-from cl_clipfit.continued import ContinuedOptions, ContinuedStrategy, Share, Stage, Values
-from cl_clipfit.fisher import diagonal_fisher
-from cl_clipfit.losses.anchors import cosine_distance
+from cl_clipfit.config.options import NotNegative, Number
+from cl_clipfit.evaluation.fisher import diagonal_fisher
 from cl_clipfit.merging import check_path_rule, interpolate, path_positions, relative_distance
-from cl_clipfit.step import Workload, label_index
+from cl_clipfit.methods.continued import ContinuedOptions, ContinuedStrategy, Share, Stage, Values
+from cl_clipfit.training.features import Workload, label_index
+from cl_clipfit.training.losses import cosine_distance
 
 NAME = "mergetune"
 PAPER = "Wang et al. 2026, arXiv 2601.10497 (ICLR)"

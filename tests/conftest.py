@@ -1,76 +1,23 @@
 """Shared pieces: a tiny random CLIP and a tiny stream of generated images."""
 
-import functools
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from open_clip.transform import PreprocessCfg
 
-from cl_clipfit.cli import main
+from cl_clipfit.cli.app import main
 from cl_clipfit.clip import CLIPClassifier
-from cl_clipfit.data.source import ImageSet, Source
-from cl_clipfit.files import write_atomic
-from cl_clipfit.report import figures, landscapes
-from cl_clipfit.strategy import CLIPStrategy
-
-TINY_CLIP = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
-
-
-# Options of a quick command, and plug-ins to write to a file.
-PLUGIN = ["--plugin", "examples/image_norms.py", "tests/plugins/tiny_stream.py"]
-TINY = ["--scenario", "tiny-stream", *PLUGIN]
-FROZEN = [*TINY, "--strategy", "zero-shot"]
-TRAINED = [*TINY, "--strategy", "image-norms"]
-MINE = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n"
-SAVE_FIGURE = figures.save_figure
-STREAM = """
-import torch
-from cl_clipfit import ImageSet, Source
-MODEL = "mini"
-PROBES = ()
-def load(options, request):
-    images = torch.full((4, 3, 8, 8), {level}, dtype=torch.uint8)
-    data = ImageSet(images, torch.tensor([0, 0, 1, 1]))
-    return Source(("a", "b"), ("{{}}",), data, data)
-"""
-
-
-@functools.cache
-def tokenizer() -> open_clip.SimpleTokenizer:
-    """Return the tokenizer of all tiny models: to make one takes longer than a model."""
-    return open_clip.SimpleTokenizer(context_length=12)
-
-
-def build_tiny(seed: int = 0) -> CLIPClassifier:
-    """Return a random CLIP of about 30,000 parameters besides its token table."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        clip = open_clip.CLIP(**TINY_CLIP)
-    open_clip.set_model_preprocess_cfg(clip, {**PreprocessCfg().__dict__, "size": 16})
-    return CLIPClassifier(clip, tokenizer())
-
-
-def build_source(classes: int = 6, per_class: int = 8, seed: int = 0) -> Source:
-    """Return images whose colour tells the class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    colours = torch.randint(0, 256, (classes, 3, 1, 1), generator=generator)
-    noise = torch.randint(-20, 20, (len(labels), 3, 16, 16), generator=generator)
-    images = (colours[labels] + noise).clamp(0, 255).to(torch.uint8)
-    data = ImageSet(images, labels)
-    names = tuple(f"colour {label}" for label in range(classes))
-    return Source(names, ("a photo of a {}.",), data, data)
+from cl_clipfit.data.source import Source
+from cl_clipfit.report import figures
+from cl_clipfit.report import landscape as landscapes
+from cl_clipfit.storage.files import write_atomic
+from cl_clipfit.training.strategy import CLIPStrategy
+from tests.support.tiny import SAVE_FIGURE, build_source, build_tiny
 
 
 @pytest.fixture

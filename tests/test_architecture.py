@@ -1,4 +1,4 @@
-"""The arrows of the house: who may import whom, and what must not be imported early."""
+"""The arrows of the house: which room may import which, and what must not be imported early."""
 
 import ast
 import subprocess
@@ -7,57 +7,99 @@ from pathlib import Path
 
 import pytest
 
-LEAVES = ("clip", "metrics", "data", "tuning", "losses", "merging")
-COMMON = {"errors", "config", "files"}
+from tests.support.imports import arrows, circles, floors, imported, room_files
+
+# A room imports only rooms of the floors below its own: arrows never run up or sideways.
+FLOORS = (
+    ("cli",),
+    ("commands",),
+    ("experiment", "report"),
+    ("methods",),
+    ("evaluation", "registry"),
+    ("bank",),
+    ("training",),
+    ("clip", "data"),
+    ("storage", "merging", "heads"),
+    ("config", "runtime"),
+    ("errors", "metrics", "_version"),
+)
+FLOOR = {room: number for number, rooms in enumerate(reversed(FLOORS), 1) for room in rooms}
+LOOSE = {"__init__", "__main__", "_version", "errors", "registry"}
+DRAWN = arrows()
 FILES = sorted(Path("cl_clipfit").rglob("*.py"))
 
 
-def imports(file: Path) -> set[str]:
-    """Return all modules a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+@pytest.mark.parametrize("room", sorted(DRAWN))
+def test_a_room_imports_only_rooms_below(room: str) -> None:
+    wrong = {other for other in DRAWN[room] if FLOOR[other] >= FLOOR[room]}
+    assert not wrong, f"{room} imports {wrong}"
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_leaf_packages_do_not_import_each_other(leaf: str) -> None:
-    for file in sorted(Path("cl_clipfit", leaf).rglob("*.py")):
-        for module in imports(file):
-            parts = module.split(".")
-            if parts[0] == "cl_clipfit" and len(parts) > 1:
-                assert parts[1] in {leaf, *COMMON}, f"{file} imports {module}"
+def test_there_is_no_circle_and_no_loose_module() -> None:
+    assert circles(DRAWN) == []
+    assert max(floors(DRAWN).values()) <= len(FLOORS)
+    assert {file.stem for file in Path("cl_clipfit").glob("*.py")} <= LOOSE
 
 
-def test_only_two_files_touch_avalanche() -> None:
+def test_only_the_strategy_and_the_streams_touch_avalanche() -> None:
     users = {
-        file.as_posix() for file in FILES if any(m.startswith("avalanche") for m in imports(file))
+        file.relative_to("cl_clipfit").as_posix()
+        for _, file in room_files(Path())
+        if any(module.split(".")[0] == "avalanche" for module in imported(file))
     }
-    assert users == {"cl_clipfit/strategy.py", "cl_clipfit/data/streams.py"}
+    assert all(user.startswith("training/") or user == "data/streams.py" for user in users), users
 
 
-def test_the_package_does_not_import_strategies_or_scenarios() -> None:
+def test_the_package_does_not_import_strategies_scenarios_or_tests() -> None:
+    outside = ("strategies", "scenarios", "tests", "benchmarks")
     for file in FILES:
-        heads = {module.split(".")[0] for module in imports(file)}
-        assert not heads & {"strategies", "scenarios", "tests"}, file
+        for module in imported(file):
+            assert not module.removeprefix("cl_clipfit.").startswith(outside), (file, module)
 
 
-def test_methods_and_streams_use_the_public_package() -> None:
-    for file in [*Path("strategies").glob("*.py"), *Path("scenarios").glob("*.py")]:
-        for module in imports(file):
-            assert not module.startswith(("strategies", "scenarios", "avalanche")), file
+def test_no_test_file_imports_another() -> None:
+    for file in Path("tests").rglob("*.py"):
+        for module in imported(file):
+            assert not module.split(".")[-1].startswith("test_"), f"{file} imports {module}"
+
+
+def test_benchmarks_do_not_import_tests() -> None:
+    for file in Path("benchmarks").rglob("*.py"):
+        assert not any(module.split(".")[0] == "tests" for module in imported(file)), file
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "strategies"], ["list", "scenarios"]])
 def test_questions_import_neither_torch_nor_avalanche(arguments: list[str]) -> None:
     code = (
-        "import sys; from cl_clipfit.cli import main; main(sys.argv[1:]);"
+        "import sys; from cl_clipfit.cli.app import main; main(sys.argv[1:]);"
         "print([m for m in ('torch', 'avalanche', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_installed_packages_are_those_of_the_checkout() -> None:
+    import tomllib
+
+    setuptools = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]
+    rooms = {".".join(file.parent.parts) for file in Path("cl_clipfit").rglob("__init__.py")}
+    assert set(setuptools["packages"]) == rooms | {"cl_clipfit.strategies", "cl_clipfit.scenarios"}
+
+
+def test_counts_of_a_drawn_house(tmp_path: Path) -> None:
+    package = tmp_path / "cl_clipfit"
+    for name, imports in {"a": "b", "b": "a", "c": "a", "d": ""}.items():
+        (package / name).mkdir(parents=True)
+        text = f"from cl_clipfit.{imports}.x import y\n" if imports else ""
+        (package / name / "x.py").write_text(text)
+    drawn = arrows(tmp_path)
+    assert drawn == {"a": {"b"}, "b": {"a"}, "c": {"a"}, "d": set()}
+    assert circles(drawn) == [{"a", "b"}]
+    assert floors(drawn) == {"a": 1, "b": 1, "c": 2, "d": 1}
+
+
+def test_every_module_parses_and_says_what_it_is() -> None:
+    for file in FILES:
+        assert ast.get_docstring(ast.parse(file.read_text())), file

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from cl_clipfit.data.images import ImageFiles, LazyImages
+from cl_clipfit.data.images.lazy import ImageFiles, LazyImages
 from cl_clipfit.errors import UserError
-from cl_clipfit.workers import send_errors_whole
-from tests.conftest import build_tiny
+from cl_clipfit.runtime.workers import send_errors_whole
+from tests.support.tiny import build_tiny
 
 MESSAGE = "a/errors.UserError: b: it is\tno image\nat all"
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cl_clipfit import CLIPClassifier, DataRequest, Recipe, Source, build_scenario
-from cl_clipfit.cli import main
+from cl_clipfit.cli.app import main
 from cl_clipfit.errors import UserError
-from cl_clipfit.plan import load_source
+from cl_clipfit.experiment.scenario_file import load_source
 from cl_clipfit.registry import Registry, describe
 
 REGISTRY = Registry([Path("examples/image_norms.py")])

@@ -18,8 +18,8 @@ from benchmarks.faults.job import (
     verified,
     wait,
 )
-from cl_clipfit.checkpoints import FOLDER, Checkpoints
 from cl_clipfit.errors import UserError
+from cl_clipfit.storage.checkpoints import FOLDER, Checkpoints
 
 CHECKPOINTS_BEFORE_THE_END = 5  # of an unfinished run: it is in its third task
 SHARE_OF_CHECKPOINTS = 25  # one trial of so many is on one

@@ -14,15 +14,16 @@ from pydantic import ValidationError
 
 from benchmarks.faults import seeds
 from benchmarks.faults.job import Bench, Campaign, Place, start, wait
-from cl_clipfit.clip.checkpoint import check_checkpoint
-from cl_clipfit.config import RunConfig, explain, read_config
-from cl_clipfit.data.decode import open_image
+from cl_clipfit.bank.store import DeltaBank
+from cl_clipfit.clip.loading.untrusted_weights import check_checkpoint
+from cl_clipfit.config.command import RunConfig, read_config
+from cl_clipfit.config.options import explain
+from cl_clipfit.config.text_files import read_class_names
+from cl_clipfit.data.fetch.unpacking import new_folder, unpack_into
 from cl_clipfit.data.formats.feature_files import read_features
+from cl_clipfit.data.images.decode import open_image
 from cl_clipfit.data.orders import class_order, read_tasks
-from cl_clipfit.data.text_files import read_class_names
-from cl_clipfit.data.unpacking import new_folder, unpack_into
 from cl_clipfit.errors import UserError
-from cl_clipfit.tuning.bank import DeltaBank
 
 LIMIT_SECONDS = 10.0  # of one file
 LIMIT_BYTES = 1 << 20  # of what an archive unpacks to

@@ -18,13 +18,13 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from cl_clipfit.cli import main
+from cl_clipfit.cli.app import main
 from cl_clipfit.commands.verify import verify_run
 from cl_clipfit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
-    "--scenario", "tiny-stream", "--plugin", str(ROOT / "tests/plugins/tiny_stream.py"),
+    "--scenario", "tiny-stream", "--plugin", str(ROOT / "benchmarks/faults/tiny_stream.py"),
     "--lr", "0.01", "--limit", "4", "--batch-size", "4", "--device", "cpu",
 )  # fmt: skip
 SIZE, SMALL = ("--tasks", "3", "--epochs", "2"), ("--tasks", "2", "--epochs", "1")

@@ -23,7 +23,7 @@ from benchmarks.faults.job import (
     start,
     wait,
 )
-from cl_clipfit.checkpoints import Checkpoints
+from cl_clipfit.storage.checkpoints import Checkpoints
 
 MOST_KILLS = 5  # of one trial; then it may end
 SHARE_AGAIN = 0.5  # of restarts that are killed too

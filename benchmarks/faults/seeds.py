@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from cl_clipfit.files import seal
+from cl_clipfit.storage.files import seal
 
 NOWHERE = Path("/nowhere-of-the-faults")  # what no archive may make
 NAMES = ("cat", "dog", "grey wolf", "123", "no")

@@ -10,18 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.job import (
-    STRATEGIES,
-    Bench,
-    Campaign,
-    Place,
-    problem,
-    run_job,
-    start,
-    wait,
-)
-from cl_clipfit.data.archives import Archive, obtain
-from cl_clipfit.data.download import file_checksum
+from benchmarks.faults.job import STRATEGIES, Bench, Campaign, Place, problem, run_job, start, wait
+from cl_clipfit.data.fetch.archives import Archive, obtain
+from cl_clipfit.data.fetch.download import file_checksum
 from cl_clipfit.data.source import DataRequest
 from cl_clipfit.errors import UserError
 

@@ -22,9 +22,9 @@ from benchmarks.faults.job import (
     start,
     wait,
 )
-from cl_clipfit.checkpoints import FOLDER
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import sha256, unseal
+from cl_clipfit.storage.checkpoints import FOLDER
+from cl_clipfit.storage.files import sha256, unseal
 
 # A broken disk fails once; a full one, or one that became read-only, fails from then on. What is
 # full lets files be removed.

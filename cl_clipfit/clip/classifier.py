@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cl_clipfit.clip.context import insert_context
+from cl_clipfit.clip.encoders.towers import Pass, Precision, Towers
 from cl_clipfit.clip.preprocess import Preprocess
-from cl_clipfit.clip.towers import Pass, Precision, Towers
 from cl_clipfit.errors import UserError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)

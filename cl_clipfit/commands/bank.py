@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cl_clipfit.bank.store import INDEX, DeltaBank
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.finished import open_run
-from cl_clipfit.manifest import adding
+from cl_clipfit.experiment.reopen import open_run
+from cl_clipfit.merging.layers import change_by_layer, squared_change_by_layer
 from cl_clipfit.report.display import ConsoleDisplay, literal, say
 from cl_clipfit.report.figures import plot_changes
-from cl_clipfit.tuning.bank import INDEX, DeltaBank
-from cl_clipfit.tuning.deltas import change_by_layer, squared_change_by_layer
+from cl_clipfit.storage.manifest import adding
 
 _TOP = 10
 _CELL = 44  # characters of a list of names

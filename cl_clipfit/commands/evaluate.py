@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from cl_clipfit import merging
-from cl_clipfit.commands.mode_settings import ModeSettings
-from cl_clipfit.commands.modes import merged_values, used_settings
+from cl_clipfit.bank.per_sample_norms import mixable, mixed_image_features
+from cl_clipfit.bank.routing import route
+from cl_clipfit.config.merge_settings import ModeSettings
 from cl_clipfit.data.source import Source
 from cl_clipfit.errors import UserError
-from cl_clipfit.finished import FinishedRun
-from cl_clipfit.fisher import diagonal_fisher
+from cl_clipfit.evaluation.fisher import diagonal_fisher
+from cl_clipfit.evaluation.scoring import Scoreboard, Scores, score
+from cl_clipfit.experiment.reopen import FinishedRun
+from cl_clipfit.merging.methods import merged_values, used_settings
 from cl_clipfit.metrics.tables import accuracy
-from cl_clipfit.scoring import Scoreboard, Scores, score
-from cl_clipfit.strategy import CLIPStrategy
-from cl_clipfit.tuning.mixing import mixable, mixed_image_features
-from cl_clipfit.tuning.routing import route
+from cl_clipfit.training.strategy import CLIPStrategy
 
 Values = dict[str, Tensor]
 Scorer = Callable[..., Tensor]  # _mixed or _one_at_a_time

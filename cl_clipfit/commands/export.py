@@ -14,16 +14,16 @@ from safetensors.torch import save
 from torch import nn
 
 from cl_clipfit.clip import create_classifier
-from cl_clipfit.clip.factory import hash_weights
-from cl_clipfit.clip.weights import SCHEMAS, parse_model
+from cl_clipfit.clip.loading.factory import hash_weights
+from cl_clipfit.clip.loading.names import SCHEMAS, parse_model
 from cl_clipfit.commands.bank import file_size, open_bank, say
-from cl_clipfit.commands.mode_settings import CLOSED_FORM, MODES, ModeSettings
-from cl_clipfit.commands.modes import check_settings, merged_values, used_settings
+from cl_clipfit.config.merge_settings import CLOSED_FORM, MODES, ModeSettings
 from cl_clipfit.errors import UserError, is_file, nearest
-from cl_clipfit.files import write_atomic, writing
-from cl_clipfit.finished import FinishedRun, open_run
-from cl_clipfit.manifest import adding, run_around
+from cl_clipfit.experiment.reopen import FinishedRun, open_run
+from cl_clipfit.merging.methods import check_settings, merged_values, used_settings
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.storage.files import write_atomic, writing
+from cl_clipfit.storage.manifest import adding, run_around
 
 ENDINGS = (".safetensors", ".pt")
 TOLERANCE = 1e-5  # between features of unit length

@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cl_clipfit.building import failure
 from cl_clipfit.errors import UserError
-from cl_clipfit.experiment import LONG_RUN_SECONDS
-from cl_clipfit.finished import FinishedRun, open_run
-from cl_clipfit.landscape import (
+from cl_clipfit.evaluation.landscape import (
     LINES,
     POINTS,
     Sample,
@@ -23,11 +20,14 @@ from cl_clipfit.landscape import (
     plane_landscape,
     profiles,
 )
-from cl_clipfit.manifest import adding
+from cl_clipfit.experiment.build import failure
+from cl_clipfit.experiment.reopen import FinishedRun, open_run
+from cl_clipfit.experiment.run import LONG_RUN_SECONDS
 from cl_clipfit.merging import plane
 from cl_clipfit.report.display import ConsoleDisplay, say
-from cl_clipfit.report.landscapes import lines_table, plot_lines, plot_plane
-from cl_clipfit.runs import write_json
+from cl_clipfit.report.landscape import lines_table, plot_lines, plot_plane
+from cl_clipfit.storage.files import write_json
+from cl_clipfit.storage.manifest import adding
 
 PLANE_IMAGES = 256
 Samples = dict[str, Sample]

@@ -8,25 +8,25 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from cl_clipfit.bank.store import INDEX
 from cl_clipfit.commands.evaluate import BankEvaluation, ModeResult
-from cl_clipfit.commands.mode_settings import MODES, ModeSettings
-from cl_clipfit.commands.modes import check_settings, used_settings
 from cl_clipfit.commands.train import SAME_COMMAND, execute
-from cl_clipfit.config import parse_settings
-from cl_clipfit.determinism import deterministic
+from cl_clipfit.config.merge_settings import MODES, ModeSettings
+from cl_clipfit.config.parsing import parse_settings
 from cl_clipfit.errors import UserError, nearest
-from cl_clipfit.experiment import Run
-from cl_clipfit.files import read_bytes, sha256, write_atomic
-from cl_clipfit.finished import MERGED_FROM, FinishedRun, open_run, was_deterministic
-from cl_clipfit.locking import hold
-from cl_clipfit.manifest import adding
-from cl_clipfit.recipes import make_settings
+from cl_clipfit.experiment.identity import config_of
+from cl_clipfit.experiment.recipes import make_settings
+from cl_clipfit.experiment.reopen import MERGED_FROM, FinishedRun, open_run, was_deterministic
+from cl_clipfit.experiment.run import Run
+from cl_clipfit.experiment.run_plan import RunPlan
+from cl_clipfit.merging.methods import check_settings, used_settings
 from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.tables import modes_csv, modes_table, results_table
-from cl_clipfit.runplan import RunPlan, config_of
-from cl_clipfit.runs import write_json
-from cl_clipfit.stopping import Stopped
-from cl_clipfit.tuning.bank import INDEX
+from cl_clipfit.runtime.determinism import deterministic
+from cl_clipfit.runtime.signals import Stopped
+from cl_clipfit.storage.files import read_bytes, sha256, write_atomic, write_json
+from cl_clipfit.storage.lock import hold
+from cl_clipfit.storage.manifest import adding
 
 CHOOSING = ("oracle", "routed")  # no single set of weights comes of these
 

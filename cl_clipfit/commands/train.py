@@ -9,21 +9,22 @@ from typing import Any
 
 from rich.console import Console
 
-from cl_clipfit.building import check_strategy
-from cl_clipfit.config import RunConfig
-from cl_clipfit.determinism import deterministic
-from cl_clipfit.encoding import FrozenImages
+from cl_clipfit.commands.resume import check_output, resumed_folder
+from cl_clipfit.config.command import RunConfig
 from cl_clipfit.errors import UserError
-from cl_clipfit.experiment import Run
-from cl_clipfit.files import write_atomic
-from cl_clipfit.locking import hold
-from cl_clipfit.preparation import prepare
+from cl_clipfit.evaluation.frozen_features import FrozenImages
+from cl_clipfit.experiment.build import check_strategy
+from cl_clipfit.experiment.identity import config_of
+from cl_clipfit.experiment.prepare import prepare
+from cl_clipfit.experiment.run import Run
 from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
-from cl_clipfit.runplan import config_of
-from cl_clipfit.runs import CONFIG, check_output, resumed_folder
-from cl_clipfit.stopping import Stopped
+from cl_clipfit.runtime.determinism import deterministic
+from cl_clipfit.runtime.signals import Stopped
+from cl_clipfit.storage.files import write_atomic
+from cl_clipfit.storage.lock import hold
+from cl_clipfit.storage.run_folder import CONFIG
 
 SAME_COMMAND = "the same command goes on with it"
 ALL_RUNS = "the same command{} goes on with all runs"

@@ -11,13 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from cl_clipfit import metrics
-from cl_clipfit.config import read_config
+from cl_clipfit.config.command import read_config
 from cl_clipfit.errors import UserError, is_file, printable
-from cl_clipfit.files import read_bytes
-from cl_clipfit.manifest import MANIFEST, check_manifest
 from cl_clipfit.report.display import ConsoleDisplay
-from cl_clipfit.result_file import RESULT, read_result
-from cl_clipfit.runs import csv_text
+from cl_clipfit.storage.files import csv_text, read_bytes
+from cl_clipfit.storage.manifest import MANIFEST, check_manifest
+from cl_clipfit.storage.result import RESULT, read_result
 
 CONFIG, MATRIX, BANK_EVAL = "config.yaml", "accuracy_matrix.csv", "bank-eval.json"
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
@@ -90,9 +89,9 @@ def _checks(path: Path, replay: bool, err: Console) -> Iterator[Found]:
 
 
 def _replay(path: Path, err: Console) -> Found:
-    from cl_clipfit.determinism import deterministic
-    from cl_clipfit.finished import was_deterministic
-    from cl_clipfit.replay import replay_task
+    from cl_clipfit.commands.retrain import replay_task
+    from cl_clipfit.experiment.reopen import was_deterministic
+    from cl_clipfit.runtime.determinism import deterministic
 
     try:
         with deterministic(was_deterministic(path)):
@@ -142,7 +141,7 @@ def _check_bank(path: Path, result: Result) -> Found:
     model = result["model"]
     if result["recipe"] is None or "architecture" not in model:
         return "bank: none, for the run trains nothing that is kept", []
-    from cl_clipfit.tuning.bank import DeltaBank
+    from cl_clipfit.bank.store import DeltaBank
 
     bank = DeltaBank.open(path / "bank")
     bank.verify()

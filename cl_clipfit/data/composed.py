@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from cl_clipfit.data.images import concatenate
+from cl_clipfit.data.images.lazy import concatenate
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cl_clipfit.data.text_files import read_text, scalar, yaml_node
+from cl_clipfit.config.text_files import read_text, scalar, yaml_node
 from cl_clipfit.errors import UserError, is_file, nearest
 
 # Of published results with OpenAI's weights: Continual-CLIP, ZSCL, MoE-Adapters, RAPF, MG-CLIP.

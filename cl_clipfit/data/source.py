@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_clipfit.data.images import images_digest
-from cl_clipfit.data.text_files import has_control
+from cl_clipfit.config.text_files import has_control
+from cl_clipfit.data.images.lazy import images_digest
 from cl_clipfit.errors import UserError
 
 _LABELS = 2**32  # more than any data set has

@@ -13,14 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cl_clipfit.data.layout import Layout, make_layout
-from cl_clipfit.data.source import (
-    ImageSet,
-    Source,
-    Templates,
-    few_shots,
-    hold_out,
-    limit_images,
-)
+from cl_clipfit.data.source import ImageSet, Source, Templates, few_shots, hold_out, limit_images
 from cl_clipfit.errors import UserError
 
 _BLUR_SEED, _ONLINE_SEED = 11, 12  # draws of their own, the same for every seed of a run

@@ -18,14 +18,7 @@ from cl_clipfit.merging.distance import (
     length_ratio,
     relative_distance,
 )
-from cl_clipfit.merging.path import (
-    Plane,
-    barrier,
-    check_path_rule,
-    path_positions,
-    plane,
-    segment,
-)
+from cl_clipfit.merging.path import Plane, barrier, check_path_rule, path_positions, plane, segment
 
 __all__ = [
     "Plane",

@@ -1,7 +1,6 @@
 """Curves over tasks and the accuracy matrix, as PNG and SVG without dates or random ids."""
 
 import contextlib
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,28 +9,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from cl_clipfit.errors import UserError, printable
+from cl_clipfit.errors import UserError
 from cl_clipfit.report.tables import by_strategy, columns, value
-from cl_clipfit.runs import write_atomic
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colour-blind safe palette, darkest contrasts first; markers tell lines apart too.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "svg.hashsalt": "cl_clipfit",
-    "svg.fonttype": "path",
-}
-_LONGEST_NAME = 200  # characters that are drawn
+from cl_clipfit.report.style import _STYLE, MARKERS, PALETTE, _plain, _title, save_figure
+
 ZERO_SHOT = "zero-shot"
 _ONE_TASK = ("base-to-novel", "transfer")  # protocols without a stream, as a rule
 _PANELS = {
@@ -39,22 +26,6 @@ _PANELS = {
     "forgetting": "forgetting, all classes (points)",
     "retention": "retention of the probes (points)",
 }
-
-
-def _plain(text: str) -> str:
-    """Keep names from being read as TeX, and from having no end."""
-    text = printable(text)
-    text = text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
-    return text.replace("$", r"\$")
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write `path`.png and `path`.svg; the same figure gives the same bytes."""
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        data = io.BytesIO()
-        figure.savefig(data, format=kind, dpi=150, metadata=metadata)
-        write_atomic(path.with_name(f"{path.name}.{kind}"), data.getvalue())
-    plt.close(figure)
 
 
 def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:
@@ -120,12 +91,6 @@ def _matrix(axes: Axes, matrix: Sequence[Sequence[float | None]]) -> None:
 
 def _curve_names(results: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in _PANELS if any(v is not None for r in results for v in r["curves"][key])]
-
-
-def _title(result: dict[str, Any]) -> str:
-    model = result["model"]
-    names = f"{result['scenario']}, {model['architecture']} ({model['pretrained']})"
-    return _plain(names)
 
 
 def plot_run(result: dict[str, Any], path: Path) -> None:

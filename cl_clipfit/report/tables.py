@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cl_clipfit.errors import printable
 from cl_clipfit.report.display import literal
-from cl_clipfit.runs import csv_text
+from cl_clipfit.storage.files import csv_text
 
 COLUMNS = {
     "average_accuracy": "average\naccuracy",

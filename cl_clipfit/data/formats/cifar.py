@@ -10,10 +10,10 @@ from typing import IO, Any
 
 import torch
 
-from cl_clipfit.data.download import file_hash
+from cl_clipfit.data.fetch.download import file_hash
+from cl_clipfit.data.fetch.unpacking import archive_members
 from cl_clipfit.data.formats.plain_pickle import PickledBytes, PlainUnpickler
 from cl_clipfit.data.source import ImageSet
-from cl_clipfit.data.unpacking import archive_members
 from cl_clipfit.errors import UserError
 
 SIDE = 32

@@ -12,13 +12,13 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
 
-from cl_clipfit.config import Options
-from cl_clipfit.data.decode import open_image
-from cl_clipfit.data.images import ImageFiles
+from cl_clipfit.config.options import Options
+from cl_clipfit.config.text_files import has_control
+from cl_clipfit.data.images.decode import open_image
+from cl_clipfit.data.images.lazy import ImageFiles
 from cl_clipfit.data.source import ImageSet, draw_share
-from cl_clipfit.data.text_files import has_control
 from cl_clipfit.errors import UserError, nearest
-from cl_clipfit.files import reading
+from cl_clipfit.storage.files import reading
 
 SUFFIXES = (*IMG_EXTENSIONS, ".gif")
 TEST_PARTS = ("test", "val", "valid")  # the first that is there holds the test images

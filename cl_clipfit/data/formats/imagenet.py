@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from cl_clipfit.data.archives import Located
-from cl_clipfit.data.download import cache_folder
-from cl_clipfit.data.images import ImageFiles
+from cl_clipfit.data.fetch.archives import Located
+from cl_clipfit.data.fetch.download import cache_folder
+from cl_clipfit.data.images.lazy import ImageFiles
 from cl_clipfit.data.source import DataRequest, ImageSet, Source
 from cl_clipfit.errors import UserError, is_file, nearest
-from cl_clipfit.files import read_bytes
+from cl_clipfit.storage.files import read_bytes
 
 TEMPLATES = ("a photo of a {}.",)
 BY_HAND = (

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from cl_clipfit.data.formats.folders import plain_name
-from cl_clipfit.data.images import ImageFiles
+from cl_clipfit.data.images.lazy import ImageFiles
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError
-from cl_clipfit.files import read_bytes, reading, sha256
+from cl_clipfit.storage.files import read_bytes, reading, sha256
 
 FORMS = (
     '{"train": [[PATH, LABEL, CLASS NAME], ...], "val": ..., "test": ...}, or'

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import random_split
 from torchvision.datasets import Caltech101
 
-from cl_clipfit.data.images import ImageFiles
+from cl_clipfit.data.images.lazy import ImageFiles
 from cl_clipfit.data.source import ImageSet
 from cl_clipfit.errors import UserError
 

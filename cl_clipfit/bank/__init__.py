@@ -1,0 +1,1 @@
+"""The delta bank: what each task trained, stored, routed, applied per sample."""

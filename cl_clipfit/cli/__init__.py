@@ -1,0 +1,1 @@
+"""What a user types: options and help texts. Imports no PyTorch."""

@@ -1,0 +1,1 @@
+"""Fast image and text towers."""

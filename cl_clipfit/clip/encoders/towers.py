@@ -1,0 +1,228 @@
+"""How a model's towers are run: by the fast encoders where these know them, else by open_clip."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdKeyDictionary
+
+from cl_clipfit.clip.context import context_in_place
+from cl_clipfit.clip.encoders import text, vision
+from cl_clipfit.clip.encoders.blocks import Arithmetic, WeightCopies
+from cl_clipfit.clip.encoders.compiled import CompiledBlock
+from cl_clipfit.clip.encoders.packing import Packed, pack, to_device
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How the towers compute.
+
+    Attributes:
+        precision: of the products.
+        recompute: keep little for the backward pass; see `Arithmetic.run`.
+        compile: run the blocks through `torch.compile` where a gradient is asked for.
+    """
+
+    precision: Precision = "fp32"
+    recompute: bool = False
+    compile: bool = False
+
+
+TEXT_PART = 8192  # tokens encoded at once
+_FULL_LENGTH_PART = 256  # prompts encoded at once, where they are not packed
+_PLANS = 8  # packed sets of prompts that are kept
+_log = logging.getLogger(__name__)
+
+
+class Towers:
+    """The encoders of a model, with copies of its weights and its packed prompts.
+
+    A deep copy starts empty. Nothing here belongs to the state of the model.
+    """
+
+    def __init__(self) -> None:
+        self._copies = WeightCopies(), WeightCopies()
+        self._plans: dict[Any, tuple[Sequence[Tensor], list[Packed], Tensor]] = {}
+        self._ids: Any = WeakIdKeyDictionary()  # token ids of a tensor, as lists
+        self._unchanged: tuple[list[Tensor | None], Any, Tensor] | None = None
+        self._compiled = CompiledBlock()
+        self._told: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Towers":
+        return Towers()
+
+    def __reduce__(self) -> tuple[type["Towers"], tuple[()]]:
+        return Towers, ()
+
+    def knows_image(self, clip: nn.Module) -> bool:
+        """Tell whether the fast encoder runs the image tower."""
+        from open_clip.model import CLIP, CustomTextCLIP
+
+        own = type(clip) in (CLIP, CustomTextCLIP) and "encode_image" not in vars(clip)
+        return own and vision.known_tower(clip.visual)  # type: ignore[arg-type]
+
+    def embed(self, clip: Any, images: Tensor, how: Pass) -> Tensor:
+        """Return what enters the blocks of a tower that `knows_image`: (B, N, width)."""
+        return vision.embed_patches(clip.visual, images, self._arithmetic(0, how))
+
+    def encode_embedded(self, clip: Any, embedded: Tensor, how: Pass) -> Tensor:
+        """Encode what `embed` returned: (B, d), not normalised."""
+        arithmetic = self._arithmetic(0, how)
+        return vision.encode_embedded(clip.visual, embedded, arithmetic, how.recompute)
+
+    def encode_images(self, clip: Any, images: Tensor, how: Pass) -> Tensor:
+        """Encode preprocessed images (B, 3, H, W): (B, d), not normalised."""
+        if self.knows_image(clip):
+            return self.encode_embedded(clip, self.embed(clip, images, how), how)
+        if how.compile:
+            self._tell("--compile: this image tower is not an open_clip ViT and runs as it is")
+        with _own_precision(images.device, how.precision):
+            if how.recompute and torch.is_grad_enabled():
+                found = checkpoint(clip.encode_image, images, use_reentrant=False)
+            else:
+                found = clip.encode_image(images)
+        return found.float() if how.precision == "bf16" else found
+
+    def encode_prompts(
+        self, clip: Any, prompts: Sequence[Tensor], context: Tensor | None, how: Pass
+    ) -> Tensor:
+        """Encode prompts, each entry (n, L) of token ids: (P, d), not normalised.
+
+        Args:
+            clip: the model.
+            prompts: token ids; the same tensor objects are packed once.
+            context: learned words; see `clip.context`.
+            how: see `Pass`.
+        """
+        if not text.known_tower(clip):
+            return self._encode_full_length(clip, prompts, context, how)
+        parts, order = self._packed(clip, prompts)
+        arithmetic = self._arithmetic(1, how)
+        again = torch.is_grad_enabled() and len(parts) > 1
+        found = []
+        for packed in parts:
+            inputs = clip, packed, arithmetic, context
+            if again:  # keep the activations of one part at a time
+                found.append(
+                    checkpoint(text.encode_packed, *inputs, how.recompute, use_reentrant=False)
+                )
+            else:
+                found.append(text.encode_packed(*inputs, how.recompute))
+        return torch.cat(found)[order]
+
+    @property
+    def compile_seconds(self) -> float:
+        """What `torch.compile` took so far."""
+        return self._compiled.seconds
+
+    def forget(self) -> None:
+        """Drop what was made of the weights; it is made again when it is needed."""
+        self._copies = WeightCopies(), WeightCopies()
+        self._unchanged = None
+
+    def unchanged(
+        self, clip: Any, context: Tensor | None, state: Any, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """Return text features that `make` makes, or a copy of the last ones if nothing changed.
+
+        Args:
+            clip: the model; where something in it trains, or its text tower is not a known one,
+                features are made.
+            context: learned words, which may train.
+            state: what the features depend on besides modules and weights.
+            make: encodes the text.
+        """
+        weights = [*self.text_weights(clip), context]
+        trained = any(p is not None and p.requires_grad for p in weights)
+        if trained or not text.known_tower(clip):
+            self._unchanged = None  # fused optimisers change weights and leave their versions
+            return make()
+        # A weight changes in place, which its version counts, or it is another tensor.
+        state = state, [id(m) for m in getattr(clip, "text", clip).modules()]
+        versions = [(p.device, p._version) for p in weights if p is not None]
+        known = self._unchanged
+        if known is not None and known[1] == (state, versions):
+            same = all(a is b for a, b in zip(known[0], weights, strict=True))
+            if same:
+                return known[2].clone()
+        made = make()
+        self._unchanged = weights, (state, versions), made.clone()
+        return made
+
+    def text_weights(self, clip: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of the text tower."""
+        visual = {id(p) for p in clip.visual.parameters()}  # type: ignore[union-attr]
+        return [p for p in clip.parameters() if id(p) not in visual]
+
+    def tokens(self, clip: Any, prompts: Sequence[Tensor]) -> int:
+        """Return how many tokens a pass over these prompts encodes."""
+        if not text.known_tower(clip):
+            return sum(t.numel() for t in prompts)
+        return sum(len(part) for part in self._packed(clip, prompts)[0])
+
+    def _packed(self, clip: Any, prompts: Sequence[Tensor]) -> tuple[list[Packed], Tensor]:
+        """Return packed parts, on the model's device, and where each prompt is among their rows."""
+        device = clip.logit_scale.device
+        key = device, *map(id, prompts)
+        if key not in self._plans:
+            ids = [row for tokens in prompts for row in self._rows(clip, tokens)]
+            with torch.inference_mode(False):  # they are for training too
+                parts, order = pack(ids, TEXT_PART)
+                parts = [part.to(device) for part in parts]
+                order = to_device(order, device)
+            while len(self._plans) >= _PLANS:
+                del self._plans[next(iter(self._plans))]
+            # The prompts are held, since ids of objects that are gone are used again.
+            self._plans[key] = list(prompts), parts, order
+        _, parts, order = self._plans[key]
+        return parts, order
+
+    def _rows(self, clip: nn.Module, tokens: Tensor) -> list[list[int]]:
+        """Return the token ids of prompts (n, L), each up to its end token."""
+        if tokens not in self._ids:
+            ends = text.end_positions(clip, tokens).tolist()
+            pairs = zip(tokens.tolist(), ends, strict=True)
+            self._ids[tokens] = [row[: end + 1] for row, end in pairs]
+        return self._ids[tokens]
+
+    def _encode_full_length(
+        self, clip: Any, prompts: Sequence[Tensor], context: Tensor | None, how: Pass
+    ) -> Tensor:
+        self._tell("this text tower is not a causal one of open_clip's: no prompt is shortened")
+        tokens = torch.cat(list(prompts)).to(clip.logit_scale.device)
+        parts = tokens.split(_FULL_LENGTH_PART)
+
+        def encode(part: Tensor) -> Tensor:
+            with context_in_place(clip, context), _own_precision(part.device, how.precision):
+                found = clip.encode_text(part)
+            return found.float() if how.precision == "bf16" else found
+
+        again = torch.is_grad_enabled() and (how.recompute or len(parts) > 1)
+        return torch.cat(
+            [checkpoint(encode, p, use_reentrant=False) if again else encode(p) for p in parts]
+        )
+
+    def _arithmetic(self, tower: int, how: Pass) -> Arithmetic:
+        dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
+        compiled = self._compiled if how.compile and torch.is_grad_enabled() else None
+        return Arithmetic(self._copies[tower], dtype, compiled)
+
+    def _tell(self, message: str) -> None:
+        """Log a line once."""
+        if message not in self._told:
+            self._told.add(message)
+            _log.info(message)
+
+
+def _own_precision(device: torch.device, precision: Precision) -> Any:
+    """Let open_clip's own forward compute in a precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)

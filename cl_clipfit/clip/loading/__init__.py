@@ -1,0 +1,1 @@
+"""Models by name: open_clip's, files, folders, the bundled one."""

@@ -1,0 +1,196 @@
+"""Build a `CLIPClassifier` from a model name: `mini`, `ARCH:TAG`, `ARCH[:TAG]:FILE`, ..."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity, Precision
+from cl_clipfit.clip.loading.names import (
+    MINI,
+    MINI_FOLDER,
+    SCHEMAS,
+    Weights,
+    parse_model,
+    preprocessing_of,
+    resolve_weights,
+)
+from cl_clipfit.clip.loading.untrusted_config import check_config
+from cl_clipfit.clip.loading.untrusted_weights import check_checkpoint, check_folder
+from cl_clipfit.errors import UserError
+
+RANDOM_SEED = 0  # of the weights of ARCH:random
+
+
+def create_classifier(
+    name: str = MINI, device: str | torch.device = "cpu", precision: Precision = "fp32"
+) -> CLIPClassifier:
+    """Load a model with its weights, tokenizer and preprocessing, ready to `add_classes`.
+
+    Args:
+        name: `mini`; `ARCH:TAG` with an open_clip tag, downloaded by open_clip; `ARCH:TAG:FILE`,
+            the same from a file; `ARCH:FILE` with any checkpoint; `ARCH:random` for untrained
+            weights; `hf-hub:ORG/REPO`; `local-dir:FOLDER`.
+        device: where the model goes.
+        precision: arithmetic of the towers; see `CLIPClassifier`.
+
+    Raises:
+        UserError: unknown architecture or tag, activation mismatch, a file that cannot be loaded,
+            or weights that cannot be downloaded.
+    """
+    architecture, pretrained = parse_model(name)
+    weights = check_model(name)
+    local = architecture.startswith("local-dir:")
+    label = Path(architecture).name if local else architecture  # folders are private
+    clip = _load(architecture, weights)
+    tokenizer = _tokenizer(architecture)
+    bundled = architecture == MINI and not pretrained
+    identity = ModelIdentity(label, "bundled" if bundled else weights.label, hash_weights(clip))
+    return CLIPClassifier(clip, tokenizer, identity, precision).to(device)
+
+
+def check_model(name: str) -> Weights:
+    """Check a model name without loading anything.
+
+    Raises:
+        UserError: as `resolve_weights`.
+    """
+    import open_clip
+
+    open_clip.add_model_config(MINI_FOLDER / "mini.json")
+    architecture, pretrained = parse_model(name)
+    if architecture.startswith(SCHEMAS):
+        return Weights("")
+    return resolve_weights(architecture, pretrained)
+
+
+@contextlib.contextmanager
+def _patient_hub() -> Iterator[None]:
+    """Take weights from the hub's cache at once where there is no network, without its chatter.
+
+    It is told nothing about who uses them, unless HF_HUB_DISABLE_TELEMETRY=0 asks for that.
+
+    The hub client retries for a minute before it gives up. A host name that cannot be resolved
+    needs no retry; behind a proxy the resolver knows nothing, so there the client is left alone.
+    """
+    from huggingface_hub import constants
+
+    offline, silenced = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    telemetry = constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_DISABLE_TELEMETRY = telemetry or "HF_HUB_DISABLE_TELEMETRY" not in os.environ
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    if not urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    logging.disable(logging.CRITICAL)  # open_clip logs as errors what is reported here
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        constants.HF_HUB_DISABLE_TELEMETRY = telemetry
+        logging.disable(silenced)
+
+
+def _load(architecture: str, weights: Weights) -> nn.Module:
+    import open_clip
+
+    options: dict[str, Any] = {"pretrained": weights.tag or None}
+    if weights.tag == "random":
+        options = {"pretrained": None, "pretrained_text": False}
+    if weights.file:
+        preprocessing = preprocessing_of(architecture, weights)
+        check_checkpoint(Path(weights.file))
+        options = {"pretrained": weights.file, "force_preprocess_cfg": preprocessing}
+    try:
+        with torch.random.fork_rng(devices=[]), _patient_hub():
+            torch.manual_seed(RANDOM_SEED)
+            _check_strangers(architecture)
+            return open_clip.create_model(architecture, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_load_message(architecture, weights, error)) from error
+
+
+def _check_strangers(architecture: str) -> None:
+    """Check the files of a folder, or of the hub, before open_clip reads them."""
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    scheme, _, name = architecture.partition(":")
+    if scheme == "local-dir":
+        check_folder(Path(name))
+    if scheme == "hf-hub":
+        config = download_pretrained_from_hf(name, filename="open_clip_config.json")
+        weights = Path(download_pretrained_from_hf(name))
+        check_checkpoint(weights)
+        check_config(Path(config), weights.stat().st_size)
+
+
+def _load_message(architecture: str, weights: Weights, error: Exception) -> str:
+    import open_clip
+
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if weights.file:
+        return f"cannot load {weights.file} as weights of {architecture}: {reason}"
+    if architecture.startswith("local-dir:") or weights.tag == "random":
+        return f"cannot build {architecture}: {reason}"
+    if architecture.startswith("hf-hub:"):
+        repository = architecture.removeprefix("hf-hub:")
+        return (
+            f"cannot get {architecture} (no network, or no such model): fetch the files of the"
+            f" Hugging Face repository {repository} into a folder, then --model local-dir:FOLDER"
+        )
+    if "download" not in reason.lower():
+        return f"cannot load weights '{weights.tag}' of {architecture}: {reason}"
+    config = open_clip.get_pretrained_cfg(architecture, weights.tag)
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    file = file or "open_clip_model.safetensors"
+    source = f"{file} of the Hugging Face repository {repository}"
+    if not repository:
+        file = Path(config.get("url", "")).name
+        source = config.get("url", "")
+    return (
+        f"cannot download weights '{weights.tag}' of {architecture} (no network?). Fetch {source}"
+        f" on another machine, then run with --model {architecture}:{weights.tag}:PATH_TO/{file}"
+    )
+
+
+def _tokenizer(architecture: str) -> Any:
+    import open_clip
+
+    try:
+        with _patient_hub():
+            return open_clip.get_tokenizer(architecture)
+    except ImportError as error:
+        raise UserError(
+            f"the tokenizer of {architecture} needs a package that is not installed:"
+            f" pip install 'cl_clipfit[siglip]' ({error})"
+        ) from error
+    except Exception as error:
+        if architecture.startswith(SCHEMAS):
+            raise UserError(_load_message(architecture, Weights(""), error)) from error
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"cannot get the tokenizer of {architecture} from the Hugging Face hub (no network?):"
+            f" {reason}"
+        ) from error
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of a module's state, in name order."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

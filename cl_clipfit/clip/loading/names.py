@@ -1,0 +1,135 @@
+"""Model names and what they stand for: `ARCH`, `ARCH:TAG`, `ARCH:FILE`, `ARCH:TAG:FILE`."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cl_clipfit.errors import UserError, is_file, nearest
+
+MINI = "mini"
+MINI_FOLDER = Path(__file__).parent.parent / "mini"
+DEFAULT_MODEL = "ViT-B-16-quickgelu:openai"
+SCHEMAS = ("hf-hub:", "local-dir:")
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
+
+def parse_model(name: str) -> tuple[str, str]:
+    """Split `ARCH[:PRETRAINED]`; PRETRAINED is "" where none is given.
+
+    Example:
+        >>> parse_model("ViT-B-32:laion2b_s34b_b79k")
+        ('ViT-B-32', 'laion2b_s34b_b79k')
+        >>> parse_model("mini")
+        ('mini', '')
+        >>> parse_model("hf-hub:timm/ViT-B-16-SigLIP")
+        ('hf-hub:timm/ViT-B-16-SigLIP', '')
+    """
+    if name.startswith(SCHEMAS):
+        return name, ""
+    architecture, _, pretrained = name.partition(":")
+    return architecture, pretrained
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights come from: a file, a tag, both (the tag then says how they were trained).
+
+    Attributes:
+        tag: tag of open_clip's list, "random", or "" where a file comes without one.
+        file: checkpoint file, or "" to download the tag's.
+    """
+
+    tag: str
+    file: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name for people; the hash of the weights tells files apart, and folders are private."""
+        return Path(self.file).name if self.file else self.tag or "hub"
+
+
+def resolve_weights(architecture: str, pretrained: str) -> Weights:
+    """Tell tags, files and their combination apart, with every check that needs no weights.
+
+    Raises:
+        UserError: an unknown architecture or tag, no weights named, or an activation mismatch.
+    """
+    import open_clip
+
+    if architecture not in open_clip.list_models():
+        known = nearest(architecture, open_clip.list_models())
+        raise UserError(
+            f"unknown model architecture '{architecture}'. {known}"
+            " All are listed by: python run.py list models"
+        )
+    if architecture == MINI and not pretrained:
+        return Weights("", str(MINI_FOLDER / "weights.safetensors"))
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if not pretrained:
+        raise UserError(
+            f"model '{architecture}' needs weights: {architecture}:TAG, {architecture}:FILE or"
+            f" {architecture}:random. Tags: {', '.join(tags) or 'none'}."
+        )
+    if pretrained == "random":
+        return Weights("random")
+    # A tag comes first, as in open_clip: a file of that name must not turn the checks off.
+    tag, _, file = pretrained.partition(":")
+    if open_clip.get_pretrained_cfg(architecture, tag):
+        _check_activation(architecture, tag)
+        if file and not is_file(file):
+            raise UserError(f"--model {architecture}:{tag}:{file}: there is no such file")
+        return Weights(tag, file)
+    if not is_file(pretrained):
+        raise UserError(
+            f"'{pretrained}' is neither a file nor a tag of weights for {architecture}."
+            f" {nearest(pretrained, tags)}"
+        )
+    return Weights("", pretrained)
+
+
+def preprocessing_of(architecture: str, weights: Weights) -> dict[str, Any]:
+    """Return how images were prepared in training, which open_clip applies to downloads alone.
+
+    A file without a tag gets what all tags of its architecture agree on.
+
+    Raises:
+        UserError: they do not agree.
+    """
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    defaults = asdict(PreprocessCfg())
+    known = {}
+    for tag in [weights.tag] if weights.tag else tags:
+        config = open_clip.get_pretrained_cfg(architecture, tag)
+        settings = {key: defaults[key] for key in _PREPROCESS_KEYS}
+        settings |= {key: config[key] for key in settings if config.get(key) is not None}
+        known[repr(settings)] = settings
+    if len(known) > 1:
+        raise UserError(
+            f"weights of {architecture} were trained with different preprocessing: say which,"
+            f" --model {architecture}:TAG:{weights.file}. Tags: {', '.join(tags)}."
+        )
+    return next(iter(known.values()), {})
+
+
+def _check_activation(architecture: str, tag: str) -> None:
+    """Refuse a GELU that differs from the one the weights were trained with.
+
+    open_clip compares the same two settings, and only warns. It also warns of tags that do not say
+    (roberta-ViT-B-32), whose weights were made with the architecture's own setting.
+    """
+    import open_clip
+
+    wanted = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
+    built = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
+    if wanted is None or wanted == built:
+        return
+    bare = architecture.removesuffix("-quickgelu")
+    right = f"{bare}-quickgelu" if wanted else bare
+    hint = f" Use --model {right}:{tag}" if right in open_clip.list_models() else ""
+    raise UserError(
+        f"weights '{tag}' were trained with {'QuickGELU' if wanted else 'plain GELU'}, which"
+        f" {architecture} does not use (QuickGELU mismatch): every feature would be wrong.{hint}"
+    )

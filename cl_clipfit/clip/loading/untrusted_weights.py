@@ -1,0 +1,289 @@
+"""Files of weights from strangers: what is in one is checked before any of it is read as weights.
+
+`torch.save` writes pickles, which name functions to call, and sizes to reserve. They are read here
+once by an unpickler that knows stand-ins alone: it calls nothing, and finds out what open_clip and
+`torch.load(weights_only=True)` would meet. `.safetensors` files hold no code.
+"""
+
+import math
+import pickle
+import zipfile
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import safetensors
+
+from cl_clipfit.clip.loading.untrusted_config import check_config
+from cl_clipfit.errors import UserError
+
+SUFFIXES = (".safetensors", ".bin", ".pth")  # that open_clip looks for in a folder
+LARGEST_PICKLE = 64 << 20  # bytes; the weights themselves lie beside it
+MOST_PACKED = 4  # times its size that a file may unpack to; weights hardly shrink
+MOST_AXES, MOST_ALONG = 64, 1 << 48  # of a tensor, and its values along one of them
+LONGEST_KEY = 100  # characters of a storage's key, which are the digits of a number
+_ITEM_BYTES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
+    "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
+    "BoolStorage": 1,
+}  # fmt: skip
+# Bytes of an archive's two last records: start of its directory, bytes of that, members.
+_NARROW, _WIDE = ((16, 20), (12, 16), (10, 12)), ((48, 56), (40, 48), (32, 40))
+_PLAIN_OPCODES = (
+    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT",
+    "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
+    "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2",
+    "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS",
+)  # fmt: skip
+
+
+def check_checkpoint(file: Path) -> None:
+    """Refuse a file of weights that would run code, or that claims more than it holds.
+
+    Args:
+        file: ends in .safetensors, in .npz, or is a file of `torch.save`.
+
+    Raises:
+        UserError: it is such a file, or none of weights.
+    """
+    try:
+        with file.open("rb") as opened:
+            is_zip = opened.read(4) == b"PK\3\4"
+            opened.seek(0)
+            if file.suffix == ".safetensors":
+                with safetensors.safe_open(file, "pt"):  # compares its header with the file
+                    return
+            if is_zip:
+                _check_archive(file)
+            elif file.suffix in (".npz", ".npy"):
+                raise ValueError("no archive of arrays")
+            else:
+                _check_old_pickle(opened, file.stat().st_size)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, KeyError | IndexError):  # of the unpickler, lost in other data
+            reason = "no safetensors, and nothing that torch.save writes"
+        raise UserError(f"cannot load {file} as weights: {reason}") from error
+
+
+def _check_archive(file: Path) -> None:
+    """Check what `torch.save` (or NumPy) writes: pickles and, beside them, bytes of weights."""
+    with zipfile.ZipFile(file) as archive:
+        held, size = sum(m.file_size for m in archive.infolist()), file.stat().st_size
+        # PyTorch finds members whatever their case.
+        members = {m.filename.lower(): m.file_size for m in archive.infolist()}
+        if any("/code/" in f"/{name}" for name in members):
+            raise UserError(
+                f"{file} is a TorchScript archive: it holds a program, which is not run. Take the"
+                " weights alone; those that OpenAI published so are the tag 'openai' of open_clip,"
+                " as --model ViT-B-16-quickgelu:openai"
+            )
+        if held > MOST_PACKED * size:
+            raise ValueError(f"{size:,} bytes that unpack to {held:,}")
+        if file.suffix != ".npz":  # which NumPy reads, by zipfile as it is read here
+            with file.open("rb") as opened:
+                _check_layout(archive, opened, size)
+        for member in archive.infolist():
+            name = member.filename.lower()
+            if name == "data.pkl" or name.endswith("/data.pkl"):
+                if member.file_size > LARGEST_PICKLE:
+                    raise ValueError(f"{name} has {member.file_size:,} bytes")
+                folder = name.removesuffix("data.pkl")
+                with archive.open(member) as content:
+                    reader = _Reader(content)
+                    reader.load()
+                for key, count in reader.storages.items():
+                    if members.get(f"{folder}data/{key.lower()}", -1) < count:
+                        raise ValueError(f"it holds fewer values than it says ({count:,} bytes)")
+
+
+def _check_layout(archive: zipfile.ZipFile, file: IO[bytes], size: int) -> None:
+    """Refuse an archive that PyTorch's reader and Python's could take for two different ones.
+
+    Python's finds its way round data before and behind the archive; PyTorch's takes each place as
+    it is written. What `torch.save` writes has nothing there.
+    """
+    members = archive.infolist()
+    names = {member.filename.lower() for member in members}
+    start, count = _directory(file, size)
+    whole = start == archive.start_dir and count == len(members) == len(names)
+    if not (whole and members and members[0].header_offset == 0):
+        raise ValueError("an archive within other data, or of several parts: save it anew")
+    for member in members:
+        stored = member.compress_type == zipfile.ZIP_STORED
+        plain = member.filename == member.orig_filename and _is_plain(member.extra)
+        if not (stored and plain and member.compress_size == member.file_size):
+            raise ValueError("an archive of packed members, which torch.save does not write")
+
+
+def _directory(file: IO[bytes], size: int) -> tuple[int, int]:
+    """Return where an archive says that its directory starts, and of how many members it is.
+
+    Raises:
+        ValueError: the records that say so are not the last bytes of the file, in their order.
+    """
+    file.seek(max(0, size - 98))
+    tail = file.read(98).rjust(98, b"\0")
+    wide, locator, end = tail[:56], tail[56:76], tail[76:]
+    start, length, count = (int.from_bytes(end[i:j], "little") for i, j in _NARROW)
+    stop = size - len(end)
+    if locator.startswith(b"PK\6\7"):  # torch.save writes the wide record whatever the size
+        stop = size - len(tail)
+        known = wide[:12] == b"PK\6\6" + (44).to_bytes(8, "little")
+        if not known or int.from_bytes(locator[8:16], "little") != stop:
+            raise ValueError("an archive whose directory is elsewhere than it says")
+        start, length, count = (int.from_bytes(wide[i:j], "little") for i, j in _WIDE)
+    if not end.startswith(b"PK\5\6") or end[20:] != b"\0\0" or start + length != stop:
+        raise ValueError("an archive with other data behind it: save it anew")
+    return start, count
+
+
+def _is_plain(extra: bytes) -> bool:
+    """Tell whether a member has at most one extra field, that of sizes beyond 4 GiB."""
+    return not extra or (
+        extra[:2] == b"\1\0" and int.from_bytes(extra[2:4], "little") == len(extra) - 4
+    )
+
+
+def _check_old_pickle(file: IO[bytes], size: int) -> None:
+    """Check what `torch.save` wrote before PyTorch 1.6: five pickles in a row, then the weights."""
+    storages: dict[str, int] = {}
+    for _ in range(4):
+        reader = _Reader(file)
+        reader.load()
+        storages |= reader.storages
+    keys = _Reader(file).load()
+    if type(keys) is not list or any(type(key) is not str for key in keys):
+        raise ValueError("nothing that torch.save writes")
+    if sum(storages.values()) > size:
+        raise ValueError(f"it says that it holds {sum(storages.values()):,} bytes, of {size:,}")
+
+
+class _Mapping(dict[Any, Any]):
+    """A mapping of names, or of numbers as optimisers have; other keys may hash without end."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        # Of longer numbers very many have the same hash.
+        if type(key) is not str and not (isinstance(key, int) and abs(key) < MOST_ALONG):
+            raise pickle.UnpicklingError("a key that is no name")
+        super().__setitem__(key, value)
+
+    def __setstate__(self, state: Any) -> None:
+        """Take no notice of the versions that PyTorch keeps beside a state, which is a mapping."""
+        if not isinstance(state, _Mapping):
+            raise pickle.UnpicklingError("a mapping of an unknown state")
+
+
+class _Storage:
+    """Where values lie: how many of them, of how many bytes."""
+
+    __slots__ = ("count", "item")
+
+    def __init__(self, count: int, item: int) -> None:
+        self.count, self.item = count, item
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it asks to change a storage, which is refused")
+
+
+def _are_sizes(values: Any) -> bool:
+    """Tell whether these are few numbers and none is huge: others may be printed without end."""
+    return (
+        type(values) is tuple
+        and len(values) <= MOST_AXES
+        and all(type(n) is int and 0 <= n < MOST_ALONG for n in values)
+    )
+
+
+class _Call:
+    """What a pickle may call: its own name, as data."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.name == "OrderedDict" and not arguments:  # its keys come later, one by one
+            return _Mapping()
+        if self.name == "_rebuild_parameter":
+            return arguments[0]
+        if self.name != "_rebuild_tensor_v2":
+            raise pickle.UnpicklingError(f"it asks to call {self.name}, which is refused")
+        storage, offset, shape, strides = arguments[:4]
+        if not (type(storage) is _Storage and _are_sizes((offset,))
+                and _are_sizes(shape) and _are_sizes(strides)):  # fmt: skip
+            raise pickle.UnpicklingError("a tensor whose shape is no shape")
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if math.prod(shape) > storage.count or (0 not in shape and last >= storage.count):
+            raise pickle.UnpicklingError(f"a tensor {shape} made of {storage.count:,} values")
+        return None
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it asks to change a function, which is refused")
+
+
+class _Reader(pickle._Unpickler):
+    """Reads a pickle of weights without calling anything, or reserving memory for what it claims.
+
+    Attributes:
+        storages: bytes of each storage, by its key.
+    """
+
+    append: Any  # to what was read; set while it reads
+
+    dispatch: ClassVar[Any] = {
+        code: pickle._Unpickler.dispatch[code]
+        for code in (getattr(pickle, name)[0] for name in _PLAIN_OPCODES)
+    }
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.storages: dict[str, int] = {}
+
+    def load_empty_dictionary(self) -> None:
+        """Start a mapping."""
+        self.append(_Mapping())
+
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a stand-in for a name, or refuse it."""
+        known = (
+            (module == "collections" and name == "OrderedDict")
+            or (module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"))
+            or (module == "torch" and name in _ITEM_BYTES)
+        )
+        if not known:
+            raise pickle.UnpicklingError(f"it asks to run {module}.{name}, which is refused")
+        return _Call(name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Note a storage, whose bytes lie elsewhere in the file."""
+        kind, of, key, _, count = pid[:5]
+        item = _ITEM_BYTES.get(of.name) if type(of) is _Call else None
+        known = type(key) is str and len(key) < LONGEST_KEY and _are_sizes((count,))
+        # Old files have a sixth entry for views of a storage; none of CLIP is that old.
+        if kind != "storage" or item is None or not known or pid[5:] not in ((), (None,)):
+            raise pickle.UnpicklingError("weights of an unknown kind")
+        self.storages[key] = max(self.storages.get(key, 0), count * item)
+        return _Storage(count, item)
+
+
+def check_folder(folder: Path) -> None:
+    """Check the configuration and all weights of a model's folder, for `local-dir:FOLDER`.
+
+    Raises:
+        UserError: there are no weights, one of them is refused, or the configuration asks for a
+            model far larger than they are.
+    """
+    files = sorted(f for f in folder.glob("*") if f.suffix in SUFFIXES and f.is_file())
+    config = folder / "open_clip_config.json"
+    if not folder.is_dir() or not config.is_file():
+        return  # open_clip says so
+    if not files:
+        raise UserError(f"{folder} holds no weights: expected {', '.join(SUFFIXES)}")
+    for file in files:
+        check_checkpoint(file)
+    check_config(config, max(file.stat().st_size for file in files))

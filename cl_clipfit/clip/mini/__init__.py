@@ -1,0 +1,1 @@
+"""The bundled mini CLIP and what it was pre-trained on."""

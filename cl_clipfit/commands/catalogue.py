@@ -1,0 +1,132 @@
+"""What `run.py list` and `run.py info` print."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cl_clipfit.config.options import Options, Recipe
+from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.experiment.recipes import named_recipes
+from cl_clipfit.registry import KINDS, Entry, Kind, Registry
+from cl_clipfit.report.display import literal
+
+_SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
+_STRATEGY_FACTS = ("PAPER", "NEEDS")
+_BOUNDLESS = 2**31  # limits that nobody comes near, and that are not shown
+
+
+def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Console) -> None:
+    """Print one row for each entry; broken plug-ins are named with their error."""
+    scenarios = kind == "scenarios"
+    facts = _SCENARIO_FACTS if scenarios else ("summary", *_STRATEGY_FACTS)
+    table = Table(box=box.SIMPLE_HEAD, caption="more: run.py info NAME", caption_justify="left")
+    for column in ("name", *(fact.lower() for fact in facts)):
+        # One line a scenario: what it is says its name, or `info`.
+        table.add_column(column, overflow="fold", no_wrap=scenarios and column == "name")
+    for entry in Registry(plugins).entries(kind):
+        if pattern not in entry.name:
+            continue
+        about = {"summary": entry.summary, **entry.about}
+        if entry.error:
+            about |= {facts[0]: f"cannot be used: {entry.error}"}
+        values = [str(about.get(fact, "")) for fact in facts]
+        table.add_row(*(literal(text) for text in (entry.name, *values)))
+    if not table.row_count:
+        raise UserError(f"no {kind} with '{pattern}' in the name")
+    console.print(table)
+
+
+def list_models(pattern: str, console: Console) -> None:
+    """Print every open_clip architecture with its tags of pretrained weights, and `mini`."""
+    import open_clip
+
+    tags: dict[str, list[str]] = {"mini": ["bundled, no download"]}
+    for architecture in sorted(open_clip.list_models()):
+        tags[architecture] = open_clip.list_pretrained_tags_by_model(architecture)
+    shown = {name: found for name, found in tags.items() if pattern in name}
+    if not shown:
+        raise UserError(f"no model with '{pattern}' in the name. {nearest(pattern, tags)}")
+    table = Table("architecture", "weights", box=box.SIMPLE_HEAD)
+    for name, found in shown.items():
+        table.add_row(literal(name), literal(", ".join(found) or "ARCH:FILE only"))
+    console.print(table)
+
+
+def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:
+    """Print all there is to know about a strategy or scenario before running it.
+
+    Raises:
+        UserError: no entry has this name.
+    """
+    registry = Registry(plugins)
+    found = [e for kind in KINDS for e in registry.entries(kind) if e.name == name]
+    if not found:
+        names = [e.name for kind in KINDS for e in registry.entries(kind)]
+        raise UserError(f"no strategy or scenario is called '{name}'. {nearest(name, names)}")
+    for entry in found:
+        _show_entry(entry, console)
+
+
+def _show_entry(entry: Entry, console: Console) -> None:
+    if entry.error:
+        raise UserError(entry.error)
+    options = entry.options_class()
+    kind = {"strategies": "strategy", "scenarios": "scenario"}[entry.kind]
+    console.print(f"[bold]{literal(entry.name)}[/bold] ({kind}): {literal(entry.summary)}")
+    for key, value in entry.about.items():
+        if key not in ("RECIPE", "RECIPES", "PUBLISHED"):
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            console.print(literal(f"  {key.lower().replace('_', ' ')}: {shown}"))
+    recipes = named_recipes(entry)
+    for title, recipe in recipes.items() if entry.kind == "strategies" else ():
+        if recipe:
+            shown = ", ".join(f"{key}={value}" for key, value in recipe.items())
+            console.print(literal(f"  {title}: {shown}"))
+    if options.model_fields:
+        console.print(_fields_table(f"options, set with --set {entry.name}.KEY=VALUE", options))
+    if entry.kind == "scenarios":
+        title = (
+            "recipe for strategies that train, set with --epochs, --lr, --set STRATEGY.KEY=VALUE"
+        )
+        console.print(_fields_table(title, Recipe, recipes["recipe"]))
+
+
+def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None = None) -> Table:
+    table = Table("key", "type", "default", "meaning", box=box.SIMPLE_HEAD, title=literal(title))
+    for key, field in cls.model_fields.items():
+        default = (values or {}).get(key, field.default)
+        cells = (key, _type_name(field), str(default), field.description or "")
+        table.add_row(*(literal(cell) for cell in cells))
+    return table
+
+
+def _annotation_name(annotation: Any) -> str:
+    """Return a type in words: "float", "crop | none", "list of str"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _annotation_name(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (tuple, list):
+        return f"list of {_annotation_name(arguments[0])}"
+    if arguments:
+        return " | ".join(map(_annotation_name, arguments))
+    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+
+
+def _type_name(field: FieldInfo) -> str:
+    """Return the type with its range, as "float >= 0"."""
+    name = _annotation_name(field.annotation)
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {limit}"
+        for rule in field.metadata
+        for key, sign in signs.items()
+        if (limit := getattr(rule, key, None)) is not None and limit < _BOUNDLESS
+    ]
+    return " ".join([name, ", ".join(limits)]).strip()

@@ -1,0 +1,105 @@
+"""What `--resume` reads of a run, and which plug-ins a command may run."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cl_clipfit.config.command import read_config
+from cl_clipfit.errors import UserError, is_file
+
+if TYPE_CHECKING:
+    pass
+from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM, RunFolder, _changes
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output folder that cannot be made or written, before anything is read for it.
+
+    Raises:
+        UserError: it is below a file, or in a folder that cannot be written.
+    """
+    place = output.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+    except (OSError, ValueError) as error:  # a name that is too long, or none of a file
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {output}: {reason}") from error
+    if not place.is_dir():
+        raise UserError(f"cannot write {output}: {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {output}: no permission to write {place}")
+
+
+def check_plugins(files: Iterable[Path | str], named: Iterable[Path], where: Path) -> None:
+    """Refuse plug-ins that a file names and the command does not: they run code.
+
+    Args:
+        files: the plug-ins.
+        named: those of the command line.
+        where: the file that names them.
+
+    Raises:
+        UserError: one is not named.
+    """
+    known = {file.resolve() for file in named}
+    for file in files:
+        if Path(file).resolve() not in known:
+            raise UserError(
+                f"{where} names the plug-in {file}, which would run code: read it, and if you"
+                f" trust it add --plugin {file}"
+            )
+
+
+def check_plugins_of_run(folder: Path, named: Iterable[Path]) -> None:
+    """Refuse to open a run with plug-ins that the command does not name; errors as above."""
+    config = folder / CONFIG
+    if is_file(config):
+        check_plugins(read_config(config, (MERGED_FROM,)).get("plugin", ()), named, config)
+
+
+def resumed_settings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the run in a folder, with those that a command gives beside.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    if not is_file(folder / CONFIG):
+        raise UserError(f"--resume {folder}: no run folder: it has no {CONFIG}")
+    own = read_config(folder / CONFIG)
+    if not {"strategy", "seed"} <= {*own}:
+        raise UserError(f"--resume {folder}: its {CONFIG} is not one that a run writes")
+    options = {text.partition("=")[0] for text in given.get("set", ())}
+    kept = [text for text in own.get("set", ()) if text.partition("=")[0] not in options]
+    both = [*kept, *given.get("set", ())]
+    return {**own, **given, "set": both, "output": folder.resolve().parent}
+
+
+def resumed_folder(
+    folder: RunFolder, place: Path, config: dict[str, Any], force: bool
+) -> RunFolder:
+    """Return the folder to go on in.
+
+    Args:
+        folder: where a run of the command's settings goes.
+        place: where the user wants to go on.
+        config: what `config.yaml` would hold.
+        force: go on though settings that change numbers differ.
+
+    Raises:
+        UserError: they differ.
+    """
+    if folder.path.name != place.resolve().name:
+        before = read_config(place / CONFIG)
+        folder.changed = _changes(before, config) or [
+            f"data, weights or code, its folder's name, which was {folder.path.name}, or what"
+            " --force-resume changed before"
+        ]
+        if not force:
+            raise UserError(
+                f"--resume {place}: not the run's settings: {'; '.join(folder.changed)}. Repeat it"
+                " as it was, or add --force-resume"
+            )
+    folder.path = place.resolve()
+    return folder

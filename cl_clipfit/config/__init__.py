@@ -1,0 +1,1 @@
+"""Option types, recipes, parsing, YAML. Imports no PyTorch."""

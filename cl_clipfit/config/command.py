@@ -1,0 +1,189 @@
+"""Typed, validated settings: one command (`RunConfig`), one training (`Recipe`), a method's own."""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from cl_clipfit.config.options import Count, Number, Positive, Seed, _shortened, explain
+from cl_clipfit.errors import UserError, nearest
+
+
+def _check_path(path: str | Path) -> None:
+    """Refuse names that no file has, or that no terminal and no `config.yaml` can show."""
+    text = str(path)
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ValueError("a path must not hold control characters, or halves of others")
+    os.fsencode(text)  # of another encoding of this system; its error is a ValueError
+
+
+class RunConfig(BaseModel):
+    """Everything one command may set. Names are those of the options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scenario: str = Field(
+        "split-digits", description="stream of tasks, with settings as base-to-novel:dataset=dtd"
+    )
+    strategy: list[str] = Field(
+        ["zero-shot", "clipfit", "mergetune"],
+        min_length=1,
+        description="methods to run, with settings as clipfit:kd_weight=2,lr=1e-3",
+    )
+    model: str | None = Field(
+        None, description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini"
+    )
+    seed: list[Seed] = Field([0], min_length=1, description="one run for each seed")
+    data_seed: Seed | None = Field(
+        None, description="seed of data order, crops and other draws of training; default --seed"
+    )
+    init_seed: Seed | None = Field(
+        None, description="seed of the values that new parameters start at; default --seed"
+    )
+    recipe: Literal["default", "published"] = Field(
+        "default", description="the scenario's recipe, or that of each method's paper"
+    )
+    epochs: Count | None = Field(None, description="epochs a task")
+    batch_size: Count | None = Field(None, description="images in a training step")
+    lr: Positive | None = Field(None, description="peak learning rate")
+    shots: Count | None = Field(None, description="training images a class")
+    validation: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
+        None, description="score this share of the training images, not the stream's test images"
+    )
+    tasks: Count | Path | None = Field(
+        None, description="number of tasks, or a YAML file that names each task's classes"
+    )
+    base_classes: Count | None = Field(
+        None, description="classes of the first task; --tasks counts it too"
+    )
+    class_order: str | None = Field(
+        None, description="natural, pycil-1993, der-cifar100, rapf-imagenet-r, seed:N, or a file"
+    )
+    limit: Count | None = Field(None, description="at most so many images a class, train and test")
+    online: Count | None = Field(
+        None, description="see a task's images once, in experiences of so many"
+    )
+    blurry: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each class's training images that arrive in other tasks"
+    )
+    class_names: Path | None = Field(
+        None, description="file with one class name a line, or YAML: old name to new"
+    )
+    split: Path | None = Field(None, description="JSON file that says which images train and test")
+    skip_bad_images: bool = Field(False, description="go on without images that cannot be read")
+    template: list[str] | None = Field(
+        None, description="prompt with {} for the class name; several make an ensemble"
+    )
+    data_dir: Path | None = Field(None, description="folder or archive of the data set")
+    unverified_data: bool = Field(
+        False, description="accept data files that are not the official ones"
+    )
+    output: Path = Field(Path("runs"), description="folder of all run folders")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps"
+    )
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "auto",
+        description="arithmetic of the towers; auto: bf16 for wide ones on hardware that has it",
+    )
+    micro_batch: Literal["auto"] | Count = Field(
+        "auto", description="training images in memory at once; auto: fewer where they do not fit"
+    )
+    recompute: bool = Field(
+        False, description="keep fewer activations in memory, and compute them a second time"
+    )
+    compile: bool = Field(
+        False, description="train through torch.compile; how long it compiles is reported"
+    )
+    deterministic: bool = Field(
+        False, description="the same bits in every run on the same machine, or an error"
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="what to do where the loss is no number: stop, or skip the step"
+    )
+    set: list[str] = Field([], description="NAME.key=value: an option of a strategy or scenario")
+    config: Path | None = Field(None, description="YAML file of these settings; options win")
+    plugin: list[Path] = Field([], description="Python file with a strategy or scenario")
+    probe: list[str] | None = Field(
+        None, description="scenarios whose test set shows what is retained"
+    )
+    fresh: bool = Field(False, description="repeat runs that are already complete")
+    resume: Path | None = Field(None, description="go on with the unfinished run in this folder")
+    force_resume: bool = Field(False, description="resume though settings differ")
+    quiet: bool = Field(False, description="print the results alone")
+
+    @field_validator(
+        "model", "tasks", "class_order", "class_names", "split", "data_dir", "output", "config",
+        "plugin", "resume",
+    )  # fmt: skip
+    @classmethod
+    def _check_paths(cls, value: Any) -> Any:
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, str | Path):
+                _check_path(path)
+        return value
+
+    @field_validator("resume", "force_resume")
+    @classmethod
+    def _check_resume(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "resume" and value is not None and info.data.get("fresh"):
+            raise ValueError("a run goes on or is repeated: leave out this one or --fresh")
+        if info.field_name == "force_resume" and value and info.data.get("resume") is None:
+            raise ValueError("it belongs to --resume FOLDER, which is missing")
+        return value
+
+
+def _unusable(file: Path, reason: str) -> UserError:
+    return UserError(f"--config {file}: {reason}", reason=reason)
+
+
+def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file of `RunConfig` settings.
+
+    Args:
+        file: the file.
+        besides: further keys, which are left out.
+
+    Raises:
+        UserError: a missing or unreadable file, no mapping, an unknown or wrong setting.
+    """
+    from cl_clipfit.config.text_files import LARGEST_YAML, check_size, load_yaml
+
+    try:
+        check_size(file, f"--config {file}", LARGEST_YAML)
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise _unusable(file, f"cannot read it: {reason}") from error
+    try:
+        values = load_yaml(text)
+    except Exception as error:  # PyYAML lets values of a wrong kind raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise _unusable(file, f"not valid YAML: {reason}") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise _unusable(file, "expected settings as 'name: value' lines")
+    values = {_shortened(key): value for key, value in values.items() if key not in besides}
+    if "merged_from" in values:
+        raise _unusable(
+            file, f"this run was merged from {values['merged_from']}: repeat it with run.py merge"
+        )
+    known = [name for name in RunConfig.model_fields if name != "config"]
+    unknown = [str(key)[:100] for key in values if key not in known]
+    if unknown:
+        raise _unusable(file, f"unknown setting '{unknown[0]}'. {nearest(unknown[0], known)}")
+    try:
+        RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _unusable(file, explain(error)) from error
+    return values

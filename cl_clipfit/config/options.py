@@ -1,0 +1,150 @@
+"""Types of settings: numbers in ranges, a method's or stream's own options, a task's recipe."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+
+from cl_clipfit.errors import UserError, is_file, nearest
+
+
+def _no_bool(value: Any) -> Any:
+    """Refuse YAML's true and yes where a number is meant; pydantic would read them as 1."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+_LONGEST_SHOWN = 200  # characters of a wrong value
+
+
+Number = BeforeValidator(_no_bool)
+
+
+Count = Annotated[int, Number, Field(ge=1, lt=2**31)]
+
+
+Seed = Annotated[int, Number, Field(ge=0, lt=2**63)]
+
+
+Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+
+
+NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+
+
+def read_names(value: Any) -> Any:
+    """Read a list of names: a file with one name a line, or "imagenet" for its 1,000 classes."""
+    if not isinstance(value, str):
+        return value
+    if value == "imagenet":
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        return tuple(IMAGENET_CLASSNAMES)
+    if not is_file(value):
+        raise ValueError("expected a list, as [cat, dog], a file with one name a line, or imagenet")
+    from cl_clipfit.config.text_files import check_size
+
+    try:
+        check_size(Path(value), value)
+        lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError("the file cannot be read as text") from error
+    return tuple(name for line in lines if (name := line.strip()))
+
+
+def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an empty name."""
+    if not all(name.strip() for name in names):
+        raise ValueError("a name is empty")
+    return names
+
+
+class Options(BaseModel):
+    """Base of a strategy's or scenario's own options, set with `--set NAME.key=value`.
+
+    Declare fields with a type, a default, and `Field(description=..., ge=...)`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of the scenarios that a scenario is made of; default none."""
+        return ()
+
+
+class Recipe(Options):
+    """How a task is trained."""
+
+    epochs: Count = Field(5, description="passes over a task's data")
+    batch_size: Count = Field(32, description="images in a step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimiser")
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    weight_decay: NotNegative = Field(0.0, description="decoupled for adamw, L2 for sgd")
+    momentum: Annotated[float, Number, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
+    schedule: Literal["constant", "cosine", "epoch-cosine"] = Field(
+        "cosine", description="learning rate over a task's steps, or changed once an epoch"
+    )
+    warmup_epochs: Annotated[int, Number, Field(ge=0, lt=2**31)] = Field(
+        0, description="first epochs, at warmup_lr"
+    )
+    warmup_lr: Positive = Field(1e-5, description="learning rate of the warm-up epochs")
+    augmentation: Literal["none", "crop", "crop-flip"] = Field(
+        "none", description="random resized crop, and mirroring, of training images"
+    )
+    crop_scale: Annotated[float, Number, Field(gt=0, le=1)] = Field(
+        0.08, description="smallest share of the area that a random crop keeps"
+    )
+    drop_last: bool = Field(False, description="leave out a task's last batch where it is smaller")
+
+
+def _shortened(value: Any) -> str:
+    """Return what was given, of a length that can be read."""
+    text = str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
+    """Turn a pydantic error into one line: which setting, what is wrong, what was given."""
+    from cl_clipfit.config.command import RunConfig  # which imports this file
+
+    parts = []
+    for detail in error.errors():
+        path = [str(p) for p in detail["loc"]]
+        name = path[0] if path else ""
+        name = (prefix + (name.replace("_", "-") if prefix == "--" else name)).rstrip(".")
+        if detail["type"] == "extra_forbidden":
+            parts.append(f"unknown setting '{name}'. {nearest(path[0], known)}")
+            continue
+        message = detail["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        if detail["type"] == "string_pattern_mismatch" and path[0] in RunConfig.model_fields:
+            message = f"expected {RunConfig.model_fields[path[0]].description}"
+        given = detail["input"]
+        given = f" (given: {_shortened(given)})" if not isinstance(given, dict) else ""
+        parts.append(f"{name}: {message}{given}")
+    return " ".join("; ".join(dict.fromkeys(parts)).split())
+
+
+def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:
+    """Validate `values` as the options `cls` of the strategy or scenario `name`.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value out of range.
+    """
+    unknown = [key for key in values if key not in cls.model_fields]
+    if unknown:
+        raise UserError(
+            f"--set {name}.{unknown[0]}: {name} has no option '{unknown[0]}'."
+            f" {nearest(unknown[0], cls.model_fields)}"
+        )
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"--set {explain(error, prefix=f'{name}.')}") from error

@@ -1,0 +1,71 @@
+"""How a command names a strategy or scenario: `NAME`, or with settings, `NAME:key=value,...`."""
+
+import json
+import re
+from typing import Any
+
+from cl_clipfit.errors import UserError
+
+
+def split_label(label: str, option: str = "--strategy") -> tuple[str, dict[str, Any]]:
+    """Split `NAME[:key=value,...]`, a strategy or scenario with settings of its own.
+
+    Raises:
+        UserError: settings of another form.
+
+    Example:
+        >>> split_label("full:ce_scope=task,lr=1e-4")
+        ('full', {'ce_scope': 'task', 'lr': '1e-4'})
+        >>> split_label("clipfit:vocabulary=[cat, dog],kd=cosine")
+        ('clipfit', {'vocabulary': ['cat', 'dog'], 'kd': 'cosine'})
+    """
+    name, colon, text = label.strip().partition(":")
+    settings: dict[str, Any] = {}
+    for part in re.split(r",(?![^\[]*\])", text) if colon else ():  # not at commas in brackets
+        key, equals, value = part.strip().partition("=")
+        if not (name and equals and key.isidentifier()):
+            example = "clipfit:kd_weight=2" if option == "--strategy" else "mtil:order=2"
+            raise UserError(f"{option} {label}: expected NAME:key=value,key=value, as in {example}")
+        settings |= parse_settings([f"{name}.{key}={value}"]).get(name, {})
+    return name, settings
+
+
+def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """Parse `NAME.key=value` strings into {NAME: {key: value}}.
+
+    A value stays text, which the option's own type reads; `null`, and what starts with a quote, a
+    bracket or a brace, is YAML.
+
+    Raises:
+        UserError: an assignment of another form.
+
+    Example:
+        >>> parse_settings(["clipfit.kd_weight=8", "clipfit.kd=none"])
+        {'clipfit': {'kd_weight': '8', 'kd': 'none'}}
+    """
+    from cl_clipfit.config.text_files import load_yaml
+
+    settings: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.strip().rpartition(".")
+        if not (equals and dot and name and key):
+            raise UserError(f"--set {text}: expected NAME.key=value, as in clipfit.kd_weight=8")
+        is_yaml = value == "null" or value.startswith(("[", "{", '"', "'"))
+        try:
+            settings.setdefault(name, {})[key] = load_yaml(value) if is_yaml else value
+        except Exception as error:  # PyYAML lets values of a wrong kind raise anything
+            raise UserError(f"--set {text}: the value is not valid YAML") from error
+    return settings
+
+
+def format_setting(value: Any) -> str:
+    """Write a value so that `parse_settings` and the option's type read it back.
+
+    Example:
+        >>> [format_setting(v) for v in (0.5, "none", None, "null", [1, 2])]
+        ['0.5', 'none', 'null', '"null"', '[1, 2]']
+    """
+    if isinstance(value, str) and value != "null" and not value.startswith(("[", "{", '"', "'")):
+        return value
+    return json.dumps(value)

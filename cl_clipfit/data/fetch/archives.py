@@ -1,0 +1,266 @@
+"""Data sets in archives: found or fetched, verified, and unpacked whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from cl_clipfit.data.fetch.download import (
+    DownloadError,
+    cache_folder,
+    download,
+    file_checksum,
+    full_checksum,
+)
+from cl_clipfit.data.fetch.unpacking import LIMIT_BYTES, new_folder, unpack_into
+from cl_clipfit.data.source import DataRequest
+from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.storage.files import reading, sha256, write_atomic, writing
+
+MARKER = ".cl_clipfit.json"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file that a data set is published as.
+
+    Attributes:
+        url: its official address; "" where there is none any more.
+        checksum: "sha256:HEX" or "md5:HEX"; "" where none is published.
+        name: file name; default: the last part of the address.
+        into: folder below the data set's root that it is unpacked into.
+        limit_bytes: most that it may unpack to.
+    """
+
+    url: str
+    checksum: str
+    name: str = ""
+    into: str = ""
+    limit_bytes: int = LIMIT_BYTES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.url.rpartition("/")[2])
+
+
+@dataclass(frozen=True)
+class Located:
+    """A data set on the disk.
+
+    Attributes:
+        folder: its root, which holds all that was expected.
+        origin: "kind" ("folder" or "archive") and "verified", for `Source.origin`.
+    """
+
+    folder: Path
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def obtain(
+    name: str,
+    archives: Sequence[Archive],
+    expected: Sequence[str],
+    request: DataRequest,
+    help: str = "",
+) -> Located:
+    """Find a data set where `--data-dir` says, or in the cache; else fetch and unpack it.
+
+    Two processes may ask for the same data set: one unpacks, the other waits.
+
+    Args:
+        name: name of the scenario, and of its folder in the cache.
+        archives: what it is published as.
+        expected: paths relative to its root that exist once it is unpacked.
+        request: what the command says about data.
+        help: what else to tell where an archive cannot be downloaded.
+
+    Raises:
+        UserError: something is missing, is not the official file, cannot be fetched or written.
+    """
+    files: list[Path] | None = None
+    stamps: list[Any] = []
+    home = cache_folder() / name
+    root = home / "files"
+    official = [a.checksum and full_checksum(a.checksum) for a in archives]
+    wanted = ["" if request.unverified else checksum for checksum in official]
+    if request.data_dir is not None:
+        if found := _unpacked_in(request.data_dir, name, archives, expected):
+            request.note(f"{name}: the files in {found} are used unverified; results say so")
+            return Located(found, {"kind": "folder", "verified": False})
+        files = _archives_in(request.data_dir, name, archives, expected)
+        wanted, stamps = _verify(archives, files, home, request)
+        root = _place_for(home, official, wanted)
+    if not _is_kept(root, archives, expected, wanted):
+        with writing(home):
+            home.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(home / ".lock")
+            lock.acquire()
+        try:
+            if not _is_kept(root, archives, expected, wanted):
+                if files is None:
+                    files = [_fetch(name, archive, home, request, help) for archive in archives]
+                    wanted, stamps = _verify(archives, files, home, request)
+                _unpack_all(root, archives, files, wanted, stamps, expected, request)
+        finally:
+            lock.release()
+    digests = [entry["digest"] for entry in _read_marker(root)]
+    verified = digests == official
+    if not verified:
+        request.note(f"{name}: these files are not verified; results say so")
+    return Located(root, {"kind": "archive", "verified": verified})
+
+
+def _unpacked_in(
+    given: Path, name: str, archives: Sequence[Archive], expected: Sequence[str]
+) -> Path | None:
+    """Return the folder at, below or above `given` that holds all that is expected."""
+    if given.name in ("", "..") or given.is_symlink():
+        given = given.resolve()
+    below = {name, *(a.into.partition("/")[0] for a in archives)}
+    below |= {a.name.partition(".")[0] for a in archives}
+    for folder in (given, *(given / part for part in sorted(below)), given.absolute().parent):
+        inside = folder != given.absolute().parent or all(
+            path.partition("/")[0] == given.name for path in expected
+        )
+        if inside and expected and _missing(folder, expected) is None:
+            return folder
+    return None
+
+
+def _missing(folder: Path, expected: Sequence[str]) -> str | None:
+    return next((path for path in expected if not is_file(folder / path, or_folder=True)), None)
+
+
+def _archives_in(
+    given: Path, name: str, archives: Sequence[Archive], expected: Sequence[str]
+) -> list[Path]:
+    if is_file(given) and len(archives) == 1:
+        return [given]
+    folder = given.parent if is_file(given) else given
+    files = [folder / archive.name for archive in archives]
+    lacks = [file.name for file in files if not is_file(file)]
+    if not is_file(given, or_folder=True):
+        raise UserError(f"--data-dir {given}: there is no such file or folder")
+    if lacks or not files:
+        unpacked = ", ".join(expected[:4]) + (", ..." if len(expected) > 4 else "")
+        held = f"the archives {', '.join(a.name for a in archives)}, or " if archives else ""
+        raise UserError(
+            f"--data-dir {given} holds no {name}: expected {held}what is unpacked: {unpacked}"
+            + (f" (there is no {lacks[0]})" if 0 < len(lacks) < len(files) else "")
+        )
+    return files
+
+
+def _fetch(name: str, archive: Archive, home: Path, request: DataRequest, help: str) -> Path:
+    """Return the archive in the cache, downloaded where it is missing."""
+    target = home / archive.name
+    elsewhere = (
+        f"or anywhere. Then, without a network: python run.py --scenario {name} --data-dir PATH"
+        " --model ARCH:TAG:PATH_TO_WEIGHTS"
+    )
+    if not archive.url and not is_file(target):
+        raise UserError(
+            f"{name}: {archive.name} cannot be downloaded: put it at {target}, {elsewhere}"
+            + (f". {help}" if help else "")
+        )
+    try:
+        return download(archive.url, target, archive.checksum, request)
+    except DownloadError as error:
+        raise DownloadError(f"{error}, {elsewhere}") from error
+
+
+def _place_for(home: Path, official: Sequence[str], digests: Sequence[str]) -> Path:
+    """Return where archives that a user names are unpacked to: never in the place of others."""
+    usual = home / "files"
+    kept = [entry["digest"] for entry in _read_marker(usual)]
+    right = all(wanted in ("", digest) for wanted, digest in zip(official, digests, strict=True))
+    if right and (all(official) or kept in ([], list(digests))):
+        return usual
+    return home / f"files-{sha256(' '.join(digests).encode())[:12]}"
+
+
+def _stamp(file: Path) -> list[Any]:
+    """Return what tells a file from another without reading it; `cp -p` keeps all but the last."""
+    with reading(file):
+        about = file.stat()
+    times = [about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+    return [str(file.resolve()), about.st_size, *times]
+
+
+def _verify(
+    archives: Sequence[Archive], files: Sequence[Path], home: Path, request: DataRequest
+) -> tuple[list[str], list[Any]]:
+    """Return the files' checksums, and stamps; one that was unpacked before is not read again.
+
+    Raises:
+        UserError: a file is not the official one.
+    """
+    unpacked = [entry for root in home.glob("files*") for entry in _read_marker(root)]
+    known = {repr(entry["stamp"]): entry["digest"] for entry in unpacked}
+    digests, stamps = [], [_stamp(file) for file in files]  # as they are before they are read
+    for archive, file, stamp in zip(archives, files, stamps, strict=True):
+        algorithm = full_checksum(archive.checksum).partition(":")[0]
+        digest = known.get(repr(stamp), "")
+        if not digest.startswith(f"{algorithm}:"):
+            digest = file_checksum(file, archive.checksum)
+        official = full_checksum(archive.checksum)
+        if archive.checksum and digest != official and not request.unverified:
+            again = (
+                f"fetch it again from {archive.url}, or" if archive.url else "fetch it again, or"
+            )
+            raise UserError(
+                f"{file} is not the official file ({digest}, expected {official}): {again} accept"
+                " it as it is with --unverified-data"
+            )
+        digests.append(digest)
+    return digests, stamps
+
+
+def _read_marker(root: Path) -> list[dict[str, Any]]:
+    """Return what was unpacked into a folder; nothing where it is not whole."""
+    try:
+        kept = json.loads((root / MARKER).read_bytes())["archives"]
+        return [{key: entry[key] for key in ("name", "into", "digest", "stamp")} for entry in kept]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _is_kept(
+    root: Path, archives: Sequence[Archive], expected: Sequence[str], wanted: Sequence[str]
+) -> bool:
+    """Tell whether these archives were unpacked before; a checksum of "" stands for any."""
+    kept = _read_marker(root)
+    return (
+        [(e["name"], e["into"]) for e in kept] == [(a.name, a.into) for a in archives]
+        and all(w in ("", e["digest"]) for w, e in zip(wanted, kept, strict=True))
+        and _missing(root, expected) is None
+    )
+
+
+def _unpack_all(
+    root: Path,
+    archives: Sequence[Archive],
+    files: Sequence[Path],
+    digests: Sequence[str],
+    stamps: Sequence[Any],
+    expected: Sequence[str],
+    request: DataRequest,
+) -> None:
+    """Unpack into a folder beside `root`, which takes its place when it is whole."""
+    for left_behind in root.parent.glob(f".{root.name}.*"):  # by a killed process: the lock is ours
+        shutil.rmtree(left_behind, ignore_errors=True)
+    kept = []
+    with new_folder(root) as stage:
+        for archive, file, digest, stamp in zip(archives, files, digests, stamps, strict=True):
+            unpack_into(file, stage / archive.into, archive.limit_bytes, request.progress)
+            about = {"name": archive.name, "into": archive.into}
+            kept.append({**about, "digest": digest, "stamp": stamp})
+        if missing := _missing(stage, expected):
+            raise UserError(f"{', '.join(map(str, files))}: there is no {missing} in it")
+        write_atomic(stage / MARKER, json.dumps({"archives": kept}, indent=1))
+        if root.exists():  # of another version, or with parts missing
+            with writing(root):
+                root.replace(stage.with_name("old"))

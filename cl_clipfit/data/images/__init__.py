@@ -1,0 +1,1 @@
+"""Image files: decoded, read lazily, held in memory."""

@@ -1,0 +1,1 @@
+"""Scoring a model: test pass, frozen and reused features, landscapes, Fisher."""

@@ -1,0 +1,94 @@
+"""Features on disk, found by what they were computed from: a changed key is another file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cl_clipfit.data.fetch.download import cache_folder
+from cl_clipfit.data.images.lazy import Images, LazyImages, hashed_by, images_digest
+from cl_clipfit.storage.files import reading, write_atomic
+
+
+def images_key(images: Images) -> str:
+    """Return a hash over images: values, or contents of files; of very many files their state.
+
+    The state is path, size, and times of change, which a copied time stamp cannot hide.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    if hashed_by(images) == "contents":
+        images_digest(images, digest)
+        return digest.hexdigest()
+    assert isinstance(images, LazyImages)
+    for row in range(len(images)):
+        digest.update(_state(images.name(row)))
+    for part in images.parts:
+        if isinstance(part, Tensor):
+            images_digest(part, digest)
+    digest.update(images.index.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _state(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    with reading(path):
+        found = path.stat()
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return repr((str(path.resolve()), found.st_size, times)).encode()
+
+
+class FeatureCache:
+    """Feature matrices by key.
+
+    Args:
+        folder: where they are kept; default "features" in the folder of data sets. It may be
+            deleted at any time.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or cache_folder() / "features"
+
+    def get(self, key: Mapping[str, Any], rows: int) -> Tensor | None:
+        """Return the features (rows, d) of a key; None where there are none, or damaged ones."""
+        text = _text(key)
+        try:
+            data = self._file(text).read_bytes()
+            features = safetensors.torch.load(data)["features"]
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+            return None
+        whole = header == {"key": text, "sha256": _digest(features)}
+        return features if whole and features.dim() == 2 and len(features) == rows else None
+
+    def put(self, key: Mapping[str, Any], features: Tensor) -> None:
+        """Keep features (N, d).
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        text, features = _text(key), features.contiguous()
+        header = {"key": text, "sha256": _digest(features)}
+        data = safetensors.torch.save({"features": features}, header)
+        write_atomic(self._file(text), data)
+
+    def _file(self, text: str) -> Path:
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _text(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def _digest(features: Tensor) -> str:
+    values = features.contiguous().view(torch.uint8).numpy().data
+    return hashlib.sha256(repr(tuple(features.shape)).encode() + values).hexdigest()

@@ -1,0 +1,124 @@
+"""The diagonal of the Fisher information: how much a classifier's answers hang on each weight."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from cl_clipfit.clip import CLIPClassifier
+    from cl_clipfit.training.strategy import CLIPStrategy
+
+
+def diagonal_fisher(
+    strategy: "CLIPStrategy", images: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the mean squared gradient of the log-likelihood at the current weights.
+
+    Labels are drawn from the model's own distribution over the strategy's label space: the true
+    Fisher, not the empirical one (Martens 2020, arXiv 1412.1193, section 5).
+
+    Args:
+        strategy: its selection and label space are used; it is in the middle of a task.
+        images: (N, 3, H, W); one at a time, since a square of a mean is no mean of squares.
+        generator: draws the labels.
+
+    Returns:
+        a tensor as every selected one, at least 0.
+    """
+    names, parameters = zip(*strategy.selection.items(), strict=True)
+    totals = [torch.zeros_like(p) for p in parameters]
+    text = _Text(strategy.model)
+    with text.in_place():
+        for image in images.split(1):
+            logits = strategy.training_logits(image.to(strategy.device))
+            odds = logits.detach().softmax(1).cpu()
+            label = torch.multinomial(odds, 1, generator=generator)[:, 0].to(logits.device)
+            gradients = text.gradients(F.cross_entropy(logits, label), parameters)
+            for total, gradient in zip(totals, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.square()
+    return {n: total / len(images) for n, total in zip(names, totals, strict=True)}
+
+
+class _Text:
+    """Text features of a model that are encoded once, while no weight changes.
+
+    An image's gradient goes as far as the text features, and from there through the one graph of
+    those classes that any image has a gradient at: the ones that are ranked.
+    """
+
+    def __init__(self, model: "CLIPClassifier") -> None:
+        self.model, self.encode = model, model.text_features
+        self._table: Tensor | None = None  # (K, d), as the text tower puts them out
+        self._known: set[int] = set()  # rows of the table
+        self._asked: list[tuple[list[int], Tensor]] = []  # since the latest gradients
+        self._classes: list[int] = []  # those of the graph
+        self._graph: Tensor | None = None
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Answer in the model's place for a `with` block."""
+        vars(self.model)["text_features"] = self._features
+        try:
+            yield
+        finally:
+            del vars(self.model)["text_features"]
+
+    @torch.no_grad()
+    def _encode(self, new: list[int]) -> Tensor:
+        if new:
+            found = self.encode(new, normalize=False)
+            if self._table is None:
+                self._table = found.new_zeros(len(self.model.class_names), found.shape[1])
+            self._table[new] = found
+            self._known.update(new)
+        assert self._table is not None
+        return self._table
+
+    def _features(self, classes: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
+        labels = list(range(len(self.model.class_names)) if classes is None else classes)
+        table = self._encode([c for c in dict.fromkeys(labels) if c not in self._known])
+        leaf = table[labels].requires_grad_()
+        self._asked.append((labels, leaf))
+        return F.normalize(leaf, dim=-1) if normalize else leaf
+
+    def gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+        """Return the gradient at every parameter, None where there is none."""
+        asked, self._asked = self._asked, []
+        leaves = [leaf for _, leaf in asked]
+        found = torch.autograd.grad(loss, [*parameters, *leaves], allow_unused=True)
+        own, at_text = found[: len(parameters)], found[len(parameters) :]
+        through = self._through([labels for labels, _ in asked], at_text, parameters)
+        return [
+            a if b is None else b if a is None else a + b for a, b in zip(own, through, strict=True)
+        ]
+
+    def _through(
+        self,
+        asked: Sequence[list[int]],
+        gradients: Sequence[Tensor | None],
+        parameters: Sequence[nn.Parameter],
+    ) -> Sequence[Tensor | None]:
+        """Take gradients at the text features that were asked for to the parameters."""
+        nothing = [None] * len(parameters)
+        if self._table is None:
+            return nothing
+        outer = torch.zeros_like(self._table)
+        for labels, gradient in zip(asked, gradients, strict=True):
+            if gradient is not None:
+                outer.index_add_(0, torch.tensor(labels, device=outer.device), gradient)
+        reached = outer.any(1).nonzero().flatten().tolist()
+        new = [label for label in reached if label not in self._classes]
+        if new:
+            self._classes += new
+            self._graph = self.encode(self._classes, normalize=False)
+        if self._graph is None or not self._graph.requires_grad:
+            return nothing
+        outer = outer[self._classes]
+        return torch.autograd.grad(
+            self._graph, parameters, outer, retain_graph=True, allow_unused=True
+        )

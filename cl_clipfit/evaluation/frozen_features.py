@@ -1,0 +1,118 @@
+"""Images that a frozen image tower encodes once, for all tasks, methods and seeds of a command."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import PIL
+import torch
+from torch import Tensor
+
+from cl_clipfit import __version__
+from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.config.options import Recipe
+from cl_clipfit.data.source import Source
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.errors import UserError
+from cl_clipfit.evaluation.feature_cache import FeatureCache, images_key
+from cl_clipfit.report.display import ConsoleDisplay
+
+BATCH = 256  # as in evaluation
+
+
+def with_features(
+    scenario: Scenario, probes: Mapping[str, Source], encode: Callable[[Any], Tensor]
+) -> tuple[Scenario, dict[str, Source]]:
+    """Put what `encode` makes of them in place of the test images of a stream and of probes."""
+    encoded = {
+        name: replace(p, test=replace(p.test, images=encode(p.test.images)))
+        for name, p in probes.items()
+    }
+    return scenario.with_images(scenario.train.images, encode(scenario.test.images)), encoded
+
+
+class FrozenImages:
+    """Features of images under the pretrained image tower, kept in memory and on disk.
+
+    A method that looks at images through `CLIPClassifier.image_features` alone, and leaves the
+    image tower as it is, gets features (N, d) in place of images.
+
+    Args:
+        model: the pretrained classifier.
+        device: where to encode.
+        display: told about progress.
+        cache: where features are kept between commands.
+    """
+
+    def __init__(
+        self,
+        model: CLIPClassifier,
+        device: torch.device,
+        display: ConsoleDisplay,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.model, self.device, self.display = model, device, display
+        self.cache = cache or FeatureCache()
+        self._known: dict[str, Tensor] = {}
+
+    def encode(
+        self, scenario: Scenario, probes: Mapping[str, Source], recipe: Recipe | None
+    ) -> tuple[Scenario, dict[str, Source]]:
+        """Put features in place of images: of test images, probes and unaugmented training images.
+
+        Args:
+            scenario: the stream.
+            probes: data sets scored zero-shot.
+            recipe: how the method trains; None where it does not.
+        """
+        train = scenario.train.images
+        if recipe is not None and recipe.augmentation == "none":
+            train = self.features(train)
+        scenario = scenario.with_images(train, scenario.test.images)
+        return with_features(scenario, probes, self.features)
+
+    def known(self, images: Any) -> Tensor | None:
+        """Return the features (N, d) of images encoded by this command already, else None."""
+        return self._known.get(images_key(images)) if self._known else None
+
+    @torch.no_grad()
+    def features(self, images: Any) -> Tensor:
+        """Return (N, d), unit length, on the CPU."""
+        if isinstance(images, Tensor) and images.dim() == 2:
+            return images
+        found_by = images_key(images)
+        if found_by not in self._known:
+            key = {**self._key(), "images": found_by}
+            features = self.cache.get(key, len(images))
+            if features is None:
+                features = self._encode(images)
+                self._keep(key, features)
+            self._known[found_by] = features
+        return self._known[found_by]
+
+    def _keep(self, key: dict[str, Any], features: Tensor) -> None:
+        try:
+            self.cache.put(key, features)
+        except UserError as error:  # they are at hand; only the next command pays for it
+            self.display.note(f"features are not kept: {error}")
+
+    def _key(self) -> dict[str, Any]:
+        identity = self.model.identity
+        assert identity is not None
+        return {
+            "architecture": identity.architecture,
+            "weights": identity.weights_sha256,
+            "transform": repr(self.model.preprocess),
+            "device": self.device.type,
+            "precision": self.model.precision,
+            "made by": [__version__, torch.__version__, PIL.__version__],
+        }
+
+    def _encode(self, images: Any) -> Tensor:
+        found, done = [], 0
+        for batch in images.split(BATCH):
+            found.append(self.model.image_features(batch.to(self.device)).cpu())
+            done += len(batch)
+            self.display.count("encoding images", done, len(images))
+        self.display.stop()
+        return torch.cat(found)

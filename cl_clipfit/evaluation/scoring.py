@@ -1,0 +1,199 @@
+"""One pass over the test images and the probes, and the tables that it fills."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_clipfit import metrics
+from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.data.source import Source
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.evaluation.feature_reuse import encodes_as, reads_features, same_images
+from cl_clipfit.evaluation.frozen_features import FrozenImages, with_features
+from cl_clipfit.metrics.tables import AccuracyTables, accuracy
+from cl_clipfit.training.strategy import CLIPStrategy
+
+Values = Mapping[str, Tensor]
+_TABLES = ("seen", "all_classes", "task_aware")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one pass found.
+
+    Attributes:
+        test: (N, K) of all test images against all classes.
+        probes: accuracy in percent on each probe.
+    """
+
+    test: Tensor
+    probes: dict[str, float]
+
+
+def score(
+    strategy: CLIPStrategy,
+    scenario: Scenario,
+    probes: Mapping[str, Source],
+    values: Values | None = None,
+) -> Scores:
+    """Score the test images and the probes.
+
+    Args:
+        strategy: how to classify.
+        scenario: the stream.
+        probes: data sets scored zero-shot.
+        values: values of the selection to use in place of the current ones.
+    """
+    with strategy.model.weights(values or {}):
+        test = strategy.score_all(scenario.test.images)
+        return Scores(test, {name: score_probe(strategy, p) for name, p in probes.items()})
+
+
+def score_probe(strategy: CLIPStrategy, source: Source) -> float:
+    """Return the zero-shot accuracy in percent on a probe's test images."""
+    scores = strategy.score_probe(source.test.images, source.class_names, source.templates)
+    return accuracy(scores, source.test.labels)
+
+
+class Scorer:
+    """Scores test images and probes with several sets of weights, no image tower twice.
+
+    Args:
+        strategy: how to classify.
+        scenario: the stream.
+        probes: data sets scored zero-shot.
+        pretrained: the classifier that the strategy's is a copy of.
+        encoder: has, or gets, the features under the pretrained image tower; None: there are none.
+    """
+
+    def __init__(
+        self,
+        strategy: CLIPStrategy,
+        scenario: Scenario,
+        probes: Mapping[str, Source],
+        pretrained: CLIPClassifier,
+        encoder: FrozenImages | None = None,
+    ) -> None:
+        self.strategy, self.scenario, self.probes = strategy, scenario, probes
+        self.pretrained, self.encoder = pretrained, encoder
+
+    def score(self, weights: Mapping[str, Values]) -> Iterator[tuple[str, Scores]]:
+        """Yield names and scores; sets of weights with the same image features come together.
+
+        Args:
+            weights: values of the selection in place of the current ones, by name.
+        """
+        for names in self._groups(weights):
+            scenario, probes = self._encoded(weights[names[0]], len(names))
+            for name in names:
+                yield name, score(self.strategy, scenario, probes, weights[name])
+
+    def _groups(self, weights: Mapping[str, Values]) -> list[list[str]]:
+        groups: list[list[str]] = []
+        share = reads_features(self.strategy)
+        for name, values in weights.items():
+            for group in groups if share else ():
+                if same_images(self.strategy, values, weights[group[0]]):
+                    group.append(name)
+                    break
+            else:
+                groups.append([name])
+        return groups
+
+    @torch.no_grad()
+    def _encoded(self, values: Values, uses: int) -> tuple[Scenario, Mapping[str, Source]]:
+        """Put features in place of images where they are shared or at hand."""
+        strategy = self.strategy
+        if not reads_features(strategy):
+            return self.scenario, self.probes
+        with strategy.model.weights(values):
+            if self.as_pretrained():
+                return self._pretrained_features
+            if uses == 1:
+                return self.scenario, self.probes
+            encode = strategy.model.eval().image_features
+            return with_features(
+                self.scenario, self.probes,
+                lambda images: strategy.in_batches(lambda batch: encode(batch).cpu(), images),
+            )  # fmt: skip
+
+    def as_pretrained(self) -> bool:
+        """Tell whether the encoder's features are those of the strategy's image tower, now."""
+        return self.encoder is not None and encodes_as(self.strategy.model, self.pretrained)
+
+    def at_hand(self) -> bool:
+        """Tell whether the test images need no encoding as long as the image tower is as it is."""
+        images = self.scenario.test.images
+        if images.dim() == 2:
+            return True
+        usable = reads_features(self.strategy) and self.as_pretrained()
+        return usable and self.encoder is not None and self.encoder.known(images) is not None
+
+    @cached_property
+    def _pretrained_features(self) -> tuple[Scenario, Mapping[str, Source]]:
+        assert self.encoder is not None
+        return self.encoder.encode(self.scenario, self.probes, None)
+
+
+@dataclass
+class Scoreboard:
+    """The tables of one method on one stream: a row before training, one after every task.
+
+    Attributes:
+        scenario: the stream.
+        tables: accuracy on every task.
+        probes: accuracy on every probe.
+    """
+
+    scenario: Scenario
+    tables: AccuracyTables = field(init=False)
+    probes: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tables = AccuracyTables(self.scenario.test_samples)
+
+    def add(self, scores: Scores) -> None:
+        """Add a row to every table."""
+        scenario = self.scenario
+        labels, tasks = scenario.test.labels, scenario.test_tasks
+        self.tables.append(scores.test, labels, scenario.task_classes, tasks)
+        for name, value in scores.probes.items():
+            self.probes.setdefault(name, []).append(value)
+
+    def state(self) -> dict[str, Any]:
+        """Return the rows of all tables, for a checkpoint."""
+        # As tensors: a thousand tasks have a million numbers.
+        tables = {
+            name: torch.tensor(
+                [[math.nan if v is None else v for v in row] for row in getattr(self.tables, name)],
+                dtype=torch.float64,
+            )
+            for name in _TABLES
+        }
+        return {"tables": tables, "probes": self.probes}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.probes = state["probes"]
+        for name in _TABLES:
+            rows = state["tables"][name].tolist()
+            getattr(self.tables, name).extend(
+                [None if math.isnan(v) else v for v in row] for row in rows
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """Return tables, metrics and curves, as `result.json` holds them."""
+        t, samples = self.tables, self.scenario.test_samples
+        return {
+            "accuracy_matrix": t.seen,
+            "all_classes_matrix": t.all_classes,
+            "task_aware_matrix": t.task_aware,
+            "metrics": metrics.summarize(t.seen, t.all_classes, t.task_aware, samples, self.probes),
+            "curves": metrics.curves(t.seen, t.all_classes, samples, self.probes),
+            "probes": self.probes,
+        }

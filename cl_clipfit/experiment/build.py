@@ -1,0 +1,142 @@
+"""From a plan to a strategy on a copy of the model, and what to say when its code fails."""
+
+import contextlib
+import copy
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.clip.classifier import TemplatesLike
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.errors import UserError
+from cl_clipfit.experiment.run_plan import RunPlan
+from cl_clipfit.experiment.stream_plan import StreamPlan
+from cl_clipfit.runtime.determinism import explain_nondeterminism
+from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, out_of_memory
+from cl_clipfit.runtime.rng import seed_everything
+from cl_clipfit.training.strategy import CLIPStrategy
+
+
+def build_strategy(
+    plan: RunPlan,
+    stream: StreamPlan,
+    model: CLIPClassifier,
+    class_names: Sequence[str],
+    templates: TemplatesLike,
+    plugins: Sequence[Any] = (),
+) -> CLIPStrategy:
+    """Build a plan's strategy on a copy of the model, and seed all draws by the plan.
+
+    What is drawn until `select_first` has returned are values that new parameters start at. Where
+    data order has another seed, that one counts afterwards, and for generators that a method seeds
+    from `torch.initial_seed()`.
+
+    Args:
+        plan: the strategy, its recipe and options.
+        stream: names the device, and how memory is saved.
+        model: the pretrained classifier.
+        class_names: names in label order.
+        templates: prompt templates of the classes.
+        plugins: Avalanche plugins.
+
+    Raises:
+        UserError: the method's own code fails.
+    """
+    # The tokenizer never changes, and a copy of its vocabulary takes longer than the model's.
+    own = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
+    own.micro_batch, own.recompute = stream.micro_batch, stream.recompute
+    own.compiles = stream.compile
+    seed_everything(plan.initialisation)
+    try:
+        with _generators_of(plan):
+            return plan.cls(
+                model=own,
+                class_names=class_names,
+                templates=templates,
+                recipe=plan.recipe,
+                options=plan.options,
+                device=stream.device,
+                plugins=list(plugins),
+                **({"host_options": plan.host_options} if plan.host else {}),
+            )
+    except UserError:
+        raise
+    except Exception as error:  # a method's own code may raise anything
+        raise UserError(failure(plan, error)) from error
+
+
+def check_strategy(
+    plan: RunPlan, stream: StreamPlan, model: CLIPClassifier, scenario: Scenario
+) -> None:
+    """Find what is wrong with a selection before other runs of the command have cost their time.
+
+    Args:
+        plan: the run.
+        stream: what all runs of the command share.
+        model: the pretrained classifier; it is copied.
+        scenario: the stream; only the names of its first task are encoded.
+
+    Raises:
+        UserError: the strategy cannot be built, or selects nothing.
+    """
+    first = scenario.task_classes[0]
+    names = scenario.class_names[: len(first)]
+    select_first(plan, build_strategy(plan, stream, model, names, scenario.templates), first)
+
+
+def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) -> None:
+    """Select what trains in the first task, whose `classes` these are; seed what comes after.
+
+    Raises:
+        UserError: the selection fails.
+    """
+    if plan.recipe is not None:
+        strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
+        try:
+            with _generators_of(plan):
+                strategy.select()
+            if plan.host:
+                strategy.zero_shot_point()
+        except Exception as error:
+            raise UserError(failure(plan, error)) from error
+        strategy.task_classes, strategy.seen_classes = [], []
+    if plan.data_order != plan.initialisation:  # with one seed, the draws just go on
+        seed_everything(plan.data_order)
+
+
+@contextlib.contextmanager
+def _generators_of(plan: RunPlan) -> Iterator[None]:
+    """Let `torch.initial_seed()` say the seed of data order, for a `with` block.
+
+    Methods seed generators of training draws from it (crops, points of a path, prompts) when they
+    are built, while the values of their parameters are drawn by the seed of initialisation.
+    """
+    if plan.data_order == plan.initialisation:
+        yield
+        return
+    own = torch.initial_seed
+    torch.initial_seed = lambda: plan.data_order
+    try:
+        yield
+    finally:
+        torch.initial_seed = own
+
+
+def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
+    """Say what failed in a line, and where in the method's own file; task 0 is before any."""
+    name = plan.strategy.name
+    files = [entry.file.resolve() for entry in (plan.strategy, plan.host) if entry]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).resolve() in files]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    when = f"in task {task}" if task else "before the first task"
+    if out_of_memory(error):
+        return f"strategy {name} failed {when}{where}: out of memory: {NEEDS_LESS}"
+    if text := explain_nondeterminism(error):
+        return f"strategy {name} failed {when}{where}: {text}"
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"strategy {name} failed {when}{where}: {kind}{error}"

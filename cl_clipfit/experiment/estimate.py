@@ -1,0 +1,76 @@
+"""How long a run will take, from a few timed images and prompts."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from cl_clipfit.data.source import Source
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.evaluation.feature_reuse import leaves_images
+from cl_clipfit.experiment.run_plan import RunPlan
+from cl_clipfit.training.optimization import steps_per_epoch
+from cl_clipfit.training.strategy import CLIPStrategy
+
+_TIMED_IMAGES = 32
+_TIMED_PROMPTS = 8
+
+
+@torch.no_grad()
+def estimate_seconds(
+    plan: RunPlan,
+    scenario: Scenario,
+    strategy: CLIPStrategy,
+    probes: Mapping[str, Source],
+    statistics: int = 0,
+    at_hand: bool = False,
+) -> float:
+    """Estimate the run's length; a training step costs 3 forward passes of what trains.
+
+    Where all classes seen are encoded their prompts grow from task to task, so that half of them
+    count for a step on average.
+
+    Args:
+        plan: the run.
+        scenario: the stream.
+        strategy: the method, on its device.
+        probes: what is scored besides, after every task.
+        statistics: training images that each task encodes at most under pretrained weights.
+        at_hand: features of test images and probes before training need no encoding.
+    """
+    model, recipe = strategy.model, plan.recipe
+    classes = list(range(min(_TIMED_PROMPTS, len(scenario.class_names))))
+    test, train = (_per_image(strategy, data.images) for data in (scenario.test, scenario.train))
+    prompt = _seconds(lambda: model.text_features(classes)) / len(classes)
+    tasks, work = scenario.trained_tasks, strategy.workload()
+    # An empty selection has not been made yet.
+    fixed = bool(strategy.selection) and leaves_images(strategy, strategy.selection)
+    rows = 1 if strategy.frozen else 1 + tasks * work.test_passes
+    tested = len(scenario.test) + sum(len(source.test) for source in probes.values())
+    total = (1 if fixed else rows) * test * tested - at_hand * test * tested
+    total += rows * prompt * len(scenario.class_names) * strategy.compares_text
+    if recipe is None:
+        return total
+    total += tasks * train * work.sampled_images
+    total += train * sum(min(statistics, n) for n in scenario.train_samples[:tasks])
+    steps = work.passes * sum(steps_per_epoch(recipe, n) for n in scenario.train_samples)
+    trained = work.passes * sum(scenario.train_samples)
+    prompts = strategy.compares_text * len(scenario.class_names) / 2
+    return total + (1 if fixed else 3) * train * trained + 3 * prompt * steps * prompts
+
+
+def _per_image(strategy: CLIPStrategy, images: Any) -> float:
+    """Return the seconds that an image takes, or its features where it is encoded already."""
+    some = images[:_TIMED_IMAGES].to(strategy.device)
+    return _seconds(lambda: strategy.model.image_features(some)) / len(some)
+
+
+def _seconds(function: Callable[[], torch.Tensor]) -> float:
+    """Time the quicker of two calls: the first pays for set-up, either may be disturbed."""
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        function().cpu()  # the copy waits for the device
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,139 @@
+"""Recipes: how a strategy trains on a scenario, layered from what each of them says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.options import Options, Recipe, explain, make_options
+from cl_clipfit.errors import UserError
+from cl_clipfit.registry import Entry
+
+Settings = dict[str, Any]
+
+
+def make_settings(
+    config: RunConfig,
+    scenario: Entry,
+    strategy: Entry,
+    own: Mapping[str, Any],
+    inline: Mapping[str, Any] | None = None,
+) -> tuple[Recipe, Options]:
+    """Layer a strategy's recipe and options; what comes later wins.
+
+    Defaults; the scenario's `RECIPE`; the strategy's `RECIPE` and its `RECIPES` for this scenario
+    (or, with `--recipe published`, its `PUBLISHED` alone); `--set STRATEGY.key=value`; the options
+    of the command; the settings in the strategy's own label. A strategy's recipes may set its own
+    options too.
+
+    Args:
+        config: the command.
+        scenario: the stream.
+        strategy: the method.
+        own: what `--set` says of it.
+        inline: what its label says, as in "full:ce_scope=task".
+
+    Raises:
+        UserError: an unknown key or a value out of range; the message names the file or option.
+    """
+    options_class = strategy.options_class()
+    recipe: Settings = {}
+    options: Settings = {}
+    for where, layer, of_strategy in file_layers(config, scenario, strategy):
+        kind = options_class if of_strategy else Options
+        for_options, for_recipe = check_layer(where, layer, kind, options)
+        recipe |= for_recipe
+        options |= for_options
+    command = {"epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr}
+    given = {key: value for key, value in command.items() if value is not None}
+    for_options, for_recipe = split_settings(own, options_class)
+    more_options, more_recipe = split_settings(inline or {}, options_class)
+    try:
+        layered = Recipe.model_validate(recipe | for_recipe | given | more_recipe)
+    except ValidationError as error:
+        message = explain(error, prefix=f"{strategy.name}.", known=Recipe.model_fields)
+        raise UserError(f"--set {message}") from error
+    chosen = options | for_options | more_options
+    return layered, make_options(options_class, chosen, strategy.name)
+
+
+def check_layer(
+    where: str, layer: Any, options_class: type[Options], below: Settings | None = None
+) -> tuple[Settings, Settings]:
+    """Validate what a file says of training.
+
+    Args:
+        where: file and literal, for the message.
+        layer: the literal.
+        options_class: options it may set beside the recipe.
+        below: options of earlier layers.
+
+    Returns:
+        options, and settings of the recipe.
+
+    Raises:
+        UserError: no dict, an unknown key or a value out of range.
+    """
+    if not isinstance(layer, dict):
+        raise UserError(f"{where} must be a dict of settings such as epochs and lr")
+    for_options, for_recipe = split_settings(layer, options_class)
+    known = [*Recipe.model_fields, *options_class.model_fields]
+    unknown = {k: v for k, v in for_options.items() if k not in options_class.model_fields}
+    try:
+        Recipe.model_validate({**for_recipe, **unknown})
+        options_class.model_validate({**(below or {}), **for_options})
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, known=known)}") from error
+    return for_options, for_recipe
+
+
+def named_recipes(entry: Entry) -> dict[str, Settings]:
+    """Return all that a strategy or scenario file says of training, by a title, validated.
+
+    Raises:
+        UserError: as `check_layer`.
+    """
+    about, file = entry.about, entry.file.name
+    options_class = entry.options_class() if entry.kind == "strategies" else Options
+    found = {"recipe": ("RECIPE", about.get("RECIPE", {}))}
+    recipes = about.get("RECIPES", {})
+    check_layer(f"{file}: RECIPES", {} if isinstance(recipes, dict) else recipes, Options)
+    found |= {f"recipe on {name}": ("RECIPES", own) for name, own in recipes.items()}
+    found["recipe with --recipe published"] = ("PUBLISHED", about.get("PUBLISHED", {}))
+    for literal, layer in found.values():
+        check_layer(f"{file}: {literal}", layer, options_class)
+    return {title: layer for title, (_, layer) in found.items()}
+
+
+def file_layers(config: RunConfig, scenario: Entry, strategy: Entry) -> list[tuple[str, Any, bool]]:
+    """Return where a file says something of training, what, and whether it is the strategy's file.
+
+    Raises:
+        UserError: `--recipe published` where none is known.
+    """
+    file, about = strategy.file.name, strategy.about
+    if config.recipe == "published":
+        if "PUBLISHED" not in about:
+            raise UserError(
+                f"--recipe published: no published recipe is known for {strategy.name};"
+                " --strategy chooses others"
+            )
+        return [(f"{file}: PUBLISHED", about["PUBLISHED"], True)]
+    recipes = about.get("RECIPES", {})
+    here = recipes.get(scenario.name, {}) if isinstance(recipes, dict) else recipes
+    return [
+        (f"{scenario.file.name}: RECIPE", scenario.about.get("RECIPE", {}), False),
+        (f"{file}: RECIPE", about.get("RECIPE", {}), True),
+        (f"{file}: RECIPES", here, True),
+    ]
+
+
+def split_settings(values: Mapping[str, Any], options: type[Options]) -> tuple[Settings, Settings]:
+    """Tell a strategy's own options from settings of its recipe; its own names come first."""
+    recipe = {
+        key: value
+        for key, value in values.items()
+        if key in Recipe.model_fields and key not in options.model_fields
+    }
+    return {key: value for key, value in values.items() if key not in recipe}, recipe

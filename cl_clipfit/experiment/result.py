@@ -1,0 +1,154 @@
+"""What a run found out: collected while it goes on, written to `result.json` at its end."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+
+from cl_clipfit.data.orders import order_seed
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.evaluation.scoring import Scoreboard
+from cl_clipfit.experiment.run_plan import RunPlan
+from cl_clipfit.experiment.stream_plan import StreamPlan
+from cl_clipfit.registry import Entry
+from cl_clipfit.runtime import device as environment
+from cl_clipfit.training.strategy import CLIPStrategy
+
+_CUT = ("base_classes", "shots", "validation", "limit", "online", "blurry")
+
+
+@dataclass
+class Progress:
+    """The numbers of a run so far.
+
+    Attributes:
+        board: a row before training and after every task.
+        compared: the same for other weights that the method is compared with.
+        zero_shot: accuracy over the classes seen, had the model stayed as it was.
+        changes: root mean square change of every layer from the pretrained values, a task each.
+        train_seconds: a task each.
+        measure_seconds: a task each, of landscapes.
+        eval_seconds: as the rows of `board`.
+        encode_seconds: of images that are encoded once, before everything else.
+    """
+
+    board: Scoreboard
+    compared: dict[str, Scoreboard] = field(default_factory=dict)
+    zero_shot: list[float | None] = field(default_factory=list)
+    changes: list[dict[str, float]] = field(default_factory=list)
+    train_seconds: list[float] = field(default_factory=list)
+    measure_seconds: list[float] = field(default_factory=list)
+    eval_seconds: list[float] = field(default_factory=list)
+    encode_seconds: list[float] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """Return all numbers, for a checkpoint."""
+        plain = {
+            f.name: list(getattr(self, f.name))
+            for f in fields(self)
+            if f.name not in ("board", "compared")
+        }
+        compared = {name: board.state() for name, board in self.compared.items()}
+        return {**plain, "board": self.board.state(), "compared": compared}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned; what this process encoded stays counted."""
+        state = {**state, "encode_seconds": state["encode_seconds"] + self.encode_seconds}
+        self.board.restore(state.pop("board"))
+        for name, board in state.pop("compared").items():
+            self.compared[name] = Scoreboard(self.board.scenario)
+            self.compared[name].restore(board)
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def build_result(
+    stream: StreamPlan,
+    plan: RunPlan,
+    scenario: Scenario,
+    strategy: CLIPStrategy,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the content of `result.json` of a run that has ended."""
+    summary = progress.board.summary()
+    identity = strategy.model.identity
+    parameters = list(strategy.model.parameters())
+    return {
+        "scenario": scenario.name,
+        "protocol": stream.facts.PROTOCOL,
+        "stream": {key: value for key in _CUT if (value := getattr(stream, key)) is not None},
+        "strategy": plan.strategy.name,
+        "label": plan.label,
+        "seed": plan.seed,
+        "seeds": {
+            "run": plan.seed,
+            "class_order": order_seed(stream.class_order),
+            "data_order": plan.data_order,
+            "initialisation": plan.initialisation,
+        },
+        "recipe": plan.recipe.model_dump() if plan.recipe else None,
+        "options": plan.options.model_dump(mode="json"),
+        "host": describe_host(plan),
+        "code": [
+            {"kind": e.kind, "name": e.name, "file": e.file.name, "sha256": e.sha256}
+            for e in _code(stream, plan)
+        ],
+        "model": {
+            **(asdict(identity) if identity else {}),
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable_parameters": sum(p.numel() for p in strategy.selection.values()),
+        },
+        "precision": strategy.model.precision,
+        "micro_batch": strategy.model.micro_batch,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),  # in force, not just asked
+        "compile_seconds": strategy.model.compile_seconds if stream.compile else None,
+        "data": scenario.origin,
+        "scored_on": "test images" if stream.validation is None else "validation images",
+        "templates": list(scenario.templates),
+        "class_order": scenario.class_order,
+        "tasks": [
+            {
+                **({"name": scenario.task_names[task]} if scenario.task_names else {}),
+                "classes": [scenario.class_names[label] for label in classes],
+                "train_samples": scenario.train_samples[task],
+                "test_samples": scenario.test_samples[task],
+            }
+            for task, classes in enumerate(scenario.task_classes)
+        ],
+        **summary,
+        "curves": {**summary["curves"], "zero_shot": progress.zero_shot},
+        "change_by_layer": progress.changes,
+        "merge": describe_merge(strategy, progress),
+        "timings": {
+            "train_seconds": progress.train_seconds,
+            "measure_seconds": progress.measure_seconds,
+            "eval_seconds": progress.eval_seconds,
+            "encode_seconds": progress.encode_seconds,
+        },
+        "peak_memory_bytes": environment.peak_memory_bytes(stream.device),
+        "warnings": strategy.warnings,
+        "environment": environment.describe_environment(stream.device),
+        "complete": True,
+    }
+
+
+def _code(stream: StreamPlan, plan: RunPlan) -> list[Entry]:
+    """Return the files that the run is made of, and all plug-ins: they could change anything."""
+    used = (stream.entry, *stream.parts, *stream.probes, plan.strategy, plan.host)
+    found = [entry for entry in used if entry is not None]
+    return [*found, *(entry for entry in stream.plugins if entry not in found)]
+
+
+def describe_host(plan: RunPlan) -> dict[str, Any] | None:
+    """Return name and options of the strategy that was continued; None where none was."""
+    if plan.host is None or plan.host_options is None:
+        return None
+    return {"name": plan.host.name, "options": plan.host_options.model_dump(mode="json")}
+
+
+def describe_merge(strategy: CLIPStrategy, progress: Progress) -> dict[str, Any] | None:
+    """Return a method's own record of each task, and how the weights it names beside do."""
+    if not strategy.records:
+        return None
+    compared = {name: board.summary() for name, board in progress.compared.items()}
+    return {"tasks": strategy.records, "compared": compared}

@@ -1,0 +1,66 @@
+"""What a scenario's file says of its runs, and the data it loads."""
+
+from typing import Literal
+
+from pydantic import BaseModel, StrictStr, ValidationError
+
+from cl_clipfit.clip import DEFAULT_MODEL
+from cl_clipfit.config.options import Count, Options, explain
+from cl_clipfit.data.source import DataRequest, Source
+from cl_clipfit.errors import UserError
+from cl_clipfit.registry import Entry
+
+BUNDLED_PROBES = ("glyph-letters", "pretraining-shapes")
+
+
+class ScenarioFacts(BaseModel):
+    """The literals of a scenario file that steer a run.
+
+    Attributes:
+        TASKS: default number of tasks; "yours" where the data say it.
+        CLASS_ORDER: default class order.
+        MODEL: default model; "features" where images come encoded.
+        PROBES: probes by default; bundled ones only with the mini CLIP.
+        DOWNLOAD: "none" where the scenario brings its data and takes no `--data-dir`.
+        PROTOCOL: which numbers the results table shows; see `report.tables`.
+    """
+
+    TASKS: Count | Literal["yours"] | None = None
+    CLASS_ORDER: StrictStr | None = None
+    MODEL: StrictStr = DEFAULT_MODEL
+    PROBES: tuple[StrictStr, ...] = BUNDLED_PROBES
+    DOWNLOAD: StrictStr = ""
+    PROTOCOL: StrictStr = "class-incremental"
+
+
+def read_facts(entry: Entry, data: Entry) -> ScenarioFacts:
+    """Validate a scenario's literals; those it lacks are of the one whose data it uses.
+
+    Raises:
+        UserError: one of the wrong type; the message names the file.
+    """
+    try:
+        return ScenarioFacts.model_validate({**data.about, **entry.about})
+    except ValidationError as error:
+        raise UserError(f"{entry.file.name}: {explain(error)}") from error
+
+
+def load_source(entry: Entry, options: Options, request: DataRequest) -> Source:
+    """Call a scenario's `load`.
+
+    Raises:
+        UserError: it has none, it fails, or it returns something else than a `Source`.
+    """
+    load = getattr(entry.load(), "load", None)
+    if not callable(load):
+        raise UserError(f"{entry.file.name}: a scenario needs a function load(options, request)")
+    try:
+        source = load(options, request)
+    except UserError:
+        raise
+    except Exception as error:  # a scenario's own code may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"scenario {entry.name} cannot load its data: {reason}") from error
+    if not isinstance(source, Source):
+        raise UserError(f"{entry.file.name}: load() must return a cl_clipfit.Source")
+    return source

@@ -1,1 +1,0 @@
-"""Distances to zero-shot CLIP, as pure functions."""

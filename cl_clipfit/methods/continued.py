@@ -1,0 +1,245 @@
+"""Methods that continue another one: a second stage after every task, on the same images."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cl_clipfit.config.options import Number, Options, Positive
+from cl_clipfit.evaluation.feature_reuse import leaves_images
+from cl_clipfit.evaluation.landscape import LINES, POINTS, Sample, profiles
+from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
+from cl_clipfit.merging.layers import tensor_groups
+from cl_clipfit.training.features import Workload
+from cl_clipfit.training.strategy import CLIPStrategy
+
+LANDSCAPE_IMAGES = 512
+FAR = 3.0  # of the host's distance from zero-shot: a second stage beyond it has diverged
+Share = Annotated[float, Number, Field(ge=0, le=1)]
+Values = dict[str, Tensor]
+
+
+class ContinuedOptions(Options):
+    """Settings of methods that continue another; what their label says besides is the host's."""
+
+    host: str = Field("clipfit", description="the method that is continued")
+    trajectory: Literal["chained", "read-out"] = Field(
+        "chained", description="the next task starts from the merged weights, or from the host's"
+    )
+    keep_kd: bool = Field(True, description="keep the host's distillation in the second stage")
+    merge_epochs: Annotated[int, Number, Field(ge=0)] | None = Field(
+        None, description="epochs of the second stage; default half of the host's, rounded up"
+    )
+    merge_lr: Positive | None = Field(None, description="its learning rate; default the host's")
+    ensemble: Share | None = Field(
+        None, description="score the merged weights at this share, with zero-shot for the rest"
+    )
+    landscape: Literal["sample", "off"] = Field(
+        "sample", description="measure the barriers of every task on a sample of its images"
+    )
+
+
+@dataclass
+class Stage:
+    """The points a second stage lies between: values of the selection.
+
+    Attributes:
+        zero_shot: w1.
+        previous: p, the merged weights of the task before; w1 in task 1.
+        host: w2.
+        groups: the group of every tensor, in which distances are relative.
+    """
+
+    zero_shot: Values
+    previous: Values
+    host: Values
+
+    def __post_init__(self) -> None:
+        self.groups = tensor_groups(self.host)
+
+
+class ContinuedStrategy(CLIPStrategy):
+    """Train a host on every task, then continue it; a method says from where and by which terms.
+
+    It overrides `start(stage)` and adds its terms in `add_gradients` or `compute_loss` while
+    `second_stage` is set. `over(host)` makes the class that trains both. The host's loss is its
+    `training_loss`; what a host adds in `add_gradients` counts at the weights of a step alone.
+
+    Args:
+        options: the method's own.
+        host_options: the host's.
+        **kwargs: as `CLIPStrategy`; the recipe is the host's.
+    """
+
+    needs_host = True
+
+    def __init__(
+        self, *, options: Any = None, host_options: Options | None = None, **kwargs: Any
+    ) -> None:
+        self.merge: Any = options or self.default_options()
+        super().__init__(options=host_options, **kwargs)
+        self.second_stage: Stage | None = None
+        self._solutions: Sequence[Values] | None = None
+        self._previous: Values | None = None  # merged weights of the task before
+        self._trajectory: Values | None = None  # where a read-out's host goes on
+        self._last: Stage | None = None
+        self._ratio = 1.0  # how far its merged weights are from zero-shot, the host being at 1
+        self._task_started = 0.0
+        self.common_attributes.add("_task_started")  # a clock of this process alone
+
+    def default_options(self) -> ContinuedOptions:
+        """Return the method's options where none are given."""
+        return ContinuedOptions()
+
+    @classmethod
+    def over(cls, host: type[CLIPStrategy]) -> type["ContinuedStrategy"]:
+        """Return the class that trains `host` and continues it."""
+        return type(f"{cls.__name__}{host.__name__}", (cls, host), {"__module__": host.__module__})
+
+    def continue_solutions(self, solutions: Sequence[Values]) -> None:
+        """Train no host, but continue the solutions of one: its weights after each task."""
+        self._solutions = solutions
+        self.train_epochs = 0
+
+    def start(self, stage: Stage) -> Values:
+        """Return the weights that the second stage starts from; default the host's."""
+        return stage.host
+
+    def prepare_stage(self, stage: Stage) -> None:
+        """Compute what the terms of a stage need; default nothing."""
+
+    def stage_done(self) -> None:
+        """Do something at the merged weights of a task; default nothing."""
+
+    def before_task(self) -> None:
+        """Put a read-out's host back on its own way."""
+        super().before_task()
+        if self._trajectory is not None:
+            self.model.load_values(self._trajectory)
+        self._previous = self._previous or self.zero_shot_point()
+        self._task_started = self._now()
+
+    def after_task(self) -> None:
+        """Run the second stage on the same images."""
+        super().after_task()  # the host's own
+        started = self._now()
+        host = self._solutions[self.tasks_seen - 1] if self._solutions else self.current_values()
+        assert self._previous is not None
+        stage = Stage(self.zero_shot_point(), self._previous, host)
+        self.prepare_stage(stage)
+        self.model.load_values(self.start(stage))
+        self._train(stage)
+        self._previous, self._last = self.current_values(), stage
+        if self.merge.trajectory == "read-out":
+            self._trajectory = host
+        self.stage_done()
+        ended = self._now()
+        host_seconds = None if self._solutions else started - self._task_started
+        self.records.append(
+            {
+                **self._measure(stage, self._previous),
+                "host_seconds": host_seconds,
+                "merge_seconds": ended - started,
+                "landscape_seconds": self._now() - ended,
+            }
+        )
+        self.measured_seconds += self._now() - ended
+
+    def _now(self) -> float:
+        """Return the time in seconds, once the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _train(self, stage: Stage) -> None:
+        own, recipe, epochs = self.merge, self.recipe, self._epochs()
+        if epochs == 0:
+            return
+        changes = {
+            "epochs": epochs, "lr": own.merge_lr or recipe.lr, "weight_decay": 0.0,
+            # a stage of one epoch must not be all warm-up
+            "warmup_epochs": min(recipe.warmup_epochs, epochs - 1),
+        }  # fmt: skip
+        host_options = self.options
+        if not own.keep_kd and hasattr(host_options, "kd_weight"):
+            self.options = host_options.model_copy(update={"kd_weight": 0.0})
+        self.second_stage = stage
+        crops = self.augmentation_draws.get_state()
+        # A read-out leaves no trace: the host's next task draws what it would have drawn.
+        read_out = own.trajectory == "read-out"
+        try:
+            with torch.random.fork_rng(enabled=read_out):
+                self.train_stage(recipe.model_copy(update=changes))
+        finally:
+            self.second_stage, self.options = None, host_options
+            if read_out:
+                self.augmentation_draws.set_state(crops)
+
+    def _epochs(self) -> int:
+        given = self.merge.merge_epochs
+        return (self.recipe.epochs + 1) // 2 if given is None else given
+
+    def workload(self) -> Workload:
+        """Count the second stage and what is measured after it."""
+        host, epochs, trained = super().workload(), self._epochs(), self._solutions is None
+        points = 0
+        if self.merge.landscape != "off":  # where images look the same at all points, one is enough
+            shared = self.selection and leaves_images(self, self.selection)
+            points = 1 if shared else 4 + len(LINES) * (POINTS - 2)  # lines share their four ends
+        # scored: the merged weights, the host, WiSE-FT, and the ensemble where it is asked for
+        passes = 3 + (self.merge.ensemble is not None)
+        return Workload(
+            host.epochs * trained + epochs,
+            host.passes * trained + epochs,
+            passes,
+            points * LANDSCAPE_IMAGES,
+        )
+
+    def current_values(self) -> Values:
+        """Return a copy of the selection's values."""
+        return {name: p.detach().clone() for name, p in self.selection.items()}
+
+    def _measure(self, stage: Stage, merged: Values) -> dict[str, Any]:
+        """Measure where the merged weights lie, and what the loss is on the way to them."""
+        found: dict[str, Any] = {}
+        for name, point in (("zero_shot", stage.zero_shot), ("previous", stage.previous)):
+            ratio = length_ratio(merged, point, stage.host)
+            found[f"ratio_to_{name}"] = ratio if math.isfinite(ratio) else None
+            found[f"cosine_to_{name}"] = direction_cosine(merged, point, stage.host)
+            if point is stage.zero_shot:
+                self._ratio = ratio
+        ratio = self._ratio
+        if not ratio <= FAR:  # nor where it is no number
+            self.warn(
+                f"task {self.tasks_seen}: the second stage diverged, {ratio:.3g} times as far from"
+                " zero-shot as the host: lower merge_lr or the lambdas, or let the host move more"
+            )
+        if self.merge.landscape == "sample":
+            images, labels = self.task_sample(LANDSCAPE_IMAGES)
+            points: Mapping[str, Values] = {
+                "zero-shot": stage.zero_shot, "previous": stage.previous,
+                "host": stage.host, "merged": merged,
+            }  # fmt: skip
+            lines = profiles(self, points, Sample(images, labels, self.label_space()))
+            found["barriers"] = {name: line["barrier"] for name, line in lines.items()}
+        return found
+
+    def compared(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return the host before merging, and the interpolation as far from zero-shot as merged."""
+        stage, merged = self._last, self._previous
+        if stage is None or merged is None:
+            return {}
+        ratio = self._ratio if math.isfinite(self._ratio) else 1.0  # the host never left zero-shot
+        found: dict[str, Mapping[str, Tensor]] = {
+            "host": stage.host,
+            "wise-ft at the same distance": interpolate(stage.zero_shot, stage.host, ratio),
+        }
+        if self.merge.ensemble is not None:
+            mixed = interpolate(stage.zero_shot, merged, self.merge.ensemble)
+            found["ensemble with zero-shot"] = mixed
+        return found

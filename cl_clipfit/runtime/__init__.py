@@ -1,0 +1,1 @@
+"""This machine: device, determinism, signals, memory, random number generators."""

@@ -1,0 +1,83 @@
+"""When memory runs out: what was under way is dropped, and tried again with fewer images."""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_clipfit.errors import UserError
+
+NEEDS_LESS = "a smaller model, --precision bf16 or --recompute needs less"
+# Of CUDA, of PyTorch's allocators on CPUs and on MPS, and of cuBLAS and cuDNN, in this order.
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def fits(work: Callable[[], Any]) -> bool:
+    """Do `work`; return False where memory ran out, once what it held has been let go.
+
+    Tensors that outlive `work` in attributes are the caller's to drop.
+    """
+    try:
+        work()
+        return True
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    # Here, not in the handler: the error's traceback still holds the tensors there.
+    return False
+
+
+def release() -> None:
+    """Give back what nothing holds any more, so that smaller pieces of it can be had."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def in_batches(
+    function: Callable[[Tensor], Tensor], images: Any, device: torch.device, size: int
+) -> tuple[Tensor, int]:
+    """Apply a function to `size` images at a time, to half as many whenever memory runs out.
+
+    Args:
+        function: takes images (B, ...) on the device; a row of its result for each.
+        images: (N, ...), or what stands for such a tensor.
+        device: where to bring them.
+        size: images at a time.
+
+    Returns:
+        the results one after the other, (N, ...), and the images at a time at the end.
+
+    Raises:
+        UserError: there is not memory enough for one image.
+    """
+    found: Tensor | None = None
+    done = 0
+
+    def add(batch: Any) -> None:
+        nonlocal found
+        part = function(batch.to(device))
+        if found is None:  # as a whole: parts put together in the end need twice the memory
+            found = part.new_empty((len(images), *part.shape[1:]))
+        found[done : done + len(batch)] = part
+
+    while done < len(images) or found is None:
+        batch = images[done : done + size]
+        if fits(partial(add, batch)):
+            done += size
+            continue
+        if len(batch) <= 1:
+            raise UserError(f"out of memory in evaluation, with one image at a time: {NEEDS_LESS}")
+        size = (min(size, len(batch)) + 1) // 2
+        release()
+    return found, size

@@ -1,0 +1,1 @@
+"""A run's folder on disk: atomic files, lock, manifest, checkpoints, result."""

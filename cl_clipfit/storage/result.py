@@ -1,0 +1,139 @@
+"""`result.json` as it is read: whole, of this version, and made of what a run writes."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.storage.files import read_bytes
+
+SCHEMA = 1
+RESULT = "result.json"
+Values = list[float | None]
+Matrix = Annotated[list[Values], Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    # More keys than these are kept: methods and later versions add theirs.
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Board(_Part):
+    """Tables of one model over a stream, and what follows from them."""
+
+    accuracy_matrix: Matrix
+    all_classes_matrix: Matrix
+    task_aware_matrix: Matrix
+    metrics: dict[str, float | None]
+    curves: dict[str, Values]
+    probes: dict[str, Values]
+
+    @model_validator(mode="after")
+    def _check_tables(self) -> Self:
+        for table in (self.accuracy_matrix, self.all_classes_matrix, self.task_aware_matrix):
+            if len({len(row) for row in table}) != 1 or len(table) != len(self.accuracy_matrix):
+                raise ValueError("tables have a row for each task, all of one length")
+        for name in ("accuracy", "forgetting", "retention"):
+            if len(self.curves.get(name, [])) != len(self.accuracy_matrix):
+                raise ValueError(f"the curve {name} has a value for each row of the tables")
+        return self
+
+
+class _Task(_Part):
+    classes: list[str]
+    train_samples: Count
+    test_samples: Count
+
+
+class _Merge(_Part):
+    tasks: list[dict[str, Any]]
+    compared: dict[str, _Board]
+
+
+class _Model(_Part):
+    architecture: str
+    pretrained: str
+    weights_sha256: str
+    parameters: Count
+    trainable_parameters: Count
+
+
+class _Origin(_Part):
+    sha256: str
+
+
+class _Merged(_Part):
+    """Where the weights of a run come from that trained none of its own."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    method: str
+    settings: dict[str, Any]
+    run: str
+    bank: str
+
+
+class _Host(_Part):
+    name: str
+    options: dict[str, Any]
+
+
+class _Result(_Board):
+    digest: str
+    scenario: str
+    protocol: str
+    strategy: str
+    label: str
+    seed: int
+    scored_on: Literal["test images", "validation images"]
+    recipe: dict[str, Any] | None
+    options: dict[str, Any]
+    host: _Host | None
+    model: _Model
+    data: _Origin
+    tasks: Annotated[list[_Task], Field(min_length=1)]
+    class_order: list[int]
+    change_by_layer: list[dict[str, float]]
+    merge: _Merge | None
+    timings: dict[str, list[float]]
+    peak_memory_bytes: Count
+    warnings: list[str]
+    merged: _Merged | None = None
+
+    @model_validator(mode="after")
+    def _check_zero_shot(self) -> Self:
+        if len(self.curves.get("zero_shot", [])) < len(self.accuracy_matrix):
+            raise ValueError("the curve zero_shot has a value for each row of the tables")
+        return self
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    """Return the `result.json` of a complete run; None where there is none.
+
+    Raises:
+        UserError: a result that cannot be read, of another version, or not what a run writes.
+    """
+    if not is_file(file):
+        return None
+    try:
+        result = json.loads(read_bytes(file))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: repeat the run with --fresh") from error
+    if not isinstance(result, dict) or result.get("complete") is not True:
+        return None
+    if result.get("schema") != SCHEMA:
+        raise UserError(
+            f"{file} has schema {result.get('schema')}, this version reads {SCHEMA}:"
+            " repeat the run with --fresh"
+        )
+    try:
+        _Result.model_validate(result)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its content"
+        raise UserError(
+            f"{file} is not what a run writes: {where}: {first['msg']}: repeat the run with --fresh"
+        ) from error
+    return result

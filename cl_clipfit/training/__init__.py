@@ -1,0 +1,1 @@
+"""`CLIPStrategy`, its loop, what trains, losses, optimiser, resuming."""

@@ -1,0 +1,215 @@
+"""Which state of a run is saved when, and how a run goes on from it, bit for bit.
+
+A task is gone through again from its start, as far as it prepares things, but epochs that were
+finished are left out: their outcome is put in their place. Of an epoch that a signal stopped, the
+batches of the steps that were finished are drawn again, as they were, and left out.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cl_clipfit.errors import UserError
+from cl_clipfit.runtime.rng import draws_of, set_draws
+from cl_clipfit.storage.checkpoints import Checkpoints
+from cl_clipfit.storage.files import sha256
+from cl_clipfit.storage.lock import require
+from cl_clipfit.training.snapshot import Snapshot, copied, put, put_counters, take
+
+_STATE = (
+    ("stream", (str,)), ("digest", (str,)), ("tasks", (int,)), ("seconds", (float,)),
+    ("start", (dict,)), ("ends", (dict,)), ("at", (dict, type(None))),
+    ("progress", (dict, type(None))),
+)  # fmt: skip
+_AT = (
+    ("loop", (int,)), ("epoch", (int,)), ("steps", (int,)), ("snapshot", (dict,)),
+    ("draws", (dict,)), ("batches", (str,)),
+)  # fmt: skip
+
+
+def _is_state(found: dict[str, Any]) -> bool:
+    """Tell whether a checkpoint, whoever made it, is of what a journal saves."""
+    if any(type(found.get(key)) not in kinds for key, kinds in _STATE):
+        return False
+    at, counts = found["at"], [found["tasks"]]
+    if at is not None:
+        if any(type(at.get(key)) not in kinds for key, kinds in _AT):
+            return False
+        counts += [at["loop"], at["epoch"], at["steps"]]
+    return min(counts) >= 0 and math.isfinite(found["seconds"])
+
+
+def stream_hash(task_classes: list[list[int]]) -> str:
+    """Return what tells streams apart: a thousand tasks need not stand in every checkpoint."""
+    return sha256(repr([list(classes) for classes in task_classes]).encode())
+
+
+class Journal:
+    """Saves a run after every epoch, and leaves out what an earlier process finished.
+
+    Args:
+        checkpoints: of the run folder.
+        strategy: the method; its `journal` is set to this.
+        stream: the classes of every task.
+        digest: of the settings that change numbers.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, strategy: Any, stream: list[list[int]], digest: str = ""
+    ) -> None:
+        self.checkpoints, self.strategy = checkpoints, strategy
+        self.stream, self.digest = stream_hash(stream), digest
+        self.repeats_batches = True  # False where a run goes on with other settings
+        self._loop = 0  # of epochs, within the task
+        self._epoch, self._step = 0, 0  # finished ones of the loop, and of the epoch under way
+        self._epoch_draws: dict[str, Any] = {}  # before the epoch under way
+        self._labels = hashlib.sha256()  # of its batches so far
+        self._state: dict[str, Any] = {}
+        self._resumed: dict[str, Any] | None = None
+        self._within: dict[str, Any] | None = None  # an epoch that a signal stopped
+        self._started = 0.0
+        self.earlier_seconds = 0.0  # of the task, in processes before this one
+        strategy.journal = self
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what was saved with the last state, and go on from there; None at the start."""
+        found = self.checkpoints.load()
+        if found is not None and not _is_state(found):
+            raise UserError(
+                f"{self.checkpoints.folder}: not what a run writes: begin again with --fresh"
+            )
+        self._resumed = found
+        return self._resumed
+
+    def begin_task(self, tasks: int, progress: Any) -> None:
+        """Save, or put back, the state before a task.
+
+        Args:
+            tasks: that are finished.
+            progress: what the run found out so far.
+        """
+        self._loop, self._started = 0, time.perf_counter()
+        if self._resumed is not None and self._resumed["tasks"] == tasks:
+            self._state, self.earlier_seconds = self._resumed, self._resumed["seconds"]
+            put(self.strategy, self._state["start"])
+            return
+        self._resumed, self.earlier_seconds = None, 0.0  # what loads a task has no loop to enter
+        self._state = {
+            "stream": self.stream, "digest": self.digest, "tasks": tasks,
+            "progress": copied(progress), "seconds": 0.0, "start": take(self.strategy),
+            "ends": {}, "at": None,
+        }  # fmt: skip
+        self._save()
+
+    def enter(self, epochs: int) -> int:
+        """Begin a loop of epochs; return how many of them are left out.
+
+        Args:
+            epochs: of the loop.
+        """
+        loop, self._loop, self._epoch, self._within = self._loop, self._loop + 1, 0, None
+        at = self._resumed and self._resumed["at"]
+        if not at or loop > at["loop"]:
+            self._resumed = None
+            return 0
+        if loop in self._state["ends"]:
+            put(self.strategy, self._state["ends"][loop])
+        if loop < at["loop"]:
+            return epochs
+        put(self.strategy, at["snapshot"])
+        self._resumed = None
+        self._epoch = at["epoch"]
+        self._within = at if at["steps"] and self._epoch < epochs else None
+        return self._epoch
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of an epoch, but for those that an earlier process learned from.
+
+        Args:
+            loader: of the epoch's batches: images, labels, ...
+
+        Raises:
+            UserError: it draws other batches than before, though the settings are the same.
+        """
+        left_out, self._within = self._within, None
+        if left_out:
+            set_draws(self.strategy, left_out["draws"])
+        self._epoch_draws, self._step = draws_of(self.strategy), 0
+        self._labels = hashlib.sha256()
+        for batch in loader:
+            self._step += 1
+            self._labels.update(batch[1].cpu().numpy().tobytes())
+            if left_out is None:
+                yield batch
+            elif self._step == left_out["steps"]:
+                self._check_batches(left_out["batches"])
+                put_counters(self.strategy, left_out["snapshot"])
+                left_out = None
+        if left_out is not None:
+            self._check_batches(left_out["batches"])
+
+    def _check_batches(self, wanted: str) -> None:
+        """Refuse batches with other labels than those that were learned from."""
+        if self.repeats_batches and self._labels.hexdigest() != wanted:
+            raise UserError(
+                f"{self.checkpoints.folder.parent}: an epoch's batches are not drawn as before:"
+                f" remove {self.checkpoints.newest}, which is of the midst of an epoch, and repeat"
+                " the command"
+            )
+
+    def step_done(self) -> None:
+        """Save the state after a step, in the midst of an epoch."""
+        self._save_at(take(self.strategy, optimizer=True), self._step)
+
+    def epoch_done(self, epoch: int, epochs: int, piece: bool) -> None:
+        """Save the state after an epoch.
+
+        Args:
+            epoch: counted from 1.
+            epochs: of the loop.
+            piece: the loop is over a piece of a task's images: of earlier ones nothing is needed.
+        """
+        loop, self._epoch = self._loop - 1, epoch
+        snapshot = take(self.strategy, optimizer=True)
+        if epoch == epochs:
+            ends = {} if piece else self._state["ends"]
+            self._state["ends"] = {**ends, loop: _without_optimizer(snapshot)}
+        self._save_at(snapshot)
+
+    def doubt(self, step: int) -> str:
+        """Say how to go on from an older state where the newest one's weights may be ruined.
+
+        Args:
+            step: of the task under way, counted from 1: the first without a number.
+
+        Returns:
+            a clause of the error; "" where a step from the newest one's weights went well.
+        """
+        at = self._state.get("at")
+        proven = not at or at["snapshot"]["memory"]["task_steps"] < step - 1
+        if proven or not self.checkpoints.one_before():
+            return ""
+        return (
+            f"; no step was made from {self.checkpoints.newest}: if its weights are to blame,"
+            " remove it, and an earlier state is gone on with"
+        )
+
+    def _save_at(self, snapshot: Snapshot, steps: int = 0) -> None:
+        seconds = time.perf_counter() - self._started
+        self._state["seconds"] = self.earlier_seconds + seconds
+        self._state["at"] = {
+            "loop": self._loop - 1, "epoch": self._epoch, "steps": steps, "snapshot": snapshot,
+            "draws": self._epoch_draws if steps else {},
+            "batches": self._labels.hexdigest() if steps else "",
+        }  # fmt: skip
+        self._save()
+
+    def _save(self) -> None:
+        require(self.checkpoints.folder.parent)
+        self.checkpoints.save(self._state)
+
+
+def _without_optimizer(snapshot: Snapshot) -> Snapshot:
+    return {k: v for k, v in snapshot.items() if k not in ("optimizer", "scheduler")}

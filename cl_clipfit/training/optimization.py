@@ -1,0 +1,90 @@
+"""A task's optimiser and learning-rate schedule, from its recipe."""
+
+import math
+from typing import Any
+
+import torch
+
+from cl_clipfit.config.options import Recipe
+
+
+def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Build a fresh optimiser.
+
+    Args:
+        recipe: which one, its learning rate, momentum and weight decay.
+        groups: parameter groups as torch takes them; a group's own "lr" wins over the recipe's.
+
+    On CUDA the whole step is one kernel, which rounds differently from PyTorch's default.
+    """
+    fused = all(p.is_cuda for group in groups for p in group["params"]) or None
+    decay = recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, recipe.lr, momentum=recipe.momentum, weight_decay=decay, fused=fused
+        )
+    return torch.optim.AdamW(groups, recipe.lr, weight_decay=decay, fused=fused)
+
+
+def steps_per_epoch(recipe: Recipe, images: int) -> int:
+    """Return the optimiser steps of an epoch over `images` training images.
+
+    Example:
+        >>> recipe = Recipe(batch_size=32, drop_last=True)
+        >>> [steps_per_epoch(recipe, images) for images in (20, 32, 40, 64)]
+        [1, 1, 1, 2]
+    """
+    if recipe.drop_last and images >= recipe.batch_size:
+        return images // recipe.batch_size
+    return -(-images // recipe.batch_size)
+
+
+def online_steps(recipe: Recipe, images: int, piece: int) -> int:
+    """Return the steps of one pass over `images` that arrive in pieces of `piece`.
+
+    Example:
+        >>> online_steps(Recipe(batch_size=32), images=250, piece=100)
+        10
+    """
+    whole, rest = divmod(images, piece)
+    return whole * steps_per_epoch(recipe, piece) + (steps_per_epoch(recipe, rest) if rest else 0)
+
+
+def lr_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
+    """Return the learning rate of a step as a multiple of the peak.
+
+    Warm-up epochs hold `warmup_lr` (a group with a scaled rate, that multiple of it). Then
+    "cosine" falls to 0 over the remaining steps, and
+    "epoch-cosine" changes once an epoch: in epoch e, counted from 0, of E with W of warm-up it is
+    (1 + cos(pi (e - W) / E)) / 2, the schedule of CLIPFit's released code (Dassl).
+
+    Args:
+        recipe: the schedule.
+        step: optimiser steps of the task already taken.
+        epoch_steps: steps in an epoch.
+
+    Example:
+        >>> recipe = Recipe(epochs=4, schedule="epoch-cosine", warmup_epochs=1, lr=1e-3)
+        >>> [round(lr_factor(recipe, step, 10), 3) for step in (0, 9, 10, 19, 20, 39)]
+        [0.01, 0.01, 1.0, 1.0, 0.854, 0.5]
+    """
+    epoch = step // epoch_steps
+    if epoch < recipe.warmup_epochs:
+        return recipe.warmup_lr / recipe.lr
+    if recipe.schedule == "constant":
+        return 1.0
+    if recipe.schedule == "epoch-cosine":
+        done = (epoch - recipe.warmup_epochs) / recipe.epochs
+    else:
+        warm = recipe.warmup_epochs * epoch_steps
+        done = min(1.0, (step - warm) / max(1, recipe.epochs * epoch_steps - warm))
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def make_schedule(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, epoch_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build the schedule that multiplies every group's learning rate; step it once a step."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(recipe, step, epoch_steps)
+    )

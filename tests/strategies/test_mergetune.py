@@ -1,0 +1,487 @@
+"""MERGETUNE against the published equations, its limits, and a quadratic whose answer is known."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
+from cl_clipfit.strategies.coop import CoOp, CoOpOptions
+from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
+from torch import Tensor, nn
+
+from cl_clipfit import CLIPClassifier, CLIPStrategy, Options, Recipe, Source, build_scenario
+from cl_clipfit.cli.app import main
+from cl_clipfit.clip.context import context_in_place
+from cl_clipfit.evaluation.fisher import diagonal_fisher
+from cl_clipfit.methods.continued import Stage
+from cl_clipfit.registry import Registry
+from tests.support.tiny import TINY
+
+Build = Callable[..., CLIPClassifier]
+RECIPE = Recipe(epochs=2, batch_size=8, lr=0.02)
+OFF = {"lambda_zero_shot": 0.0, "lambda_previous": 0.0, "beta": 0.0, "landscape": "off"}
+
+
+def make(
+    build: Build, source: Source, host: type[CLIPStrategy] = ClipFit, recipe: Recipe = RECIPE,
+    host_options: Options | None = None, **own: Any,
+) -> MergeTune:  # fmt: skip
+    torch.manual_seed(3)
+    return MergeTune.over(host)(
+        model=build(), class_names=source.class_names, recipe=recipe, host_options=host_options,
+        options=MergeTuneOptions(**{"landscape": "off", **own}),
+    )  # fmt: skip
+
+
+def learn(strategy: CLIPStrategy, source: Source, tasks: int = 2, again: bool = False) -> None:
+    torch.manual_seed(3)
+    for experience in build_scenario("s", source, tasks=3).benchmark.train_stream[:tasks]:
+        strategy.train(experience, eval_streams=[])
+        if again:
+            strategy.train(experience, eval_streams=[])
+
+
+def values(strategy: CLIPStrategy) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in strategy.selection.items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_with_all_terms_off_it_is_the_host_trained_longer_bit_for_bit(
+    tiny: Build, source: Source, optimizer: str
+) -> None:
+    recipe = RECIPE.model_copy(update={"optimizer": optimizer, "augmentation": "crop-flip"})
+    strategy = make(tiny, source, recipe=recipe, tau=1.0, merge_epochs=2, **OFF)
+    learn(strategy, source)
+    torch.manual_seed(3)
+    host = ClipFit(model=tiny(), class_names=source.class_names, recipe=recipe)
+    learn(host, source, again=True)
+    assert same(values(strategy), values(host))
+    shorter = make(tiny, source, recipe=recipe, tau=1.0, merge_epochs=1, **OFF)
+    learn(shorter, source)
+    assert not same(values(shorter), values(host))
+
+
+def test_without_steps_tau_one_gives_the_host_and_tau_zero_the_start(
+    tiny: Build, source: Source
+) -> None:
+    at_host = make(tiny, source, tau=1.0, merge_epochs=0)
+    learn(at_host, source)
+    host = ClipFit(model=tiny(), class_names=source.class_names, recipe=RECIPE)
+    learn(host, source)
+    assert same(values(at_host), values(host))
+    for start in ("previous", "zero-shot"):
+        at_start = make(tiny, source, tau=0.0, merge_epochs=0, start=start)
+        learn(at_start, source)
+        assert same(values(at_start), at_start.model.pretrained_values)
+
+
+def test_a_read_out_leaves_the_hosts_way_untouched(tiny: Build, source: Source) -> None:
+    recipe = RECIPE.model_copy(update={"augmentation": "crop-flip"})
+    strategy = make(tiny, source, recipe=recipe, trajectory="read-out", tau=0.5)
+    torch.manual_seed(3)
+    host = ClipFit(model=tiny(), class_names=source.class_names, recipe=recipe)
+    learn(strategy, source, tasks=3)
+    learn(host, source, tasks=3)
+    assert same(dict(strategy.compared()["host"]), values(host))
+    assert not same(values(strategy), values(host))
+    chained = make(tiny, source, recipe=recipe, tau=0.5)
+    learn(chained, source, tasks=3)
+    assert not same(dict(chained.compared()["host"]), values(host))
+
+
+def in_second_stage(strategy: MergeTune, source: Source, task: int = 2) -> tuple[Tensor, Tensor]:
+    """Put a strategy into the middle of a second stage, at weights away from all its points."""
+    strategy.task_classes, strategy.seen_classes = [2, 3], [0, 1, 2, 3]
+    strategy.select()
+    strategy.tasks_seen = task
+    generator = torch.Generator().manual_seed(4)
+
+    def near(base: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: v + 0.2 * torch.randn(v.shape, generator=generator) for n, v in base.items()}
+
+    zero_shot = strategy.zero_shot_point()
+    stage = Stage(zero_shot, near(zero_shot), near(zero_shot))
+    if strategy.merge.space == "text-features":
+        strategy.prepare_stage(stage)
+    strategy.model.load_values(near(zero_shot))
+    strategy.second_stage = stage
+    own = torch.isin(source.train.labels, torch.tensor([2, 3]))
+    return source.train.images[own], source.train.labels[own]
+
+
+def full_objective(
+    strategy: MergeTune, images: Tensor, labels: Tensor, alphas: list[float]
+) -> float:
+    """Equation 6 with both anchors, by plain arithmetic at the current weights."""
+    stage, own = strategy.second_stage, strategy.merge
+    assert stage is not None
+    here = values(strategy)
+    total = strategy.training_loss(images, labels).item()
+    kinds: dict[str, set[str]] = {"text": set(), "gain": set(), "shift": set()}
+    for name in here:
+        image = ".visual." in name
+        kinds["text" if not image else "gain" if name.endswith("weight") else "shift"].add(name)
+    for weight, point in (
+        (own.lambda_zero_shot, stage.zero_shot), (own.lambda_previous, stage.previous),
+    ):  # fmt: skip
+        for names in kinds.values():
+            far = sum(float((here[n] - point[n]).square().sum()) for n in names)
+            total += (
+                weight * far / sum(float((stage.host[n] - point[n]).square().sum()) for n in names)
+            )
+    for alpha in alphas:
+        point = {n: stage.host[n] + alpha * (here[n] - stage.host[n]) for n in here}
+        strategy.model.load_values(point)
+        total += own.beta / len(alphas) * strategy.training_loss(images, labels).item()
+    strategy.model.load_values(here)
+    return total
+
+
+def test_gradients_of_pulls_and_path_agree_with_finite_differences(
+    tiny: Build, source: Source
+) -> None:
+    strategy = make(
+        lambda: tiny().double(), source, lambda_zero_shot=0.3, lambda_previous=0.7, beta=2.0,
+        alpha="grid-2",
+    )  # fmt: skip
+    strategy.model.zero_shot_text_features = strategy.model.zero_shot_text_features.double()
+    images, labels = in_second_stage(strategy, source)
+    pixels = strategy.model.preprocess(images).double()
+    strategy.mbatch = [pixels, labels, torch.zeros(len(labels))]
+    strategy.loss = strategy.training_loss(pixels, labels)
+    strategy.loss.backward()
+    strategy.loss = strategy.loss.detach()
+    strategy.add_gradients()
+    assert float(strategy.loss) == pytest.approx(
+        full_objective(strategy, pixels, labels, [0.1, 0.6]), rel=1e-6
+    )
+    generator = torch.Generator().manual_seed(8)
+    here = values(strategy)
+    for _ in range(3):
+        way = {n: torch.randn(v.shape, generator=generator).double() for n, v in here.items()}
+        ends = []
+        for step in (1e-5, -1e-5):
+            strategy.model.load_values({n: here[n] + step * way[n] for n in here})
+            ends.append(full_objective(strategy, pixels, labels, [0.1, 0.6]))
+        strategy.model.load_values(here)
+        slope = sum(float((strategy.selection[n].grad * way[n]).sum()) for n in here)
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
+
+
+HOSTS = [
+    (CoOp, CoOpOptions(), 0.0), (KgCoOp, KgCoOpOptions(), 8.0),
+    (ClipFit, ClipFitOptions(), 8.0), (KgCoOp, KgCoOpOptions(kd_weight=0), 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("anchor", ["zero-shot", "both"])
+@pytest.mark.parametrize(("host", "options", "kd"), HOSTS)
+def test_text_feature_space_equals_the_published_objective(
+    tiny: Build, source: Source, host: type[CLIPStrategy], options: Options, kd: float, anchor: str
+) -> None:
+    strategy = make(
+        tiny, source, host, host_options=options, space="text-features", anchor=anchor,
+        lambda_zero_shot=8.0, lambda_previous=5.0, beta=1.0, alpha="grid-5",
+    )  # fmt: skip
+    images, labels = in_second_stage(strategy, source)
+    stage, model = strategy.second_stage, strategy.model
+    assert stage is not None
+    loss = strategy.training_loss(images, labels)
+    gradients = torch.autograd.grad(loss, list(strategy.selection.values()), allow_unused=True)
+
+    classes = list(strategy.text_space())
+    rows = [classes.index(c) for c in (2, 3)]
+    tokens = torch.cat([model._tokens[c] for c in classes])
+
+    def encode() -> Tensor:
+        with context_in_place(model.clip, model.context):
+            return model.clip.encode_text(tokens)
+
+    with torch.no_grad(), model.weights(stage.host):
+        host_text = encode()
+    with torch.no_grad(), model.weights(stage.previous):
+        before = encode()
+    text = encode()
+    zero_shot = model.zero_shot_text_features[classes]
+    image = model.clip.encode_image(model.preprocess(images))
+    image = image / image.norm(dim=1, keepdim=True)
+    scale, targets = model.clip.logit_scale.exp(), labels - 2
+
+    def entropy(features: Tensor) -> Tensor:
+        unit = features / features.norm(dim=1, keepdim=True)
+        odds = (scale * image @ unit[rows].T).log_softmax(1)
+        return -odds[torch.arange(len(targets)), targets].mean()
+
+    away = 1 - F.cosine_similarity(text, zero_shot, dim=1).mean()
+    line = [entropy(host_text + a * (text - host_text)) for a in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    expected = entropy(text) + (kd + 8.0) * away + torch.stack(line).mean()
+    if anchor == "both":
+        expected = expected + 5.0 * (1 - F.cosine_similarity(text, before, dim=1).mean())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    reference = torch.autograd.grad(expected, list(strategy.selection.values()), allow_unused=True)
+    for got, wanted in zip(gradients, reference, strict=True):
+        assert got is not None and wanted is not None
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+class Bowl(CLIPStrategy):
+    """A host whose loss is (h/2) ||w - target||^2, of the image LayerNorms' weights alone."""
+
+    curvature = 3.0
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        norms = (m for m in self.model.clip.visual.modules() if isinstance(m, nn.LayerNorm))
+        return [norm.weight for norm in norms]
+
+    def training_logits(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), len(self.model.class_names))
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        start = self.model.pretrained_values
+        squares = [(p - start[n] - 0.5).square().sum() for n, p in self.selection.items()]
+        return self.curvature / 2 * torch.stack(squares).sum()
+
+
+@pytest.mark.parametrize(("beta", "weight"), [(0.0, 40.0), (2.0, 40.0), (2.0, 200.0)])
+def test_the_minimiser_on_a_quadratic_is_the_known_one(
+    tiny: Build, source: Source, beta: float, weight: float
+) -> None:
+    recipe = Recipe(epochs=150, batch_size=12, optimizer="sgd", lr=0.05, schedule="constant")
+    strategy = make(
+        tiny, source, Bowl, recipe, lambda_zero_shot=weight, beta=beta, alpha="grid-5", tau=0.9,
+        merge_epochs=150,
+    )  # fmt: skip
+    learn(strategy, source, tasks=1)
+    start = strategy.model.pretrained_values
+    size = sum(v.numel() for v in values(strategy).values())
+    squares = sum(a * a for a in (0.1, 0.3, 0.5, 0.7, 0.9)) / 5
+    bowl = Bowl.curvature / 2 * (1 + beta * squares)
+    pull = weight / (0.25 * size)  # distances are relative: ||w2 - w1||^2 = 0.25 a number
+    share = bowl / (bowl + pull)
+    for name, value in values(strategy).items():
+        expected = start[name] + share * 0.5
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("coop", 1), ("linear-head", 1), ("clipfit", 4)])
+def test_a_frozen_image_tower_runs_once_whatever_the_points_of_the_line(
+    name: str, passes: int, tiny: Build, source: Source
+) -> None:
+    strategy = make(tiny, source, CLASSES[name], alpha="midpoints-3")
+    images, labels = in_second_stage(strategy, source)
+    strategy.mbatch = [images, labels, torch.zeros(len(labels))]
+    calls: list[int] = []
+    norm = strategy.model.clip.visual.ln_post  # a hook on the tower would change its encoder
+    handle = norm.register_forward_hook(lambda *_: calls.append(1))
+    gradients = []
+    for known in (True, False):
+        calls.clear()
+        strategy.model.zero_grad()
+        strategy.loss = strategy.training_loss(strategy.mb_x, labels)
+        strategy.loss.backward()
+        strategy.loss = strategy.loss.detach()
+        if not known:  # a copy of the batch is another tensor: everything is encoded again
+            strategy.mbatch[0] = images.clone()
+            strategy._shared_images = contextlib.nullcontext  # type: ignore[method-assign]
+        strategy.add_gradients()
+        assert len(calls) == (passes if known else 4)
+        gradients.append([p.grad.clone() for p in strategy.selection.values()])
+    handle.remove()
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_anchors_count_as_they_should(tiny: Build, source: Source) -> None:
+    for anchor, first, later in (("both", 1, 2), ("zero-shot", 1, 1), ("previous", 1, 1)):
+        strategy = make(tiny, source, anchor=anchor)
+        in_second_stage(strategy, source)
+        stage = strategy.second_stage
+        assert stage is not None
+        assert len(strategy._anchors(stage)) == later
+        if anchor == "previous":
+            assert strategy._anchors(stage)[0][1] is stage.previous
+        strategy.tasks_seen = 1
+        assert len(strategy._anchors(stage)) == first
+
+
+def test_the_fisher_weights_the_pull_and_adds_up_over_tasks(tiny: Build, source: Source) -> None:
+    strategy = make(
+        tiny, source, metric="fisher", anchor="previous", lambda_previous=0.7, beta=0.0,
+        fisher_samples=4,
+    )  # fmt: skip
+    images, labels = in_second_stage(strategy, source)
+    stage = strategy.second_stage
+    assert stage is not None
+    generator = torch.Generator().manual_seed(6)
+    weight = {n: torch.rand(p.shape, generator=generator) for n, p in strategy.selection.items()}
+    strategy._fisher = weight
+    strategy.mbatch = [images, labels, torch.zeros(len(labels))]
+    strategy.model.zero_grad()
+    strategy.loss = torch.zeros(())
+    strategy.add_gradients()
+    far = sum((weight[n] * (stage.host[n] - stage.previous[n]).square()).sum() for n in weight)
+    for name, parameter in strategy.selection.items():
+        way = parameter.detach() - stage.previous[name]
+        expected = 0.7 * 3 * 2 * weight[name] * way / far  # three groups of tensors
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
+    learned = make(tiny, source, metric="fisher", fisher_samples=4)
+    learn(learned, source, tasks=1)
+    first = {n: v.clone() for n, v in (learned._fisher or {}).items()}
+    twice = make(tiny, source, metric="fisher", fisher_samples=4)
+    learn(twice, source, tasks=2)
+    assert all((twice._fisher[n] >= first[n]).all() for n in first)
+    assert any((twice._fisher[n] > first[n]).any() for n in first)
+
+
+def test_distillation_can_be_left_out_of_the_second_stage_alone(
+    tiny: Build, source: Source
+) -> None:
+    seen: dict[bool, list[float]] = {True: [], False: []}
+
+    class Spy(ClipFit):
+        def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+            seen[self.second_stage is not None].append(self.options.kd_weight)
+            return super().compute_loss(logits, labels)
+
+    learn(make(tiny, source, Spy, host_options=ClipFitOptions(kd_weight=3), keep_kd=False), source)
+    assert (set(seen[False]), set(seen[True])) == ({3.0}, {0.0})
+
+
+def test_a_second_stage_that_diverges_is_said_so(tiny: Build, source: Source) -> None:
+    recipe = Recipe(epochs=4, batch_size=4, optimizer="sgd", lr=1e-4)
+    strategy = make(tiny, source, recipe=recipe, lambda_zero_shot=1.0)
+    learn(strategy, source, tasks=1)
+    assert "diverged" in strategy.warnings[0]
+    assert strategy.records[0]["ratio_to_zero_shot"] > 3
+
+
+def test_a_second_stage_is_never_all_warm_up(tiny: Build, source: Source) -> None:
+    recipe = Recipe(epochs=2, batch_size=8, lr=0.02, warmup_epochs=1, warmup_lr=1e-9)
+    strategy = make(tiny, source, recipe=recipe, tau=1.0, **OFF)  # one epoch
+    learn(strategy, source, tasks=1)
+    assert not same(dict(strategy.compared()["host"]), values(strategy))
+    moved = [(strategy.compared()["host"][n] - v).abs().max() for n, v in values(strategy).items()]
+    assert max(moved) > 1e-3
+
+
+def test_the_fisher_is_the_mean_square_of_single_gradients(tiny: Build, source: Source) -> None:
+    strategy = make(tiny, source)
+    images, _ = in_second_stage(strategy, source)
+    strategy.second_stage = None
+    found = diagonal_fisher(strategy, images[:6], torch.Generator().manual_seed(1))
+    draws = torch.Generator().manual_seed(1)
+    expected = {name: torch.zeros_like(p) for name, p in strategy.selection.items()}
+    for image in images[:6]:
+        logits = strategy.model(image[None], [2, 3])
+        label = torch.multinomial(
+            torch.cat([torch.zeros(1, 2), logits.softmax(1).detach(), torch.zeros(1, 2)], 1), 1,
+            generator=draws,
+        )[0] - 2  # fmt: skip
+        strategy.model.zero_grad()
+        F.cross_entropy(logits, label).backward()
+        for name, p in strategy.selection.items():
+            expected[name] += p.grad.square() / 6
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-8)
+        assert (value >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"metric": "fisher", "fisher_samples": 4, "lambda_previous": 1.0},
+        {"alpha": "midpoints-3", "keep_kd": False, "ensemble": 0.5, "landscape": "sample"},
+        {"trajectory": "read-out", "start": "zero-shot", "anchor": "previous"},
+        {"space": "text-features"},
+    ],
+)
+def test_every_setting_runs_and_is_noted(tiny: Build, source: Source, own: dict[str, Any]) -> None:
+    strategy = make(tiny, source, **own)
+    learn(strategy, source)
+    assert len(strategy.records) == 2
+    first, second = strategy.records
+    assert first["ratio_to_zero_shot"] == first["ratio_to_previous"]
+    assert second["merge_seconds"] > 0
+    assert ("barriers" in second) == (own.get("landscape") == "sample")
+    assert ("ensemble with zero-shot" in strategy.compared()) == ("ensemble" in own)
+    ratio = second["ratio_to_zero_shot"]
+    wise = strategy.compared()["wise-ft at the same distance"]
+    start, host = strategy.zero_shot_point(), strategy.compared()["host"]
+    for name in wise:
+        torch.testing.assert_close(wise[name], start[name] + ratio * (host[name] - start[name]))
+
+
+REGISTRY = Registry([Path("examples/image_norms.py")])
+CLASSES = {
+    entry.name: REGISTRY.strategy_class(entry.name) for entry in REGISTRY.entries("strategies")
+}
+TRAINED = [n for n, c in CLASSES.items() if c.trains and not c.frozen and not c.needs_host]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_registered_host_is_continued(name: str, tiny: Build, source: Source) -> None:
+    strategy = make(tiny, source, CLASSES[name], recipe=Recipe(epochs=1, batch_size=8))
+    learn(strategy, source)
+    start, host = strategy.zero_shot_point(), strategy.compared()["host"]
+    assert set(start) == set(host) == set(strategy.selection)
+    for record in strategy.records:
+        assert 0 < record["ratio_to_zero_shot"] < 2
+        assert record["cosine_to_zero_shot"] > 0
+    with strategy.model.weights(start):  # the zero-shot point is zero-shot CLIP
+        images = source.test.images
+        torch.testing.assert_close(strategy.score_all(images), tiny_zero_shot(tiny, source)(images))
+
+
+def tiny_zero_shot(tiny: Build, source: Source) -> CLIPClassifier:
+    model = tiny()
+    model.add_classes(source.class_names, ["a photo of a {}."])
+    return model
+
+
+ADDED = """
+import torch
+from torch import nn
+from cl_clipfit import CLIPStrategy
+class Mine(CLIPStrategy):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.model.extra = nn.Parameter(torch.randn(3))
+    def trainable(self):
+        return [self.model.extra]
+"""
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("mine", "has no zero-shot point"),
+        ("zero-shot", "trains nothing that could be continued"),
+        ("mergetune", "continues another method itself"),
+        ("clipfiy", "unknown strategy 'clipfiy'"),
+        ("clipfit,landscap=off", "nor its host clipfit has an option 'landscap'. Did you mean"),
+        ("clipfit,hots=coop", "nor its host clipfit has an option 'hots'. Did you mean 'host'"),
+        ("clipfit,metric=fisher,anchor=zero-shot", "metric=fisher needs"),
+        ("clipfit,alpha=grid-0", "alpha"),
+        ("linear-head,space=text-features", "space=text-features needs a host"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_in_a_line(
+    host: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(ADDED)
+    label = f"mergetune:host={host}"
+    arguments = [*TINY, str(file), "--strategy", label, "--output", str(tmp_path / "runs")]
+    assert main([*arguments, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

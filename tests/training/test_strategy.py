@@ -1,0 +1,308 @@
+"""The strategy surface: a bare PyTorch loop, plain Avalanche code, and what must not move."""
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from avalanche.benchmarks import benchmark_from_datasets, class_incremental_benchmark
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from torch.utils.data import DataLoader, TensorDataset
+
+from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
+from cl_clipfit.data.streams import as_avalanche
+from cl_clipfit.experiment.run import estimate
+from tests.support.methods import TwoGroups
+
+Build = Callable[..., CLIPClassifier]
+
+
+def bare_loop(model: CLIPClassifier, source: Source, tasks: list[list[int]]) -> None:
+    """Train as TwoGroups does, in plain PyTorch."""
+    for classes in tasks:
+        own = torch.isin(source.train.labels, torch.tensor(classes))
+        data = TensorDataset(source.train.images[own], source.train.labels[own])
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for n, p in named.items() if ".visual." not in n], "lr": 0.05},
+                {"params": [p for n, p in named.items() if ".visual." in n]},
+            ],
+            lr=0.01,
+            weight_decay=0.1,
+        )
+        loader = DataLoader(data, batch_size=5, shuffle=True)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * len(loader))
+        for _ in range(2):
+            for images, labels in loader:
+                optimizer.zero_grad()
+                logits = model(images, classes)
+                F.cross_entropy(logits, labels - classes[0]).backward()
+                optimizer.step()
+                scheduler.step()
+
+
+def test_training_equals_a_bare_pytorch_loop_bit_for_bit(tiny: Build, source: Source) -> None:
+    recipe = Recipe(epochs=2, batch_size=5, lr=0.01, weight_decay=0.1)
+    scenario = build_scenario("s", source, tasks=3)
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names, recipe=recipe)
+    pristine = copy.deepcopy(strategy.model)
+    torch.manual_seed(3)
+    for experience in scenario.benchmark.train_stream:
+        strategy.train(experience, eval_streams=[])
+    reference = copy.deepcopy(pristine)
+    for name, parameter in reference.named_parameters():
+        parameter.requires_grad_(name in strategy.selection)
+    torch.manual_seed(3)
+    bare_loop(reference, source, scenario.task_classes)
+    expected = reference.state_dict()
+    moved = 0
+    for name, value in strategy.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+        moved += not torch.equal(value, pristine.state_dict()[name])
+    assert moved == len(strategy.selection) == 2 + 2 * 5 + 2
+
+
+def test_the_optimiser_holds_the_selection_alone_and_is_fresh(tiny: Build, source: Source) -> None:
+    scenario = build_scenario("s", source, tasks=2)
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names, recipe=Recipe(epochs=1))
+    held = []
+    for experience in scenario.benchmark.train_stream:
+        strategy.train(experience)
+        held.append(strategy.optimizer)
+    assert held[0] is not held[1]
+    for optimizer in held:
+        inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert inside == {id(p) for p in strategy.selection.values()}
+        assert len(optimizer.state) == len(strategy.selection)
+
+
+def test_hooks_are_called_when_promised(tiny: Build, source: Source) -> None:
+    calls: list[str] = []
+
+    class Recorder(TwoGroups):
+        def label_space(self) -> list[int]:
+            return self.seen_classes
+
+        def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            calls.append("loss")
+            finite = torch.isfinite(logits).any(0).nonzero().flatten().tolist()
+            assert finite == self.seen_classes
+            return super().compute_loss(logits, labels)
+
+        def after_step(self) -> None:
+            calls.append("step")
+
+        def after_task(self) -> None:
+            calls.append(f"task {self.tasks_seen}")
+
+    scenario = build_scenario("s", source, tasks=2)
+    recipe = Recipe(epochs=1, batch_size=12)
+    strategy = Recorder(model=tiny(), class_names=source.class_names, recipe=recipe)
+    strategy.train(scenario.benchmark.train_stream, eval_streams=[])
+    once = ["loss", "step"] * 2
+    assert calls == [*once, "task 1", *once, "task 2"]
+
+
+def test_plain_avalanche_code_with_unordered_labels(tiny: Build, source: Source) -> None:
+    """Avalanche keeps original labels; its own metrics must agree with ours."""
+    benchmark = class_incremental_benchmark(
+        {"train": as_avalanche(source.train), "test": as_avalanche(source.test)},
+        num_experiences=3,
+        class_order=[4, 1, 5, 0, 3, 2],
+    )
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(experience=True), loss_metrics(stream=True), loggers=[]
+    )
+    strategy = TwoGroups(
+        model=tiny(), class_names=source.class_names, recipe=Recipe(epochs=3), evaluator=evaluator
+    )
+    for task, experience in enumerate(benchmark.train_stream, 1):
+        strategy.train(experience, eval_streams=[])
+        measured = strategy.eval(benchmark.test_stream)
+        scores = strategy.score_all(source.test.images)
+        seen = torch.tensor(strategy.seen_classes)
+        chosen = seen[scores[:, seen].argmax(1)]
+        assert len(seen) == 2 * task
+        for exp in benchmark.test_stream:
+            own = torch.isin(source.test.labels, torch.tensor(list(exp.classes_in_this_experience)))
+            expected = (chosen[own] == source.test.labels[own]).float().mean().item()
+            key = f"Top1_Acc_Exp/eval_phase/test_stream/Exp{exp.current_experience:03d}"
+            assert measured[key] == pytest.approx(expected)
+    assert torch.isfinite(torch.tensor(measured["Loss_Stream/eval_phase/test_stream"]))
+
+
+def test_an_empty_selection_and_a_label_without_name_are_errors(
+    tiny: Build, source: Source
+) -> None:
+    scenario = build_scenario("s", source, tasks=2)
+    with pytest.raises(ValueError, match="selects no parameter"):
+        CLIPStrategy(model=tiny(), class_names=source.class_names).train(
+            scenario.benchmark.train_stream
+        )
+    with pytest.raises(ValueError, match="label 2 has no name"):
+        TwoGroups(model=tiny(), class_names=source.class_names[:2]).train(
+            scenario.benchmark.train_stream
+        )
+
+
+def test_features_of_the_step_need_no_second_pass(tiny: Build, source: Source) -> None:
+    """What a distillation term over all seen classes needs: text encoded once, with gradients."""
+    passes: list[int] = []
+
+    class Distilled(TwoGroups):
+        def text_space(self) -> list[int]:
+            return self.seen_classes
+
+        def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            assert self.features is not None
+            assert self.features.classes == self.seen_classes
+            finite = torch.isfinite(logits).any(0).nonzero().flatten().tolist()
+            assert finite == self.task_classes
+            anchors = self.model.zero_shot_text_features[self.features.classes]
+            distance = 1 - (self.features.text * anchors).sum(1).mean()
+            assert distance.requires_grad
+            return super().compute_loss(logits, labels) + 8 * distance
+
+    scenario = build_scenario("s", source, tasks=2)
+    recipe = Recipe(epochs=1, batch_size=24)
+    strategy = Distilled(model=tiny(), class_names=source.class_names, recipe=recipe)
+    encode = strategy.model.encode_prompts
+    vars(strategy.model)["encode_prompts"] = lambda tokens, **k: (
+        passes.append(len(tokens)) or encode(tokens, **k)
+    )
+    strategy.train(scenario.benchmark.train_stream, eval_streams=[])
+    assert passes == [3, 6]
+    loss = strategy.training_loss(source.train.images[-8:], source.train.labels[-8:])
+    assert loss.requires_grad
+
+
+def test_a_method_without_gradients_may_learn_after_a_task(tiny: Build, source: Source) -> None:
+    class Counting(CLIPStrategy):
+        trains = False
+
+        def after_task(self) -> None:
+            self.learned = list(self.seen_classes)
+
+    scenario = build_scenario("s", source, tasks=2)
+    strategy = Counting(model=tiny(), class_names=source.class_names)
+    strategy.train(scenario.benchmark.train_stream, eval_streams=[])
+    assert strategy.learned == list(range(6))
+    assert strategy.selection == {}
+
+
+def test_what_cannot_be_meant_is_an_error(tiny: Build, source: Source) -> None:
+    model = tiny()
+    model.add_classes(["cat", "dog"])
+    with pytest.raises(ValueError, match="begin with the 2"):
+        TwoGroups(model=model, class_names=["a", "b", "c"])
+    bare = benchmark_from_datasets(train=[as_avalanche(source.train)])
+    with pytest.raises(ValueError, match="with_classes_timeline"):
+        TwoGroups(model=tiny(), class_names=source.class_names).train(bare.train_stream)
+
+
+def test_scoring_in_batches_equals_scoring_at_once(tiny: Build, source: Source) -> None:
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names, eval_mb_size=7)
+    with torch.no_grad():
+        at_once = strategy.model(source.test.images)
+    torch.testing.assert_close(strategy.score_all(source.test.images), at_once)
+    probe = strategy.score_probe(source.test.images, source.class_names, source.templates)
+    torch.testing.assert_close(probe, at_once)
+
+
+def test_training_images_are_augmented_and_test_images_are_not(tiny: Build, source: Source) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watched(TwoGroups):
+        def training_logits(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images.clone())
+            return super().training_logits(images)
+
+    recipe = Recipe(epochs=2, batch_size=24, augmentation="crop-flip", crop_scale=0.3)
+    scenario = build_scenario("s", source, tasks=2)
+    strategy = Watched(model=tiny(), class_names=source.class_names, recipe=recipe)
+    before = strategy.score_all(source.test.images)
+    torch.manual_seed(0)
+    strategy.train(scenario.benchmark.train_stream[0], eval_streams=[])
+    assert [images.shape for images in seen] == [(24, 3, 16, 16)] * 2
+    assert all(images.dtype == torch.uint8 for images in seen)
+    own = {image.numpy().tobytes() for image in source.train.images}
+    assert sum(image.numpy().tobytes() in own for images in seen for image in images) < 12
+    assert not torch.equal(before, strategy.score_all(source.test.images))
+    scores = strategy.model(source.test.images).detach()
+    torch.testing.assert_close(strategy.score_all(source.test.images), scores)
+    # what is drawn for a crop does not change the order of the data
+    state = torch.get_rng_state()
+    strategy._augment(source.train.images)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match="augmentation needs uint8"):
+        strategy._augment(source.train.images.float())
+
+
+def test_a_small_last_batch_is_left_out_but_never_the_only_one(tiny: Build, source: Source) -> None:
+    steps: list[int] = []
+
+    class Counting(TwoGroups):
+        def after_step(self) -> None:
+            steps.append(len(self.mb_y))
+
+    for batch_size, expected in ((20, [20]), (24, [24]), (50, [24])):
+        steps.clear()
+        recipe = Recipe(epochs=1, batch_size=batch_size, drop_last=True)
+        strategy = Counting(model=tiny(), class_names=source.class_names, recipe=recipe)
+        stream = build_scenario("s", source, tasks=2).benchmark.train_stream
+        strategy.train(stream[0], eval_streams=[])
+        assert steps == expected
+
+
+def test_the_schedule_follows_the_loader_that_plugins_leave(tiny: Build, source: Source) -> None:
+    rates: list[float] = []
+
+    class Watched(TwoGroups):
+        def after_step(self) -> None:
+            rates.append(self.optimizer.param_groups[1]["lr"])
+
+    scenario = build_scenario("s", source, tasks=3)
+    strategy = Watched(
+        model=tiny(),
+        class_names=source.class_names,
+        recipe=Recipe(epochs=2, batch_size=4, lr=1.0),
+        plugins=[ReplayPlugin(mem_size=32)],
+    )
+    strategy.label_space = lambda: strategy.seen_classes  # type: ignore[method-assign]
+    strategy.train(scenario.benchmark.train_stream, eval_streams=[])
+    falls = [later < earlier for earlier, later in itertools.pairwise(rates)]
+    assert falls.count(False) == 2  # where the second and the third task begin
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_origins_must_be_writable_and_cannot_hide_the_hash(source: Source) -> None:
+    with pytest.raises(ValueError, match="origin"):
+        dataclasses.replace(source, origin={"file": Path("x")})
+    named = dataclasses.replace(source, origin={"sha256": "mine", "kind": "archive"})
+    scenario = build_scenario("s", named, tasks=2)
+    assert scenario.origin == {"sha256": source.sha256, "kind": "archive"}
+
+
+def test_the_estimate_counts_images_and_prompts(
+    tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worked out by hand: 32 timed images and 6 timed prompts take a second each."""
+    monkeypatch.setattr(estimate, "_seconds", lambda function: 1.0)
+    scenario = build_scenario("s", source, tasks=3)  # 48 test images, 3 tasks of 16 training images
+    recipe = Recipe(epochs=2, batch_size=8)
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names, recipe=recipe)
+    plan: Any = SimpleNamespace(recipe=recipe)
+    scoring = 48 / 32 + 6 / 6
+    training = 3 * (2 * 48 / 32 + 12 * 3 / 6)  # 12 steps, with half of the prompts on average
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    strategy.frozen = True  # type: ignore[misc]
+    plan.recipe = None
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == scoring
