@@ -12,7 +12,8 @@ from open_clip.transform import PreprocessCfg
 
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, UserError, build_scenario
 from cl_clipfit.clip.context import learn_context
-from strategies.coop import CoOp, CoOpOptions
+from cl_clipfit.prompting import PromptOptions
+from strategies.coop import CoOp
 from strategies.kgcoop import KgCoOp, KgCoOpOptions
 from strategies.linear_head import LinearHead, LinearHeadOptions
 from tests.conftest import TINY_CLIP
@@ -77,7 +78,7 @@ def test_loss_and_gradient_are_the_published_ones(
     strategy: Any = (
         KgCoOp(model=roomy(), class_names=names, options=KgCoOpOptions(kd_scope=kd, **common))
         if kd
-        else CoOp(model=roomy(), class_names=names, options=CoOpOptions(**common))
+        else CoOp(model=roomy(), class_names=names, options=PromptOptions(**common))
     )
     model = middle(strategy).model
     images, labels = batch(source)

@@ -16,11 +16,9 @@ from timm.data import imagenet_info
 from torchvision.datasets import ImageFolder
 
 from cl_clipfit import DataRequest, Source, UserError
-from cl_clipfit.config import Options
 from cl_clipfit.data.formats.imagenet import class_names, find_classes, read_folders, read_table
 from cl_clipfit.data.images import ImageFiles
 from cl_clipfit.data.source import ImageSet
-from cl_clipfit.registry import defined_class
 from scenarios import (
     imagenet_a,
     imagenet_r,
@@ -53,7 +51,7 @@ NAMES = [module.NAME for module, *_ in RELATIVES]
 
 def load(module: ModuleType, request: DataRequest | Path, **options: Any) -> Source:
     request = DataRequest(request) if isinstance(request, Path) else request
-    return module.load((defined_class(module, Options) or Options)(**options), request)
+    return module.load(module.load.__annotations__["options"](**options), request)
 
 
 def files(data: ImageSet) -> list[str]:

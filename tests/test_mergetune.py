@@ -15,9 +15,10 @@ from cl_clipfit.cli import main
 from cl_clipfit.clip.context import context_in_place
 from cl_clipfit.continued import Stage
 from cl_clipfit.fisher import diagonal_fisher
+from cl_clipfit.prompting import PromptOptions
 from cl_clipfit.registry import Registry
 from strategies.clipfit import ClipFit, ClipFitOptions
-from strategies.coop import CoOp, CoOpOptions
+from strategies.coop import CoOp
 from strategies.kgcoop import KgCoOp, KgCoOpOptions
 from strategies.mergetune import MergeTune, MergeTuneOptions
 from tests.conftest import TINY
@@ -178,7 +179,7 @@ def test_gradients_of_pulls_and_path_agree_with_finite_differences(
 
 
 HOSTS = [
-    (CoOp, CoOpOptions(), 0.0), (KgCoOp, KgCoOpOptions(), 8.0),
+    (CoOp, PromptOptions(), 0.0), (KgCoOp, KgCoOpOptions(), 8.0),
     (ClipFit, ClipFitOptions(), 8.0), (KgCoOp, KgCoOpOptions(kd_weight=0), 0.0),
 ]  # fmt: skip
 
