@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_methods_and_streams_use_the_public_package() -> None:
     for file in [*Path("strategies").glob("*.py"), *Path("scenarios").glob("*.py")]:
         for module in imports(file):
             assert not module.startswith(("strategies", "scenarios", "avalanche")), file
+
+
+def test_the_systems_it_runs_on_are_declared_and_no_code_is_for_another() -> None:
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    systems = [c for c in project["classifiers"] if c.startswith("Operating System")]
+    assert systems == ["Operating System :: POSIX :: Linux", "Operating System :: MacOS"]
+    assert "Both need Linux or macOS" in Path("README.md").read_text()
+    assert not [file for file in FILES if {"msvcrt", "winreg"} & imports(file)]
+    assert not [file for file in FILES if '"win32"' in file.read_text()]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "strategies"], ["list", "scenarios"]])
