@@ -17,7 +17,6 @@ from typing import Any
 
 import open_clip
 import torch
-from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from open_clip.transform import PreprocessCfg
 
 from benchmarks import timing
@@ -25,6 +24,7 @@ from cl_clipfit import CLIPClassifier, Recipe, build_scenario
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.storage.checkpoints import Checkpoints
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.training.journal import Journal
 
 CLASSES, TRAIN, TEST, SIZE = 2, 32, 4, 16  # of a task; images of a class, twice; pixels a side

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 
 from benchmarks import timing
 from cl_clipfit import CLIPClassifier, Recipe, create_classifier
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.training.optimization import make_optimizer, make_schedule
 
 BOUNDED = ("task", "kd_prompts")  # settings whose cost should not grow

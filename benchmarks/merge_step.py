@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
-from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 
 from benchmarks import timing
 from cl_clipfit import Recipe, create_classifier
 from cl_clipfit.methods.continued import Stage
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from cl_clipfit.training.optimization import make_optimizer, make_schedule
 
 

@@ -25,11 +25,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from cl_clipfit.scenarios.split_cifar100 import CLASS_ORDER, TASKS, load
 
 from benchmarks import timing
 from cl_clipfit import DataRequest, Options, Source, build_scenario
 from cl_clipfit.data.formats.cifar import CIFAR100
+from cl_clipfit.scenarios.split_cifar100 import CLASS_ORDER, TASKS, load
 
 ONLINE = 10  # images of an online experience
 VALUES = 154  # so many brightnesses: the archive gets the 169 MB of the official one

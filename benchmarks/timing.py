@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -165,8 +166,6 @@ def peak_bytes(device: str | torch.device = "cpu") -> int:
     """Return the peak of this process: resident memory, or what PyTorch took of a GPU's."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # Windows has none
-
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

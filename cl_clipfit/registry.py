@@ -9,8 +9,9 @@ working plug-ins. A file says about itself, in literals at the top level:
   `CLASS_ORDER`, `MODEL`, `PROBES`, `DOWNLOAD`, `PROTOCOL` and `RECIPE`, a strategy's `RECIPE`,
   `RECIPES` and `PUBLISHED` (see `plan.py` and `recipes.py`).
 
-A strategy file holds one subclass of `CLIPStrategy`; a scenario file a function `load`. Both may
-hold one subclass of `Options`: the settings that `--set NAME.key=value` accepts.
+A strategy file defines one subclass of `CLIPStrategy`; a scenario file a function `load`. The
+settings that `--set NAME.key=value` accepts are a subclass of `Options`: the strategy's
+`options_class`, or what `load(options: MyOptions, request)` is annotated with.
 """
 
 import ast
@@ -78,27 +79,57 @@ class Entry:
                 f"{self.file.name} fails to import: {type(error).__name__}: {reason}"
             ) from error
 
+    def strategy_class(self) -> type[Any]:
+        """Import a strategy's file and return the one subclass of `CLIPStrategy` it defines.
+
+        Raises:
+            UserError: it fails to import, or defines none or several.
+        """
+        from cl_clipfit.training.strategy import CLIPStrategy
+
+        module = self.load()
+        classes = [
+            cls
+            for cls in vars(module).values()
+            if isinstance(cls, type)
+            and issubclass(cls, CLIPStrategy)
+            and cls.__module__ == module.__name__  # others are imported, to be subclassed
+        ]
+        if not classes:
+            raise UserError(f"{self.file.name}: it defines no subclass of CLIPStrategy")
+        if len(classes) > 1:
+            names = ", ".join(cls.__name__ for cls in classes)
+            raise UserError(
+                f"{self.file.name}: expected one subclass of CLIPStrategy, found {names}"
+            )
+        return classes[0]
+
     def options_class(self) -> type[Options]:
-        """Return the file's one subclass of `Options`; the empty base where it has none."""
-        return defined_class(self.load(), Options) or Options
+        """Return the settings that a strategy or scenario takes; plain `Options` if it has none.
 
+        Raises:
+            UserError: the file fails to import, or says something that is not a class of options.
+        """
+        if self.kind == "strategies":
+            cls, where = self.strategy_class().options_class, "options_class"
+        else:
+            cls, where = self._annotated_options(), "the annotation of load(options, ...)"
+        if isinstance(cls, type) and issubclass(cls, Options):
+            return cls
+        raise UserError(f"{self.file.name}: {where} is not a subclass of Options: {cls!r}")
 
-def defined_class(module: ModuleType, base: type[Any]) -> type[Any] | None:
-    """Return the one subclass of `base` that `module` itself defines; None where there is none.
-
-    Raises:
-        UserError: there are several.
-    """
-    found = [
-        cls
-        for cls in vars(module).values()
-        if inspect.isclass(cls) and issubclass(cls, base) and cls.__module__ == module.__name__
-    ]
-    if len(found) > 1:
-        names = ", ".join(cls.__name__ for cls in found)
-        file = Path(module.__file__ or module.__name__).name
-        raise UserError(f"{file}: expected one subclass of {base.__name__}, found {names}")
-    return found[0] if found else None
+    def _annotated_options(self) -> Any:
+        """Return what the first parameter of `load` is annotated with; `Options` without one."""
+        load = getattr(self.load(), "load", None)
+        if not callable(load):
+            return Options  # loading the data says what is missing
+        try:
+            parameters = inspect.signature(load, eval_str=True).parameters.values()
+        except Exception as error:  # an annotation that is a string may hold any code
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self.file.name}: annotations of load: {reason}") from error
+        annotation = next((p.annotation for p in parameters), inspect.Parameter.empty)
+        return Options if annotation is inspect.Parameter.empty else annotation
 
 
 def _import_file(file: Path, sha256: str) -> ModuleType:
@@ -253,11 +284,5 @@ class Registry:
         return entry
 
     def strategy_class(self, name: str) -> type[Any]:
-        """Import a strategy file and return its one subclass of `CLIPStrategy`."""
-        from cl_clipfit.training.strategy import CLIPStrategy
-
-        entry = self.get("strategies", name)
-        cls = defined_class(entry.load(), CLIPStrategy)
-        if cls is None:
-            raise UserError(f"{entry.file.name}: it defines no subclass of CLIPStrategy")
-        return cls
+        """Import a strategy's file and return its class; see `Entry.strategy_class`."""
+        return self.get("strategies", name).strategy_class()

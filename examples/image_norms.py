@@ -13,6 +13,8 @@ class Pull(Options):
 
 
 class ImageNorms(CLIPStrategy):
+    options_class = Pull
+
     def trainable(self) -> Iterable[nn.Parameter]:
         norms = (m for m in self.model.clip.visual.modules() if isinstance(m, nn.LayerNorm))
         return [p for norm in norms for p in norm.parameters()]

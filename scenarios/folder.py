@@ -17,11 +17,7 @@ MODEL = "ViT-B-16-quickgelu:openai"
 CLASS_ORDER = "natural"
 
 
-class FolderOptions(SplitOptions):
-    """How folders without test images are split."""
-
-
-def load(options: FolderOptions, request: DataRequest) -> Source:
+def load(options: SplitOptions, request: DataRequest) -> Source:
     """List the images in the folder that `--data-dir` names."""
     folder = request.data_dir
     if folder is None or not folder.is_dir():

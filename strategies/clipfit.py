@@ -109,6 +109,7 @@ class ClipFit(CLIPStrategy):
     anchors are the text features of the pretrained model.
     """
 
+    options_class = ClipFitOptions
     options: ClipFitOptions
     _vocabulary: Sequence[Tensor] = ()  # token ids of each name, once encoded
     _vocabulary_anchors: Tensor

@@ -1,6 +1,6 @@
 """CoOp: learned first words of the prompt, the same for all classes; both towers stay frozen."""
 
-from cl_clipfit.methods.prompt import PromptOptions, PromptStrategy
+from cl_clipfit.methods.prompt import PromptStrategy
 
 NAME = "coop"
 PAPER = "Zhou et al. 2022, arXiv 2109.01134 (IJCV)"
@@ -18,10 +18,6 @@ PUBLISHED = {
     "schedule": "epoch-cosine", "warmup_epochs": 1, "warmup_lr": 1e-5,
     "augmentation": "crop-flip", "crop_scale": 0.08, "ce_scope": "task",
 }  # fmt: skip
-
-
-class CoOpOptions(PromptOptions):
-    """CoOp's own settings."""
 
 
 class CoOp(PromptStrategy):

@@ -25,6 +25,7 @@ class FullOptions(Options):
 class Full(CLIPStrategy):
     """Train both towers on each task as it comes, with nothing against forgetting."""
 
+    options_class = FullOptions
     options: FullOptions
 
     def trainable(self) -> Iterable[nn.Parameter]:

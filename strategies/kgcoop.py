@@ -54,6 +54,7 @@ class KgCoOpOptions(PromptOptions):
 class KgCoOp(PromptStrategy):
     """Cross-entropy + kd_weight * (1 - mean cos) of the class prompts to those of zero-shot."""
 
+    options_class = KgCoOpOptions
     options: KgCoOpOptions
 
     def __init__(self, **kwargs: Any) -> None:

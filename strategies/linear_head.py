@@ -40,6 +40,7 @@ class LinearHead(CLIPStrategy):
 
     compares_text = False
     towers = ()
+    options_class = LinearHeadOptions
     options: LinearHeadOptions
 
     def __init__(self, **kwargs: Any) -> None:

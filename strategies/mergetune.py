@@ -75,15 +75,13 @@ class MergeTune(ContinuedStrategy):
     are relative in each group of tensors.
     """
 
+    options_class = MergeTuneOptions
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path_draws = torch.Generator().manual_seed((torch.initial_seed() + _DRAW_SEED) % 2**63)
         self._fisher: Values | None = None
         self._known_pulls: tuple[Stage, list[tuple[float, Pull]]] | None = None
-
-    def default_options(self) -> MergeTuneOptions:
-        """Return MERGETUNE's defaults."""
-        return MergeTuneOptions()
 
     def select(self) -> None:
         """Refuse a host without text features where the terms are between such."""

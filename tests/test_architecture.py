@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def test_no_test_file_imports_another() -> None:
 def test_benchmarks_do_not_import_tests() -> None:
     for file in Path("benchmarks").rglob("*.py"):
         assert not any(module.split(".")[0] == "tests" for module in imported(file)), file
+
+
+def test_the_systems_it_runs_on_are_declared_and_no_code_is_for_another() -> None:
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    systems = [c for c in project["classifiers"] if c.startswith("Operating System")]
+    assert systems == ["Operating System :: POSIX :: Linux", "Operating System :: MacOS"]
+    assert "Both need Linux or macOS" in Path("README.md").read_text()
+    assert not [file for file in FILES if {"msvcrt", "winreg"} & imported(file)]
+    assert not [file for file in FILES if '"win32"' in file.read_text()]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "strategies"], ["list", "scenarios"]])

@@ -8,7 +8,6 @@ folder. `docs/reliability.md` says what the campaigns do.
 
 import argparse
 import contextlib
-import os
 import random
 import sys
 import tempfile
@@ -90,8 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.trials < 1:
         parser.error("--trials must be 1 or more")
-    if not hasattr(os, "fork"):
-        parser.error("this system cannot fork: run it on Linux or macOS")
     torch.set_num_threads(1)  # before any other starts: a fork copies only the one that forks
     with timing.one_line(parser):
         found = measure(given)

@@ -253,6 +253,7 @@ class CLIPClassifier(nn.Module):
         What comes before the first LayerNorm must not change in it. Nothing is shared where that
         trains, or where the tower is not one of open_clip's ViTs.
         """
+        outer = self._embedded
         if images.dim() == 4 and self._towers.knows_image(self.clip):
             names = ("conv1.weight", "class_embedding", "positional_embedding")
             if not any(self.clip.visual.get_parameter(n).requires_grad for n in names):
@@ -261,7 +262,7 @@ class CLIPClassifier(nn.Module):
         try:
             yield
         finally:
-            self._embedded = None
+            self._embedded = outer
 
     @contextlib.contextmanager
     def known_images(self, images: Tensor, features: Tensor) -> Iterator[None]:
@@ -269,11 +270,11 @@ class CLIPClassifier(nn.Module):
 
         The image tower must not change in it, nor since the features were encoded.
         """
-        self._known_images = images, features
+        outer, self._known_images = self._known_images, (images, features)
         try:
             yield
         finally:
-            self._known_images = None
+            self._known_images = outer
 
     def text_features(self, classes: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
         """Encode the prompts of classes with the current weights.
@@ -315,11 +316,11 @@ class CLIPClassifier(nn.Module):
             normalised.
         """
         found: list[Tensor] = []
-        self._along = prompts, found
+        outer, self._along = self._along, (prompts, found)
         try:
             yield found
         finally:
-            self._along = None
+            self._along = outer
 
     def _encode_along(self, labels: list[int]) -> Tensor:
         assert self._along is not None
@@ -338,11 +339,11 @@ class CLIPClassifier(nn.Module):
     @contextlib.contextmanager
     def cached_text(self) -> Iterator[None]:
         """Encode the text once for a `with` block, in which no weight may change."""
-        self._text_cache = []
+        outer, self._text_cache = self._text_cache, []
         try:
             yield
         finally:
-            self._text_cache = None
+            self._text_cache = outer
 
     def tokenize(
         self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -71,18 +71,21 @@ class ContinuedStrategy(CLIPStrategy):
     `training_loss`; what a host adds in `add_gradients` counts at the weights of a step alone.
 
     Args:
-        options: the method's own.
-        host_options: the host's.
+        options: the method's own; default: those of `options_class`.
+        host_options: the host's; default: those of its `options_class`.
         **kwargs: as `CLIPStrategy`; the recipe is the host's.
     """
 
     needs_host = True
+    options_class: ClassVar[type[Options]] = ContinuedOptions
+    host_class: ClassVar[type[CLIPStrategy]] = CLIPStrategy
+    """The host, as `over` says it."""
 
     def __init__(
         self, *, options: Any = None, host_options: Options | None = None, **kwargs: Any
     ) -> None:
-        self.merge: Any = options or self.default_options()
-        super().__init__(options=host_options, **kwargs)
+        self.merge: Any = options or self.options_class()
+        super().__init__(options=host_options or self.host_class.options_class(), **kwargs)
         self.second_stage: Stage | None = None
         self._solutions: Sequence[Values] | None = None
         self._previous: Values | None = None  # merged weights of the task before
@@ -92,14 +95,10 @@ class ContinuedStrategy(CLIPStrategy):
         self._task_started = 0.0
         self.common_attributes.add("_task_started")  # a clock of this process alone
 
-    def default_options(self) -> ContinuedOptions:
-        """Return the method's options where none are given."""
-        return ContinuedOptions()
-
     @classmethod
     def over(cls, host: type[CLIPStrategy]) -> type["ContinuedStrategy"]:
         """Return the class that trains `host` and continues it."""
-        return type(f"{cls.__name__}{host.__name__}", (cls, host), {"__module__": host.__module__})
+        return type(f"{cls.__name__}{host.__name__}", (cls, host), {"host_class": host})
 
     def continue_solutions(self, solutions: Sequence[Values]) -> None:
         """Train no host, but continue the solutions of one: its weights after each task."""

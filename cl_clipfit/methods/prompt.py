@@ -1,7 +1,7 @@
 """Methods that learn the first words of the prompt and leave both towers as they are."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class PromptStrategy(CLIPStrategy):
     """
 
     towers = ("text",)
+    options_class: ClassVar[type[Options]] = PromptOptions
     options: PromptOptions
 
     def __init__(self, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,5 @@ def peak_memory_bytes(device: torch.device) -> int:
             return int(match[1]) * 1024
     except OSError:
         pass
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024

@@ -7,11 +7,11 @@ one of this machine that is alive keeps others out, any other one is taken for d
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,31 +23,9 @@ from typing import Any
 from cl_clipfit.errors import UserError
 from cl_clipfit.storage.files import seal, sha256, unseal, write_atomic, writing
 
-if sys.platform == "win32":
-    import msvcrt
-
-    _FAR = 1 << 30  # a locked byte cannot be read, and the text is to be read
-
-    def _try_lock(handle: int) -> None:
-        os.lseek(handle, _FAR, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-
-    def _unlock(handle: int) -> None:
-        os.lseek(handle, _FAR, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
-else:
-    import fcntl
-
-    def _try_lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def _unlock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_UN)
-
-
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 _LOOKS, _PAUSE_SECONDS = 10, 0.02  # one that has just begun takes a moment to write who it is
 
 
@@ -141,17 +119,13 @@ def _release(own: _Holding) -> None:
         if own.handle is None:
             if _read(own.path) == own.text:
                 own.path.unlink()
-        # Removed while it is locked, so that no lock of another process goes with it. Windows
-        # removes no open file: there it is removed when closed, unless another one has opened it.
-        elif sys.platform != "win32" and _is_open_at(own.handle, own.path):
+        # Removed while it is locked, so that no lock of another process goes with it.
+        elif _is_open_at(own.handle, own.path):
             own.path.unlink()
     if own.handle is not None:
         with contextlib.suppress(OSError):
-            _unlock(own.handle)
+            fcntl.flock(own.handle, fcntl.LOCK_UN)
         os.close(own.handle)
-        if sys.platform == "win32":
-            with contextlib.suppress(OSError):
-                own.path.unlink()
 
 
 def _lock(handle: int, path: Path) -> bool:
@@ -161,11 +135,11 @@ def _lock(handle: int, path: Path) -> bool:
         UserError: another process has locked it.
     """
     try:
-        _try_lock(handle)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return False
-        if isinstance(error, BlockingIOError | PermissionError):  # the latter on Windows
+        if isinstance(error, BlockingIOError):
             raise _busy(path) from error
         raise
     return True
@@ -186,8 +160,7 @@ def _forget() -> None:
     _held.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_forget)
 
 
 # ---- without locks of the operating system -------------------------------------------------------
@@ -270,8 +243,6 @@ def _is_alive(holder: dict[str, Any] | None) -> bool:
         return True
     if holder["pid"] == os.getpid():  # an earlier process of the same number: this one holds none
         return False
-    if sys.platform == "win32":  # where there is no way to ask without harm
-        return True
     try:
         os.kill(holder["pid"], 0)
     except (ProcessLookupError, OverflowError):

@@ -3,7 +3,6 @@
 With `data/streams.py` this is the only code that touches Avalanche's internals.
 """
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -19,7 +18,6 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config.options import Options, Recipe
-from cl_clipfit.registry import defined_class
 from cl_clipfit.runtime import signals
 from cl_clipfit.runtime.out_of_memory import in_batches
 from cl_clipfit.training.features import StepFeatures, Workload, keep_columns, label_index
@@ -98,7 +96,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         templates: prompt templates of new classes, or a sequence of them for each of
             `class_names`.
         recipe: how a task is trained.
-        options: the method's own settings; default: those of the `Options` class in its file.
+        options: the method's own settings; default: those of `options_class`.
         device: where to train.
         plugins: Avalanche plugins.
         evaluator: Avalanche evaluation plugin; default: a silent one.
@@ -126,6 +124,9 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
     """True for a method that continues another one: its classmethod `over(host)` returns a class
     that does both, and its options have a field `host`."""
 
+    options_class: ClassVar[type[Options]] = Options
+    """The method's own settings, which `--set NAME.key=value` accepts."""
+
     model: CLIPClassifier
     eval_mb_size: int
     mbatch: Any
@@ -146,9 +147,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
     ) -> None:
         before = set(vars(self))  # a method's own, set before this
         self.recipe = recipe or Recipe()
-        if options is None:  # as the registry does: a file's one class of options
-            options = (defined_class(sys.modules[type(self).__module__], Options) or Options)()
-        self.options: Any = options
+        self.options: Any = self.options_class() if options is None else options
         own = [t for t in templates if not isinstance(t, str)]  # of each class: none are shared
         self.templates: tuple[str, ...] = DEFAULT_TEMPLATES if own else tuple(templates)  # type: ignore[arg-type]
         model.to(device)

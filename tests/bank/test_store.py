@@ -1,7 +1,6 @@
 """The bank gives back what was put in, bit for bit, or says which file is wrong."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -289,7 +288,6 @@ def test_an_index_of_sizes_that_no_model_has_is_refused_in_a_short_line(
     assert len(str(caught.value)) < 500 + len(str(tmp_path))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="files have no holes there")
 @pytest.mark.parametrize(
     ("kind", "selection", "message"),
     [

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from cl_clipfit.strategies.clipfit import ClipFit
-from cl_clipfit.strategies.coop import CoOp
-from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +32,9 @@ from cl_clipfit import Recipe, create_classifier
 from cl_clipfit.data.images.decode import THREADS
 from cl_clipfit.errors import UserError
 from cl_clipfit.methods.continued import Stage
+from cl_clipfit.strategies.clipfit import ClipFit
+from cl_clipfit.strategies.coop import CoOp
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from cl_clipfit.training.selection import select_clipfit
 
 WAYS = {"ours_32", "ours_256", "open_clip_32", "open_clip_256", "jpeg_files"}

@@ -30,7 +30,7 @@ FILES = {
     "recipe.py": "RECIPE = {'epoch': 5}\n" + MINE + "    pass\n",
     "option.py": "RECIPES = {'tiny-stream': {'pull': -1, 'lr': 2}}\n"
     "from cl_clipfit import Options\nfrom pydantic import Field\n"
-    "class Own(Options):\n    pull: float = Field(1, ge=0)\n" + MINE + "    pass\n",
+    "class Own(Options):\n    pull: float = Field(1, ge=0)\n" + MINE + "    options_class = Own\n",
     "bad_recipe.py": "RECIPE = 5\n" + MINE + "    pass\n",
     "bad_recipes.py": "RECIPES = [1]\n" + MINE + "    pass\n",
     "bad_one.py": "RECIPES = {'x': 3}\n" + MINE + "    pass\n",
@@ -39,6 +39,9 @@ FILES = {
     "labels.py": STREAM.format(level=1).replace("[0, 0, 1, 1]", "[1, 1, 2, 2]"),
     "true.yaml": "epochs: true\n",
     "date.yaml": "epochs: 2024-13-45\n",
+    "says_int.py": MINE + "    options_class = int\n",
+    "takes_int.py": "def load(options: int, request): ...\n",
+    "takes_lost.py": "def load(options: 'Lost', request): ...\n",
     "stream.py": "NAME = 'stream'\ndef load(options, request):\n    return 3\n",
     "file.txt": "a file, not a folder",
     "split_digits.py": "def load(options, request): ...\n",
@@ -176,6 +179,9 @@ BAD = [
     (["--plugin", "{}/split_digits.py"], "both define"),
     (["--plugin", "{}/" + "x" * 300 + ".py"], "no such file"),
     ([*TINY, "--plugin", "{}/init.py", "--strategy", "init"], "before the first task"),
+    ([*TINY, "--plugin", "{}/says_int.py", "--strategy", "says-int"], "not a subclass of Options"),
+    (["--plugin", "{}/takes_int.py", "--scenario", "takes-int"], "not a subclass of Options"),
+    (["--plugin", "{}/takes_lost.py", "--scenario", "takes-lost"], "name 'Lost' is not defined"),
     (["--plugin", "{}/tasks.py", "--scenario", "tasks"], "tasks.py: TASKS"),
     ([*TINY, "--plugin", "{}/recipe.py", "--strategy", "recipe"], "Did you mean 'epochs'"),
     (["--plugin", "{}/labels.py", "--scenario", "labels"], "training labels run from 1 to 2"),

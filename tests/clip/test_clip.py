@@ -112,6 +112,85 @@ def test_a_subset_of_classes_is_a_subset_of_columns(tiny: Callable[..., CLIPClas
         torch.testing.assert_close(model(images, [1]), full[:, [1]])
 
 
+Shared = tuple[CLIPClassifier, Tensor, Tensor]
+
+
+@pytest.fixture
+def shared(tiny: Callable[..., CLIPClassifier]) -> Shared:
+    """Return a model with two classes, and two batches of images."""
+    model = tiny()
+    model.add_classes(["one", "two"])
+    one, other = torch.randint(0, 256, (2, 2, 3, 16, 16), dtype=torch.uint8)
+    return model, one, other
+
+
+def test_text_stays_cached_after_an_inner_block(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encode, calls = shared[0], shared[0].encode_prompts, []
+    monkeypatch.setattr(model, "encode_prompts", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    bias = model.clip.transformer.resblocks[0].mlp.c_proj.bias
+    with model.cached_text():
+        expected = model.text_features()
+        changed = {"clip.transformer.resblocks.0.mlp.c_proj.bias": bias + 1}
+        with model.weights(changed), model.cached_text():
+            assert not torch.equal(model.text_features(), expected)
+        assert torch.equal(model.text_features(), expected)
+    assert len(calls) == 2
+
+
+def test_known_images_stay_known_after_an_inner_block(shared: Shared) -> None:
+    model, one, other = shared
+    given, inner = torch.randn(2, 2, 8)
+    with model.known_images(one, given):
+        with model.known_images(other, inner):
+            assert model.image_features(other) is inner
+        assert model.image_features(one) is given
+    assert model.image_features(one) is not given
+
+
+def test_patches_stay_shared_after_an_inner_block(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, one, other = shared
+    convolve, calls = F.conv2d, []
+    monkeypatch.setattr(
+        "cl_clipfit.clip.vision.F.conv2d", lambda *a, **k: calls.append(1) or convolve(*a, **k)
+    )
+    with model.shared_embedding(one):
+        with model.shared_embedding(other):
+            model.image_features(other)
+        model.image_features(one)
+    assert len(calls) == 2
+    model.image_features(one)
+    assert len(calls) == 3
+
+
+def test_prompts_are_encoded_along_after_an_inner_block(shared: Shared) -> None:
+    model = shared[0]
+    words, others = model.tokenize(["three"]), model.tokenize(["four", "five"])
+    with model.encoding_along(words) as outer:
+        with model.encoding_along(others) as inner:
+            model.text_features()
+        assert (len(outer), inner[0].shape[0]) == (0, 2)
+        model.text_features()
+    expected = model.encode_prompts(words, normalize=False)
+    torch.testing.assert_close(outer[0], expected)
+
+
+def test_weights_of_an_outer_block_are_back_after_an_inner_one(shared: Shared) -> None:
+    model = shared[0]
+    bias = model.clip.transformer.resblocks[0].mlp.c_proj.bias
+    (name,), start = model.train_only([bias]), bias.detach().clone()
+    with model.weights({name: start + 1}):
+        with model.pretrained_weights():
+            with model.weights({name: start + 2}):
+                assert torch.equal(bias, start + 2)
+            assert torch.equal(bias, start)
+        assert torch.equal(bias, start + 1)
+    assert torch.equal(bias, start)
+
+
 def test_the_backbone_stays_in_evaluation_mode(tiny: Callable[..., CLIPClassifier]) -> None:
     model = tiny().train()
     assert model.training

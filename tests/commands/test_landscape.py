@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cl_clipfit.strategies.clipfit import ClipFit
 from matplotlib import pyplot as plt
 from matplotlib.text import Annotation
 from rich.console import Console
@@ -31,6 +30,7 @@ from cl_clipfit.merging import plane
 from cl_clipfit.registry import Registry
 from cl_clipfit.report import landscape as landscapes
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.strategies.clipfit import ClipFit
 from cl_clipfit.training.strategy import CLIPStrategy
 from tests.support.tiny import PLUGIN, TINY
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cl_clipfit.scenarios import split_cifar100
 from PIL import Image
 from torchvision.datasets import CIFAR100 as TORCHVISION
 
@@ -20,6 +19,7 @@ from cl_clipfit.cli.app import main
 from cl_clipfit.config.options import Options
 from cl_clipfit.data.fetch import download
 from cl_clipfit.data.formats.cifar import CIFAR100, read_archive, read_unpacked
+from cl_clipfit.scenarios import split_cifar100
 from tests.support.official import cifar_batch, cifar_files, serve, write_archive
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB

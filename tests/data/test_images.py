@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cl_clipfit.strategies.linear_head import LinearHead
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -22,6 +21,7 @@ from cl_clipfit.data.streams import build_scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache, images_key
 from cl_clipfit.evaluation.frozen_features import FrozenImages
+from cl_clipfit.strategies.linear_head import LinearHead
 from tests.support.tiny import build_tiny
 
 FIT = Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3)

@@ -13,9 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
-from cl_clipfit.strategies.coop import CoOp
-from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from torch import Tensor, nn
 
 from benchmarks import evaluate
@@ -37,6 +34,9 @@ from cl_clipfit.experiment.build import select_first
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.registry import Registry
 from cl_clipfit.storage.run_folder import RunFolder
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
+from cl_clipfit.strategies.coop import CoOp
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from tests.support.tiny import build_source
 
 Build = Callable[..., CLIPClassifier]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from cl_clipfit.scenarios import split_digits
 from PIL import Image
 from rich.console import Console
 
@@ -16,6 +15,7 @@ from cl_clipfit.clip import create_classifier
 from cl_clipfit.experiment.reopen import open_run
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.scenarios import split_digits
 from cl_clipfit.storage.run_folder import read_result
 from tests.support.tiny import FROZEN, PLUGIN, TINY, TRAINED
 

@@ -18,8 +18,6 @@ from benchmarks.faults.job import Bench, Campaign, Place, start, wait
 from cl_clipfit.commands import train
 from cl_clipfit.storage.files import write_atomic
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="trials are forked processes")
-
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:

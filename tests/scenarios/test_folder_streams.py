@@ -6,14 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cl_clipfit.scenarios import domain_incremental, folder
-from cl_clipfit.scenarios.domain_incremental import DomainOptions
-from cl_clipfit.scenarios.folder import FolderOptions
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from cl_clipfit import DataRequest, ImageSet, Source, UserError, build_scenario
-from cl_clipfit.data.formats.folders import list_classes
+from cl_clipfit.data.formats.folders import SplitOptions, list_classes
+from cl_clipfit.scenarios import domain_incremental, folder
+from cl_clipfit.scenarios.domain_incremental import DomainOptions
 
 
 def draw(root: Path, counts: dict[str, int], suffix: str = ".png") -> Path:
@@ -26,7 +25,7 @@ def draw(root: Path, counts: dict[str, int], suffix: str = ".png") -> Path:
 
 
 def load(root: Path, **options: object) -> Source:
-    return folder.load(FolderOptions.model_validate(options), DataRequest(root))
+    return folder.load(SplitOptions.model_validate(options), DataRequest(root))
 
 
 def refused(root: Path, message: str, **options: object) -> None:
@@ -138,7 +137,7 @@ def test_links_stay_below_the_data(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--data-dir names a folder with train/CLASS"):
-        folder.load(FolderOptions(), DataRequest())
+        folder.load(SplitOptions(), DataRequest())
     refused(tmp_path / "nowhere", "--data-dir names a folder")
     refused(tmp_path, "holds no images: expected")
     one = draw(tmp_path / "one", {"a": 2, "b": 1})

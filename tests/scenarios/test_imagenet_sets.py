@@ -11,6 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from timm.data import imagenet_info
+from torchvision.datasets import ImageFolder
+
+from cl_clipfit import DataRequest, Source, UserError
+from cl_clipfit.data.formats.imagenet import class_names, find_classes, read_folders, read_table
+from cl_clipfit.data.images.lazy import ImageFiles
+from cl_clipfit.data.source import ImageSet
 from cl_clipfit.scenarios import (
     imagenet_a,
     imagenet_r,
@@ -23,16 +31,6 @@ from cl_clipfit.scenarios import (
     split_imagenet_r,
     split_tiny_imagenet,
 )
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-from timm.data import imagenet_info
-from torchvision.datasets import ImageFolder
-
-from cl_clipfit import DataRequest, Source, UserError
-from cl_clipfit.config.options import Options
-from cl_clipfit.data.formats.imagenet import class_names, find_classes, read_folders, read_table
-from cl_clipfit.data.images.lazy import ImageFiles
-from cl_clipfit.data.source import ImageSet
-from cl_clipfit.registry import defined_class
 from tests.support import official_imagenet as official
 from tests.support.official import serve
 from tests.support.official_imagenet import ELSEWHERE, WNIDS, folders, packed, unpacked
@@ -53,7 +51,7 @@ NAMES = [module.NAME for module, *_ in RELATIVES]
 
 def load(module: ModuleType, request: DataRequest | Path, **options: Any) -> Source:
     request = DataRequest(request) if isinstance(request, Path) else request
-    return module.load((defined_class(module, Options) or Options)(**options), request)
+    return module.load(module.load.__annotations__["options"](**options), request)
 
 
 def files(data: ImageSet) -> list[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cl_clipfit.scenarios import imagenet_shifts, mtil
 from rich.console import Console
 from torchvision.datasets import Flowers102
 
@@ -18,6 +17,7 @@ from cl_clipfit.data.images.lazy import ImageFiles
 from cl_clipfit.experiment.prepare import prepare
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.scenarios import imagenet_shifts, mtil
 from cl_clipfit.storage.run_folder import read_result
 from tests.support.official import cifar_files, write_archive
 from tests.support.official_imagenet import WNIDS, folders, imagenet, objectnet, unpacked

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cl_clipfit.scenarios import caltech101, flowers102, mnist, split_cifar10
 from torch.utils.data import random_split
 from torchvision import datasets
 
@@ -21,6 +20,7 @@ from cl_clipfit import DataRequest, Source, UserError
 from cl_clipfit.data.fetch.archives import Archive
 from cl_clipfit.data.images.decode import open_image
 from cl_clipfit.data.images.lazy import ImageFiles
+from cl_clipfit.scenarios import caltech101, flowers102, mnist, split_cifar10
 from tests.support.official import serve
 from tests.support.official_sets import BUILDERS, pack
 

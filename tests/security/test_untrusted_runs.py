@@ -23,7 +23,6 @@ from tests.support.tiny import PLUGIN, TINY
 
 COMMAND = [*TINY, "--strategy", "clipfit", "--quiet"]
 LONGEST = 20  # seconds of a command, on a busy machine
-pytestmark = pytest.mark.skipif(not hasattr(signal, "alarm"), reason="needs pipes and alarms")
 
 
 class Killed(BaseException):
@@ -124,7 +123,6 @@ def test_nothing_is_written_or_removed_through_a_link(
     assert content(place) == before
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 @pytest.mark.parametrize(
     "name", ["MANIFEST.sha256", "config.yaml", "accuracy_matrix.csv", "result.json",
              "bank-eval.json", f"bank/{INDEX}", "bank/task-001.safetensors"],
@@ -151,7 +149,6 @@ def test_files_without_an_end_are_not_read(
         refused("--config", run / name)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_checkpoint_that_is_a_pipe_is_left_out(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

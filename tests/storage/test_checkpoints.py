@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
-from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from torch import Tensor, nn
 
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.storage.checkpoints import KEPT, Checkpoints, UnsupportedError, pack, unpack
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from cl_clipfit.training.journal import Journal
 from cl_clipfit.training.snapshot import put, take
 from tests.support.methods import TwoGroups

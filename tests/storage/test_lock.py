@@ -19,7 +19,6 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.storage.files import seal
 from cl_clipfit.storage.lock import LOCK, hold
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, forks and flock")
 # How a process finds out that a file system has no locks; tests ask for it with an argument.
 LOCKLESS = """
 import errno, os, sys
@@ -96,7 +95,7 @@ def make_lockless(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOLCK) -> 
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-@pytest.fixture(params=["flock", pytest.param("lockless", marks=posix)])
+@pytest.fixture(params=["flock", "lockless"])
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """Return what makes other processes as this one: with and without locks of the system."""
     if request.param == "flock":
@@ -149,7 +148,6 @@ def test_a_second_process_is_told_who_and_what_to_do(tmp_path: Path, mode: tuple
         pass
 
 
-@posix
 def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path, mode: tuple[str, ...]) -> None:
     with process(HOLDER, tmp_path, *mode) as holder:
         os.kill(holder.pid, signal.SIGKILL)
@@ -198,7 +196,7 @@ def test_only_what_may_be_alive_is_in_the_way(
     """Nobody knows of a process elsewhere; a container gives every process the same number."""
     holder = {"pid": 1, "host": socket.gethostname(), "since": "2020-01-01T00:00:00+00:00"}
     (tmp_path / LOCK).write_bytes(seal(holder))
-    if mode and sys.platform != "win32":
+    if mode:
         assert "process 1 on" in refusal(tmp_path)
     (tmp_path / LOCK).write_bytes(seal(holder | who))
     if mode and "host" in who:
@@ -209,14 +207,12 @@ def test_only_what_may_be_alive_is_in_the_way(
     assert [*tmp_path.iterdir()] == []
 
 
-@posix
 def test_a_damaged_file_of_a_living_process_still_keeps_others_out(tmp_path: Path) -> None:
     with process(HOLDER, tmp_path):
         (tmp_path / LOCK).write_bytes(b"garbage")
         assert "another process, which its lock does not name, is writing it" in refusal(tmp_path)
 
 
-@posix
 @pytest.mark.parametrize("code", ["ENOLCK", "ENOTSUP", "ENOSYS", "EOPNOTSUPP"])
 def test_no_locks_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     make_lockless(monkeypatch, getattr(errno, code))
@@ -224,7 +220,6 @@ def test_no_locks_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         assert f"process {holder.pid} on" in refusal(tmp_path)
 
 
-@posix
 def test_neither_locks_nor_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "no")
@@ -238,7 +233,6 @@ def test_neither_locks_nor_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [*tmp_path.iterdir()] == []
 
 
-@posix
 def test_another_failure_of_the_lock_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +240,6 @@ def test_another_failure_of_the_lock_is_told(
     assert refusal(tmp_path) == f"cannot write {tmp_path}: {os.strerror(errno.EIO)}"
 
 
-@posix
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     """A worker that outlives its killed parent must not keep a new run out."""
     script = LOCKLESS + (
@@ -270,7 +263,6 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
             os.kill(child, signal.SIGKILL)
 
 
-@posix
 def test_a_forked_process_that_ends_takes_no_lock_away(tmp_path: Path) -> None:
     script = LOCKLESS + (
         "with hold(folder):\n"
@@ -283,7 +275,6 @@ def test_a_forked_process_that_ends_takes_no_lock_away(tmp_path: Path) -> None:
         assert f"process {parent.pid} on" in refusal(tmp_path)
 
 
-@posix
 def test_of_many_starters_one_holds_at_any_time(tmp_path: Path, mode: tuple[str, ...]) -> None:
     folder, starters = tmp_path / "run", 20
     pipe = subprocess.PIPE
@@ -317,7 +308,6 @@ def test_of_many_starters_one_holds_at_any_time(tmp_path: Path, mode: tuple[str,
 # ---- folders that cannot be held -----------------------------------------------------------------
 
 
-@posix
 def test_a_read_only_folder_is_one_line() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder, root = Path(made), os.geteuid() == 0
@@ -341,7 +331,6 @@ def test_what_is_no_folder_is_one_line(tmp_path: Path) -> None:
     assert "cannot write" in refusal(tmp_path / "run")
 
 
-@posix
 def test_a_link_or_a_pipe_in_place_of_the_lock_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / LOCK).symlink_to(tmp_path / "precious")
@@ -352,7 +341,6 @@ def test_a_link_or_a_pipe_in_place_of_the_lock_is_left_alone(tmp_path: Path) -> 
     assert "is no file: remove it" in refusal(tmp_path)
 
 
-@posix
 def test_a_folder_that_vanishes_is_no_error_at_the_end(
     tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
@@ -362,7 +350,6 @@ def test_a_folder_that_vanishes_is_no_error_at_the_end(
         pass
 
 
-@posix
 def test_a_lock_file_removed_by_hand_is_not_removed_from_another(tmp_path: Path) -> None:
     with hold(tmp_path):
         (tmp_path / LOCK).unlink()

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from cl_clipfit.errors import UserError
 from cl_clipfit.storage.manifest import MANIFEST, check_manifest, write_manifest
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")
 FILES = {
     "result.json": b'{"complete": true}\n',
     "config.yaml": b"seed: [0]\n",
@@ -66,7 +64,6 @@ def test_what_is_left_out_may_come_change_and_go(folder: Path) -> None:
     assert check_manifest(folder) == []
 
 
-@posix
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no sha256sum")
 def test_sha256sum_reads_it_whatever_the_names(tmp_path: Path) -> None:
     names = ["back\\slash", "new\nline", "é ü 図", " blank ", "*star", "\\n", "#c", "a\\\nb"]
@@ -82,7 +79,6 @@ def test_sha256sum_reads_it_whatever_the_names(tmp_path: Path) -> None:
     assert only(tmp_path).startswith(r"'new\nline' is changed")
 
 
-@posix
 def test_a_carriage_return_in_a_name_is_escaped(tmp_path: Path) -> None:
     (tmp_path / "a\r").touch()  # older versions of sha256sum do not read such lines
     write_manifest(tmp_path)
@@ -111,7 +107,6 @@ def test_a_missing_manifest_says_how_to_get_one(folder: Path) -> None:
     assert "cannot read" in only(folder / "absent")
 
 
-@posix
 def test_links_are_reported_and_not_followed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/secret").touch()
@@ -129,7 +124,6 @@ def test_links_are_reported_and_not_followed(folder: Path, tmp_path: Path) -> No
     assert only(folder).startswith("config.yaml is a link or another thing")
 
 
-@posix
 def test_a_linked_manifest_is_refused_and_replaced(folder: Path, tmp_path: Path) -> None:
     (folder / MANIFEST).rename(tmp_path / "list")
     (folder / MANIFEST).symlink_to(tmp_path / "list")
@@ -219,7 +213,6 @@ def test_every_byte_of_the_manifest_counts(folder: Path) -> None:
             assert check_manifest(folder), place
 
 
-@posix
 def test_weights_that_became_a_file_of_holes_are_not_hashed(folder: Path) -> None:
     os.truncate(folder / "bank/task-001.safetensors", 1 << 40)
     assert "1,099,511,627,776 bytes are holes" in only(folder)

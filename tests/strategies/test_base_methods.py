@@ -8,13 +8,14 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_clipfit.strategies.coop import CoOp, CoOpOptions
-from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
-from cl_clipfit.strategies.linear_head import LinearHead, LinearHeadOptions
 from open_clip.transform import PreprocessCfg
 
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, UserError, build_scenario
 from cl_clipfit.clip.context import learn_context
+from cl_clipfit.methods.prompt import PromptOptions
+from cl_clipfit.strategies.coop import CoOp
+from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
+from cl_clipfit.strategies.linear_head import LinearHead, LinearHeadOptions
 from tests.support.tiny import TINY_CLIP
 
 Build = Callable[..., CLIPClassifier]
@@ -77,7 +78,7 @@ def test_loss_and_gradient_are_the_published_ones(
     strategy: Any = (
         KgCoOp(model=roomy(), class_names=names, options=KgCoOpOptions(kd_scope=kd, **common))
         if kd
-        else CoOp(model=roomy(), class_names=names, options=CoOpOptions(**common))
+        else CoOp(model=roomy(), class_names=names, options=PromptOptions(**common))
     )
     model = middle(strategy).model
     images, labels = batch(source)

@@ -9,8 +9,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_clipfit.strategies.clipfit import PUBLISHED, ClipFit, ClipFitOptions
-from cl_clipfit.strategies.full import Full, FullOptions
 from open_clip.transform import PreprocessCfg
 
 from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
@@ -18,6 +16,8 @@ from cl_clipfit.config.command import RunConfig
 from cl_clipfit.experiment.run_plan import plan_runs
 from cl_clipfit.experiment.stream_plan import plan_stream
 from cl_clipfit.registry import Registry
+from cl_clipfit.strategies.clipfit import PUBLISHED, ClipFit, ClipFitOptions
+from cl_clipfit.strategies.full import Full, FullOptions
 from cl_clipfit.training.losses import cosine_distance
 from cl_clipfit.training.optimization import lr_factor
 from tests.support.tiny import TINY_CLIP

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
-from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
-from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import growth
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
+from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from cl_clipfit.training.prompt_sampling import PromptDraws, PromptSample
 from cl_clipfit.training.strategy import StepCallback
 from tests.support.tiny import build_source

@@ -8,10 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
-from cl_clipfit.strategies.coop import CoOp, CoOpOptions
-from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
-from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from torch import Tensor, nn
 
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Options, Recipe, Source, build_scenario
@@ -19,7 +15,12 @@ from cl_clipfit.cli.app import main
 from cl_clipfit.clip.context import context_in_place
 from cl_clipfit.evaluation.fisher import diagonal_fisher
 from cl_clipfit.methods.continued import Stage
+from cl_clipfit.methods.prompt import PromptOptions
 from cl_clipfit.registry import Registry
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
+from cl_clipfit.strategies.coop import CoOp
+from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from tests.support.tiny import TINY
 
 Build = Callable[..., CLIPClassifier]
@@ -178,7 +179,7 @@ def test_gradients_of_pulls_and_path_agree_with_finite_differences(
 
 
 HOSTS = [
-    (CoOp, CoOpOptions(), 0.0), (KgCoOp, KgCoOpOptions(), 8.0),
+    (CoOp, PromptOptions(), 0.0), (KgCoOp, KgCoOpOptions(), 8.0),
     (ClipFit, ClipFitOptions(), 8.0), (KgCoOp, KgCoOpOptions(kd_weight=0), 0.0),
 ]  # fmt: skip
 

@@ -11,10 +11,6 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
-from cl_clipfit.strategies.clipfit import ClipFit
-from cl_clipfit.strategies.full import Full
-from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
-from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +22,10 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.out_of_memory import in_batches, out_of_memory
 from cl_clipfit.runtime.rng import Draws
+from cl_clipfit.strategies.clipfit import ClipFit
+from cl_clipfit.strategies.full import Full
+from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from cl_clipfit.training.features import keep_columns, label_index
 from cl_clipfit.training.optimization import make_optimizer
 from cl_clipfit.training.strategy import StepCallback
