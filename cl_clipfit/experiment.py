@@ -18,6 +18,7 @@ from cl_clipfit.divergence import DivergedError, LossWatch
 from cl_clipfit.encoding import FrozenImages
 from cl_clipfit.errors import UserError
 from cl_clipfit.estimate import estimate_seconds
+from cl_clipfit.memory import encode_images
 from cl_clipfit.metrics.tables import NotANumberError, seen_curve
 from cl_clipfit.optimization import online_steps
 from cl_clipfit.plan import StreamPlan
@@ -264,11 +265,11 @@ class Run:
         """Summarise the task's training images as zero-shot CLIP sees them, to route by."""
         # Encoded here, even if another method has encoded all of them: in other batches, whose
         # last bits differ, and a bank does not depend on the methods that run beside it.
-        strategy, model = self.strategy, self.strategy.model
+        strategy = self.strategy
         experience = self.scenario.of_task(self.task - 1)
         images, labels = strategy.task_sample(STATISTICS_IMAGES, experience, by_class=True)
-        with torch.no_grad(), model.pretrained_weights():
-            features = strategy.in_batches(lambda x: model.image_features(x).cpu(), images)
+        with strategy.model.pretrained_weights():
+            features = encode_images(strategy, images)
         return class_statistics(features, labels)
 
     def _show_warnings(self) -> None:
