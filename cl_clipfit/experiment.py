@@ -328,7 +328,7 @@ class Run:
             self.plan, self.scenario, self.strategy, self.probes,
             STATISTICS_IMAGES if self.bank is not None else 0, self.scorer.at_hand(),
         )  # fmt: skip
-        if seconds > LONG_RUN_SECONDS:
+        if seconds is not None and seconds > LONG_RUN_SECONDS:
             self.display.note(
                 f"{name}: about {seconds / 60:.0f} minutes on {where}, estimated from a few images"
                 " and prompts"

@@ -1,6 +1,6 @@
 """Encoding of many images: everywhere the same batches, and fewer images once memory runs out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source
+from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario, estimate
 from cl_clipfit.cli import main
 from cl_clipfit.clip import ModelIdentity
 from cl_clipfit.commands import evaluate
@@ -252,3 +252,64 @@ def test_mixed_batches_shrink_once_memory_runs_out(
     torch.testing.assert_close(scores(), expected)
     assert memory.batches == [10] * 4
     assert strategy.warnings == ["out of memory in evaluation: 10 images at a time from now on"]
+
+
+# ---- the estimate of the time ------------------------------------------------------------------
+
+
+def estimated(strategy: CLIPStrategy, source: Source) -> float | None:
+    plan: Any = SimpleNamespace(recipe=None)
+    probes: Mapping[str, Source] = {}
+    strategy.frozen = True  # type: ignore[misc]
+    scenario = build_scenario("s", source, tasks=3)  # 48 test images, 6 classes
+    return estimate.estimate_seconds(plan, scenario, strategy, probes)
+
+
+def test_an_estimate_times_fewer_images_or_prompts_where_memory_runs_out(
+    strategy: CLIPStrategy, source: Source, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(function: Callable[[], Tensor]) -> float:
+        function()
+        return 1.0
+
+    monkeypatch.setattr(estimate, "_seconds", second)
+    assert estimated(strategy, source) == 48 / 32 + 6 / 6
+    memory.room = 9
+    assert estimated(strategy, source) == 48 / 8 + 6 / 6
+    encode = strategy.model.text_features
+
+    def text_features(classes: list[int]) -> Tensor:
+        if len(classes) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return encode(classes)
+
+    monkeypatch.setattr(strategy.model, "text_features", text_features)
+    assert estimated(strategy, source) == 48 / 8 + 6 / 1  # 6, 3, 1
+    memory.room = 0
+    assert estimated(strategy, source) is None
+
+
+@pytest.mark.parametrize("text", ["out of memory", "the shapes do not match"])
+def test_only_what_is_no_lack_of_memory_ends_an_estimate(
+    text: str, strategy: CLIPStrategy, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def text_features(classes: list[int]) -> Tensor:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(strategy.model, "text_features", text_features)
+    if text == "out of memory":
+        assert estimated(strategy, source) is None
+    else:
+        with pytest.raises(RuntimeError, match=text):
+            estimated(strategy, source)
+
+
+def test_a_run_without_memory_for_its_estimate_says_none_and_goes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(function: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr(estimate, "_seconds", fail)
+    assert main([*TINY, "--strategy", "zero-shot", "--output", str(tmp_path)]) == 0
+    assert "minutes on" not in capsys.readouterr().err
