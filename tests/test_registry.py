@@ -14,9 +14,9 @@ from cl_clipfit.cli.app import main
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.scenario_file import load_source
 from cl_clipfit.registry import Registry, describe
-from strategies.clipfit import ClipFit, ClipFitOptions
-from strategies.mergetune import MergeTune, MergeTuneOptions
-from tests.conftest import TINY
+from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
+from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
+from tests.support.tiny import TINY
 
 REGISTRY = Registry([Path("examples/image_norms.py")])
 STRATEGIES = [entry.name for entry in REGISTRY.entries("strategies")]
@@ -179,7 +179,7 @@ def test_literals_that_cannot_be_shown_are_left_out(
 
 
 SUBCLASS = """
-from strategies.clipfit import ClipFit
+from cl_clipfit.strategies.clipfit import ClipFit
 
 class Mine(ClipFit):
     pass

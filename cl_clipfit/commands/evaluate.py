@@ -18,6 +18,7 @@ from cl_clipfit.evaluation.scoring import Scoreboard, Scores, score
 from cl_clipfit.experiment.reopen import FinishedRun
 from cl_clipfit.merging.methods import merged_values, used_settings
 from cl_clipfit.metrics.tables import accuracy
+from cl_clipfit.runtime.out_of_memory import encode_images
 from cl_clipfit.training.strategy import CLIPStrategy
 
 Values = dict[str, Tensor]
@@ -195,9 +196,8 @@ class BankEvaluation:
             raise UserError(f"--mode routed: {error}") from error
 
     def _zero_shot_features(self, images: Tensor) -> Tensor:
-        model = self.strategy.model
-        with torch.no_grad(), model.pretrained_weights():
-            return self.strategy.in_batches(lambda x: model.image_features(x).cpu(), images)
+        with self.strategy.model.pretrained_weights():
+            return encode_images(self.strategy, images)
 
     def _within(self, scores: Tensor, choices: Tensor) -> Tensor:
         """Keep the classes of each image's chosen task; of one not learned yet, all of them."""
@@ -230,26 +230,23 @@ def _mixed(
     text: Callable[[], Tensor], whole: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
     """Score every image with its task's weights, all tasks in one pass of the image tower."""
-    model, device = strategy.model, strategy.device
-    features = {}
+    model, features = strategy.model, {}
     for task in choices.unique().tolist():
         with model.weights(candidates[task]):
             features[task] = text()
     rows = torch.stack(list(features.values()))
     order = torch.empty(len(candidates), dtype=torch.long)
     order[list(features)] = torch.arange(len(features))
-    found = []
-    for batch, own in zip(
-        images.split(strategy.eval_mb_size), choices.split(strategy.eval_mb_size), strict=True
-    ):
-        image = mixed_image_features(model, batch.to(device), own.to(device), candidates)
-        index = order[own].to(device)
+
+    def score_batch(batch: Tensor, tasks: Tensor, index: Tensor) -> Tensor:
+        image = mixed_image_features(model, batch, tasks, candidates)
         scores = torch.empty(len(batch), rows.shape[1])
         for row in index.unique().tolist():
             mask = index == row
             scores[mask.cpu()] = model.logits(image[mask], rows[row]).cpu()
-        found.append(scores)
-    return torch.cat(found)
+        return scores
+
+    return strategy.in_batches(score_batch, images, choices, order[choices])
 
 
 def _one_at_a_time(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import PIL
@@ -16,6 +17,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache, images_key
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.runtime.out_of_memory import encode_images, in_batches
 
 BATCH = 256  # as in evaluation
 
@@ -42,6 +44,9 @@ class FrozenImages:
         device: where to encode.
         display: told about progress.
         cache: where features are kept between commands.
+
+    Attributes:
+        batch_size: images at a time; fewer than `BATCH` once memory ran out.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class FrozenImages:
     ) -> None:
         self.model, self.device, self.display = model, device, display
         self.cache = cache or FeatureCache()
+        self.batch_size = BATCH
         self._known: dict[str, Tensor] = {}
 
     def encode(
@@ -75,7 +81,6 @@ class FrozenImages:
         """Return the features (N, d) of images encoded by this command already, else None."""
         return self._known.get(images_key(images)) if self._known else None
 
-    @torch.no_grad()
     def features(self, images: Any) -> Tensor:
         """Return (N, d), unit length, on the CPU."""
         if isinstance(images, Tensor) and images.dim() == 2:
@@ -85,8 +90,9 @@ class FrozenImages:
             key = {**self._key(), "images": found_by}
             features = self.cache.get(key, len(images))
             if features is None:
-                features = self._encode(images)
-                self._keep(key, features)
+                features = encode_images(self, images)
+                if self.batch_size == BATCH:  # the last bits of smaller batches differ
+                    self._keep(key, features)
             self._known[found_by] = features
         return self._known[found_by]
 
@@ -108,11 +114,23 @@ class FrozenImages:
             "made by": [__version__, torch.__version__, PIL.__version__],
         }
 
-    def _encode(self, images: Any) -> Tensor:
-        found, done = [], 0
-        for batch in images.split(BATCH):
-            found.append(self.model.image_features(batch.to(self.device)).cpu())
-            done += len(batch)
-            self.display.count("encoding images", done, len(images))
-        self.display.stop()
-        return torch.cat(found)
+    def in_batches(self, function: Callable[..., Tensor], images: Any) -> Tensor:
+        """Apply a function to `batch_size` images at a time; to fewer once memory runs out.
+
+        Raises:
+            UserError: there is not memory enough for one image.
+        """
+        try:
+            results, size = in_batches(
+                function, images, self.device, self.batch_size,
+                progress=partial(self.display.count, "encoding images"),
+            )  # fmt: skip
+        finally:
+            self.display.stop()
+        if size != self.batch_size:
+            self.batch_size = size
+            self.display.warn(
+                f"out of memory in encoding: {size} images at a time from now on; their features"
+                " are not kept for other commands"
+            )
+        return results

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cl_clipfit.evaluation.feature_reuse import compares_as_clip, leaves_images, reads_features
 from cl_clipfit.merging import Plane, barrier, segment
+from cl_clipfit.runtime.out_of_memory import encode_images
 
 if TYPE_CHECKING:
     from cl_clipfit.training.strategy import CLIPStrategy
@@ -69,7 +70,6 @@ def _scores(strategy: "CLIPStrategy", sample: Sample) -> Tensor:
     )
 
 
-@torch.no_grad()
 def encode_shared(strategy: "CLIPStrategy", names: Iterable[str], sample: Sample) -> Sample:
     """Put features in place of images where points that differ in some parameters share them.
 
@@ -81,9 +81,8 @@ def encode_shared(strategy: "CLIPStrategy", names: Iterable[str], sample: Sample
     shared = reads_features(strategy) and leaves_images(strategy, names)
     if sample.images.dim() == 2 or not shared:
         return sample
-    encode = strategy.model.eval().image_features
-    features = strategy.in_batches(lambda batch: encode(batch).cpu(), sample.images)
-    return replace(sample, images=features)
+    strategy.model.eval()
+    return replace(sample, images=encode_images(strategy, sample.images))
 
 
 def profile(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.evaluation.feature_reuse import encodes_as, reads_features, same_images
 from cl_clipfit.evaluation.frozen_features import FrozenImages, with_features
 from cl_clipfit.metrics.tables import AccuracyTables, accuracy
+from cl_clipfit.runtime.out_of_memory import encode_images
 from cl_clipfit.training.strategy import CLIPStrategy
 
 Values = Mapping[str, Tensor]
@@ -116,11 +117,8 @@ class Scorer:
                 return self._pretrained_features
             if uses == 1:
                 return self.scenario, self.probes
-            encode = strategy.model.eval().image_features
-            return with_features(
-                self.scenario, self.probes,
-                lambda images: strategy.in_batches(lambda batch: encode(batch).cpu(), images),
-            )  # fmt: skip
+            strategy.model.eval()
+            return with_features(self.scenario, self.probes, partial(encode_images, strategy))
 
     def as_pretrained(self) -> bool:
         """Tell whether the encoder's features are those of the strategy's image tower, now."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.evaluation.feature_reuse import leaves_images
 from cl_clipfit.experiment.run_plan import RunPlan
+from cl_clipfit.runtime.out_of_memory import fits, release
 from cl_clipfit.training.optimization import steps_per_epoch
 from cl_clipfit.training.strategy import CLIPStrategy
 
@@ -25,7 +27,7 @@ def estimate_seconds(
     probes: Mapping[str, Source],
     statistics: int = 0,
     at_hand: bool = False,
-) -> float:
+) -> float | None:
     """Estimate the run's length; a training step costs 3 forward passes of what trains.
 
     Where all classes seen are encoded their prompts grow from task to task, so that half of them
@@ -38,11 +40,15 @@ def estimate_seconds(
         probes: what is scored besides, after every task.
         statistics: training images that each task encodes at most under pretrained weights.
         at_hand: features of test images and probes before training need no encoding.
+
+    Returns:
+        seconds; None where memory runs out with one image or one prompt.
     """
-    model, recipe = strategy.model, plan.recipe
-    classes = list(range(min(_TIMED_PROMPTS, len(scenario.class_names))))
+    recipe = plan.recipe
     test, train = (_per_image(strategy, data.images) for data in (scenario.test, scenario.train))
-    prompt = _seconds(lambda: model.text_features(classes)) / len(classes)
+    prompt = _per_prompt(strategy)
+    if test is None or train is None or prompt is None:
+        return None
     tasks, work = scenario.trained_tasks, strategy.workload()
     # An empty selection has not been made yet.
     fixed = bool(strategy.selection) and leaves_images(strategy, strategy.selection)
@@ -60,10 +66,44 @@ def estimate_seconds(
     return total + (1 if fixed else 3) * train * trained + 3 * prompt * steps * prompts
 
 
-def _per_image(strategy: CLIPStrategy, images: Any) -> float:
+def _per_image(strategy: CLIPStrategy, images: Any) -> float | None:
     """Return the seconds that an image takes, or its features where it is encoded already."""
-    some = images[:_TIMED_IMAGES].to(strategy.device)
-    return _seconds(lambda: strategy.model.image_features(some)) / len(some)
+
+    def timed(count: int) -> float:
+        some = images[:count].to(strategy.device)
+        return _seconds(lambda: strategy.model.image_features(some))
+
+    return _per_piece(timed, min(_TIMED_IMAGES, len(images)))
+
+
+def _per_prompt(strategy: CLIPStrategy) -> float | None:
+    """Return the seconds that the prompt of a class takes."""
+    model = strategy.model
+    return _per_piece(
+        lambda count: _seconds(lambda: model.text_features(list(range(count)))),
+        min(_TIMED_PROMPTS, len(model.class_names)),
+    )
+
+
+def _per_piece(timed: Callable[[int], float], count: int) -> float | None:
+    """Divide the seconds of `count` pieces, or of fewer where memory runs out, by their number.
+
+    Args:
+        timed: returns the seconds that so many pieces take at once.
+        count: how many to begin with.
+
+    Returns:
+        seconds; None where there is not memory enough for one piece.
+    """
+    seconds: list[float] = []
+
+    def work(pieces: int) -> None:
+        seconds.append(timed(pieces) / pieces)
+
+    while count and not fits(partial(work, count)):
+        count //= 2
+        release()
+    return seconds[0] if count else None
 
 
 def _seconds(function: Callable[[], torch.Tensor]) -> float:

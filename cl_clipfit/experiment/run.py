@@ -27,6 +27,7 @@ from cl_clipfit.merging.layers import change_by_layer
 from cl_clipfit.metrics.tables import NotANumberError, seen_curve
 from cl_clipfit.runtime import device as environment
 from cl_clipfit.runtime import signals
+from cl_clipfit.runtime.out_of_memory import encode_images
 from cl_clipfit.runtime.progress import Display
 from cl_clipfit.storage.files import write_json
 from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
@@ -243,11 +244,11 @@ class Run:
         """Summarise the task's training images as zero-shot CLIP sees them, to route by."""
         # Encoded here, even if another method has encoded all of them: in other batches, whose
         # last bits differ, and a bank does not depend on the methods that run beside it.
-        strategy, model = self.strategy, self.strategy.model
+        strategy = self.strategy
         experience = self.scenario.of_task(self.task - 1)
         images, labels = strategy.task_sample(STATISTICS_IMAGES, experience, by_class=True)
-        with torch.no_grad(), model.pretrained_weights():
-            features = strategy.in_batches(lambda x: model.image_features(x).cpu(), images)
+        with strategy.model.pretrained_weights():
+            features = encode_images(strategy, images)
         return class_statistics(features, labels)
 
     def _show_warnings(self) -> None:
@@ -306,7 +307,7 @@ class Run:
             self.plan, self.scenario, self.strategy, self.probes,
             STATISTICS_IMAGES if self.bank is not None else 0, self.scorer.at_hand(),
         )  # fmt: skip
-        if seconds > LONG_RUN_SECONDS:
+        if seconds is not None and seconds > LONG_RUN_SECONDS:
             self.display.note(
                 f"{name}: about {seconds / 60:.0f} minutes on {where}, estimated from a few images"
                 " and prompts"

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,15 +45,23 @@ def release() -> None:
 
 
 def in_batches(
-    function: Callable[[Tensor], Tensor], images: Any, device: torch.device, size: int
+    function: Callable[..., Tensor],
+    images: Any,
+    device: torch.device,
+    size: int,
+    *beside: Tensor,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, int]:
     """Apply a function to `size` images at a time, to half as many whenever memory runs out.
 
     Args:
-        function: takes images (B, ...) on the device; a row of its result for each.
+        function: takes images (B, ...) on the device, and the same rows of each tensor of
+            `beside`; a row of its result for each image.
         images: (N, ...), or what stands for such a tensor.
         device: where to bring them.
         size: images at a time.
+        beside: tensors (N, ...) with a row for each image.
+        progress: told the images so far, and all, after every batch.
 
     Returns:
         the results one after the other, (N, ...), and the images at a time at the end.
@@ -66,7 +74,8 @@ def in_batches(
 
     def add(batch: Any) -> None:
         nonlocal found
-        part = function(batch.to(device))
+        rows = (tensor[done : done + len(batch)].to(device) for tensor in beside)
+        part = function(batch.to(device), *rows)
         if found is None:  # as a whole: parts put together in the end need twice the memory
             found = part.new_empty((len(images), *part.shape[1:]))
         found[done : done + len(batch)] = part
@@ -74,10 +83,39 @@ def in_batches(
     while done < len(images) or found is None:
         batch = images[done : done + size]
         if fits(partial(add, batch)):
-            done += size
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(images))
             continue
         if len(batch) <= 1:
-            raise UserError(f"out of memory in evaluation, with one image at a time: {NEEDS_LESS}")
+            raise UserError(f"out of memory with one image at a time: {NEEDS_LESS}")
         size = (min(size, len(batch)) + 1) // 2
         release()
     return found, size
+
+
+class Encoder(Protocol):
+    """What has a model, and a size of batches that fits into memory."""
+
+    model: Any
+
+    def in_batches(self, function: Callable[..., Tensor], images: Any) -> Tensor:
+        """Apply a function to a number of images at a time; to fewer once memory runs out."""
+
+
+@torch.no_grad()
+def encode_images(encoder: Encoder, images: Any) -> Tensor:
+    """Encode any number of images with the current weights, in the encoder's batches.
+
+    Args:
+        encoder: a strategy, or the `FrozenImages` of a command.
+        images: (N, ...), or what stands for such a tensor.
+
+    Returns:
+        (N, d), unit length, on the CPU.
+
+    Raises:
+        UserError: there is not memory enough for one image.
+    """
+    encode = encoder.model.image_features
+    return encoder.in_batches(lambda batch: encode(batch).cpu(), images)

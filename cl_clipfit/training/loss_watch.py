@@ -61,7 +61,8 @@ class LossWatch:
         if loss.device.type == "cuda" and not self.skip:
             known = loss.to("cpu", non_blocking=True)
             done = torch.cuda.Event()
-            done.record()
+            # The copy is on the stream of the loss's device, which need not be the current one.
+            done.record(torch.cuda.current_stream(loss.device))
             self._queue.append((known, done, about))
             self._look(strategy, _UNDER_WAY)
             return False

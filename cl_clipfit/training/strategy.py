@@ -301,12 +301,14 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
             lambda batch: model.logits(model.image_features(batch), text).cpu(), images
         )
 
-    def in_batches(self, function: Callable[[Tensor], Tensor], images: Any) -> Tensor:
+    def in_batches(self, function: Callable[..., Tensor], images: Any, *beside: Tensor) -> Tensor:
         """Apply a function to `eval_mb_size` images at a time; to fewer once memory runs out.
 
         Args:
-            function: takes images (B, ...) on the device; a row of its result for each.
+            function: takes images (B, ...) on the device, and the same rows of each tensor of
+                `beside`; a row of its result for each image.
             images: (N, ...), or what stands for such a tensor.
+            beside: tensors (N, ...) with a row for each image.
 
         Returns:
             the results one after the other, (N, ...).
@@ -314,7 +316,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         Raises:
             UserError: there is not memory enough for one image.
         """
-        found, size = in_batches(function, images, self.device, self.eval_mb_size)
+        found, size = in_batches(function, images, self.device, self.eval_mb_size, *beside)
         if size != self.eval_mb_size:
             self.eval_mb_size = size
             self.warn(f"out of memory in evaluation: {size} images at a time from now on")

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -408,3 +409,25 @@ def test_losses_of_a_gpu_are_looked_at_when_they_are_known(monkeypatch: pytest.M
     watch.flush(None)  # at the end of an epoch, all are
     assert [event.waits for event in events[:4]] == [0, 0, 1, 1]
     assert seen == [{"n": 2}]
+
+
+def test_the_event_of_a_loss_is_recorded_on_the_stream_of_its_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which need not be the current device: `--device cuda:1`."""
+    recorded: list[Any] = []
+
+    class Recorded(Event):
+        def record(self, stream: Any = "of the current device") -> None:
+            recorded.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "Event", Recorded)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"of {device}")
+    loss = SimpleNamespace(
+        device=torch.device("cuda:1"), to=lambda *_, **__: torch.tensor(1.0)
+    )  # fmt: skip
+    strategy = SimpleNamespace(
+        loss=SimpleNamespace(detach=lambda: loss), task_number=1, mb_y=None, task_steps=1
+    )
+    assert not LossWatch().leaves_out(strategy, torch.empty(0))
+    assert recorded == ["of cuda:1"]

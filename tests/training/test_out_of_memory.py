@@ -221,7 +221,7 @@ def test_evaluation_goes_on_with_smaller_batches(tiny: Build, source: Source) ->
     assert strategy.eval(scenario.benchmark.test_stream) == measured
     assert strategy.eval_mb_size < 7
     limit(strategy.model, 0)
-    with pytest.raises(UserError, match="in evaluation, with one image"):
+    with pytest.raises(UserError, match="out of memory with one image at a time"):
         strategy.score_all(images)
 
 
