@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cl_clipfit.bank.store import INDEX
-from cl_clipfit.cli.app import app as command_line
+from cl_clipfit.cli import app as command_line
 from cl_clipfit.cli.app import main
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.checkpoints import FOLDER, SCHEMA, Checkpoints
