@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cl_clipfit.continued import ContinuedOptions, ContinuedStrategy
     from cl_clipfit.data.source import DataRequest, ImageSet, Source
     from cl_clipfit.data.streams import Scenario, build_scenario
+    from cl_clipfit.determinism import Seeds
     from cl_clipfit.errors import UserError
     from cl_clipfit.strategy import CLIPStrategy
     from cl_clipfit.tuning.bank import Delta, DeltaBank
@@ -30,6 +31,7 @@ _HOMES = {
     "Options": "cl_clipfit.config",
     "Recipe": "cl_clipfit.config",
     "Scenario": "cl_clipfit.data.streams",
+    "Seeds": "cl_clipfit.determinism",
     "Source": "cl_clipfit.data.source",
     "UserError": "cl_clipfit.errors",
     "build_scenario": "cl_clipfit.data.streams",
@@ -47,6 +49,7 @@ __all__ = [
     "Options",
     "Recipe",
     "Scenario",
+    "Seeds",
     "Source",
     "UserError",
     "build_scenario",

@@ -1,10 +1,9 @@
 """From a plan to a strategy on a copy of the model, and what to say when its code fails."""
 
-import contextlib
 import copy
 import random
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.classifier import TemplatesLike
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.determinism import explain_nondeterminism
+from cl_clipfit.determinism import Seeds, explain_nondeterminism
 from cl_clipfit.errors import UserError
 from cl_clipfit.memory import NEEDS_LESS, out_of_memory
 from cl_clipfit.plan import StreamPlan
@@ -33,8 +32,8 @@ def build_strategy(
     """Build a plan's strategy on a copy of the model, and seed all draws by the plan.
 
     What is drawn until `select_first` has returned are values that new parameters start at. Where
-    data order has another seed, that one counts afterwards, and for generators that a method seeds
-    from `torch.initial_seed()`.
+    data order has another seed, that one counts afterwards. A method seeds generators of its own
+    from `strategy.seeds`.
 
     Args:
         plan: the strategy, its recipe and options.
@@ -53,17 +52,17 @@ def build_strategy(
     own.compiles = stream.compile
     seed_everything(plan.initialisation)
     try:
-        with _generators_of(plan):
-            return plan.cls(
-                model=own,
-                class_names=class_names,
-                templates=templates,
-                recipe=plan.recipe,
-                options=plan.options,
-                device=stream.device,
-                plugins=list(plugins),
-                **({"host_options": plan.host_options} if plan.host else {}),
-            )
+        return plan.cls(
+            model=own,
+            class_names=class_names,
+            templates=templates,
+            recipe=plan.recipe,
+            options=plan.options,
+            device=stream.device,
+            seeds=Seeds(data=plan.data_order, init=plan.initialisation),
+            plugins=list(plugins),
+            **({"host_options": plan.host_options} if plan.host else {}),
+        )
     except UserError:
         raise
     except Exception as error:  # a method's own code may raise anything
@@ -98,8 +97,7 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
     if plan.recipe is not None:
         strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
         try:
-            with _generators_of(plan):
-                strategy.select()
+            strategy.select()
             if plan.host:
                 strategy.zero_shot_point()
         except Exception as error:
@@ -107,24 +105,6 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
         strategy.task_classes, strategy.seen_classes = [], []
     if plan.data_order != plan.initialisation:  # with one seed, the draws just go on
         seed_everything(plan.data_order)
-
-
-@contextlib.contextmanager
-def _generators_of(plan: RunPlan) -> Iterator[None]:
-    """Let `torch.initial_seed()` say the seed of data order, for a `with` block.
-
-    Methods seed generators of training draws from it (crops, points of a path, prompts) when they
-    are built, while the values of their parameters are drawn by the seed of initialisation.
-    """
-    if plan.data_order == plan.initialisation:
-        yield
-        return
-    own = torch.initial_seed
-    torch.initial_seed = lambda: plan.data_order
-    try:
-        yield
-    finally:
-        torch.initial_seed = own
 
 
 def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:

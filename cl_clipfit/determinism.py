@@ -1,9 +1,10 @@
-"""`--deterministic`: only kernels that give the same bits again, and what to say without one."""
+"""Seeds; and `--deterministic`: only kernels that give the same bits again."""
 
 import contextlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -12,6 +13,24 @@ from cl_clipfit.errors import UserError
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _CUBLAS_VALUES = (":4096:8", ":16:8")  # at which NVIDIA's cuBLAS promises the same bits
 _REMEDY = "leave out --deterministic, or use --device cpu"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What a method seeds generators of its own with.
+
+    Attributes:
+        data: of data order, crops and other draws of training.
+        init: of the values that new parameters start at.
+    """
+
+    data: int
+    init: int
+
+    @classmethod
+    def of_torch(cls) -> "Seeds":
+        """Return the seed of PyTorch's default generator, for both."""
+        return cls(torch.initial_seed(), torch.initial_seed())
 
 
 @contextlib.contextmanager

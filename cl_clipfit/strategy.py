@@ -19,6 +19,7 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config import Options, Recipe
+from cl_clipfit.determinism import Seeds
 from cl_clipfit.divergence import LossWatch
 from cl_clipfit.memory import RepeatableSteps, in_batches
 from cl_clipfit.optimization import make_optimizer, make_schedule, online_steps
@@ -97,6 +98,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         recipe: how a task is trained.
         options: the method's own settings; default: those of `options_class`.
         device: where to train.
+        seeds: of generators of the method's own; default: that of PyTorch's default generator.
         plugins: Avalanche plugins.
         evaluator: Avalanche evaluation plugin; default: a silent one.
         **kwargs: further arguments of `SupervisedTemplate`, such as `eval_every`.
@@ -140,12 +142,14 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         recipe: Recipe | None = None,
         options: Options | None = None,
         device: str | torch.device = "cpu",
+        seeds: Seeds | None = None,
         plugins: Sequence[Any] | None = None,
         evaluator: Any = None,
         **kwargs: Any,
     ) -> None:
         before = set(vars(self))  # a method's own, set before this
         self.recipe = recipe or Recipe()
+        self.seeds = seeds or Seeds.of_torch()
         self.options: Any = self.options_class() if options is None else options
         own = [t for t in templates if not isinstance(t, str)]  # of each class: none are shared
         self.templates: tuple[str, ...] = DEFAULT_TEMPLATES if own else tuple(templates)  # type: ignore[arg-type]
@@ -181,7 +185,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         self.measured_seconds = 0.0  # of `train`, spent on measuring and not on training
         # A generator of its own: what is drawn for a crop does not change the order of the data.
         self.augmentation_draws = torch.Generator().manual_seed(
-            (torch.initial_seed() + _AUGMENTATION_SEED) % 2**63
+            (self.seeds.data + _AUGMENTATION_SEED) % 2**63
         )
         self.watch = LossWatch()
         self.journal: Journal | None = None

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from rich.console import Console
 
 import cl_clipfit.runplan
+from cl_clipfit import CLIPClassifier, CLIPStrategy, Seeds
 from cl_clipfit.cli import main
 from cl_clipfit.config import RunConfig
 from cl_clipfit.data.orders import class_order, order_seed
@@ -37,7 +39,8 @@ class Noisy(CLIPStrategy):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.model.early = nn.Parameter(torch.randn(3))
-        self.own = torch.Generator().manual_seed(torch.initial_seed())
+        self.own = torch.Generator().manual_seed(self.seeds.data)
+        self.torch_seed = torch.initial_seed()
         self.order, self.images = [], []
 
     def trainable(self):
@@ -65,6 +68,7 @@ class Noisy(CLIPStrategy):
         images = sorted(self.images)
         self.records.append({
             "order": self.order, "images": images, "start": self.start, "coming": self.coming,
+            "seeds": [self.seeds.data, self.seeds.init, self.torch_seed],
             **drawn,
         })
         self.order, self.images = [], []
@@ -193,13 +197,25 @@ def test_shots_are_drawn_by_the_seed_of_the_run(noisy: list[str], tmp_path: Path
     assert base["order"] != other_order["order"]
 
 
-def test_the_torch_function_that_tells_the_seed_is_put_back(
+def test_a_method_is_given_both_seeds_and_torch_tells_its_own(
     noisy: list[str], tmp_path: Path
 ) -> None:
-    before = torch.initial_seed
-    drawn(tmp_path, noisy, "--data-seed", "5")
-    assert torch.initial_seed is before
+    (noted,) = drawn(tmp_path, noisy, "--data-seed", "5", "--init-seed", "2")
+    assert noted["seeds"] == [[5, 2, 2]] * 2
     assert torch.initial_seed() == 5
+
+
+def test_a_method_without_seeds_takes_that_of_torch(
+    tiny: Callable[..., CLIPClassifier],
+) -> None:
+    torch.manual_seed(7)
+    assert CLIPStrategy(model=tiny()).seeds == Seeds(7, 7)
+    given = CLIPStrategy(model=tiny(), seeds=Seeds(data=1, init=2))
+    drawn, expected = (
+        torch.rand(3, generator=generator)
+        for generator in (given.augmentation_draws, torch.Generator().manual_seed(1_000_004))
+    )
+    assert torch.equal(drawn, expected)
 
 
 # ---- what is written down -----------------------------------------------------------------------
