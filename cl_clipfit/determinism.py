@@ -1,4 +1,4 @@
-"""Seeds; and `--deterministic`: only kernels that give the same bits again."""
+"""Seeds, exact fp32, and `--deterministic`: only kernels that give the same bits again."""
 
 import contextlib
 import os
@@ -34,21 +34,39 @@ class Seeds:
 
 
 @contextlib.contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Make fp32 mean fp32 for a `with` block or a function.
+
+    By default, convolutions on a GPU round their inputs to TF32.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32, matmul.allow_tf32 = False, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Let PyTorch use deterministic kernels alone for a `with` block; where off, change nothing.
+    """Compute in exact fp32 for a `with` block and, where on, by deterministic kernels alone.
 
     It must begin before anything is computed on a GPU: cuBLAS reads its setting once. Bits are
     those of one machine, one version of PyTorch and one number of threads.
 
     Args:
-        on: whether to.
+        on: whether kernels are to be deterministic.
 
     Raises:
         UserError: an operation has no such kernel.
     """
-    if not on:
+    with exact_fp32(), _deterministic_kernels() if on else contextlib.nullcontext():
         yield
-        return
+
+
+@contextlib.contextmanager
+def _deterministic_kernels() -> Iterator[None]:
     cudnn = torch.backends.cudnn
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -24,7 +24,6 @@ from cl_clipfit.data.loading import ImageLoader, sized
 from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.data.text_files import read_class_names
-from cl_clipfit.environment import use_exact_fp32
 from cl_clipfit.errors import UserError
 from cl_clipfit.labels import split_label
 from cl_clipfit.plan import StreamPlan, load_source, plan_stream
@@ -124,7 +123,6 @@ def prepare(config: RunConfig, display: ConsoleDisplay) -> Prepared:
     Raises:
         UserError: anything wrong with names, files or values.
     """
-    use_exact_fp32()
     registry = Registry(config.plugin)
     _import_plugins(registry, config, display)
     stream = plan_stream(config, registry)

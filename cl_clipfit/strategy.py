@@ -9,9 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from cl_clipfit import stopping
@@ -21,10 +18,16 @@ from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config import Options, Recipe
 from cl_clipfit.determinism import Seeds
 from cl_clipfit.divergence import LossWatch
+from cl_clipfit.lean_imports import lean_imports
 from cl_clipfit.memory import RepeatableSteps, in_batches
 from cl_clipfit.optimization import make_optimizer, make_schedule, online_steps
 from cl_clipfit.resuming import Journal
 from cl_clipfit.step import StepFeatures, Workload, keep_columns, label_index
+
+with lean_imports():
+    from avalanche.core import SupervisedPlugin
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.templates import SupervisedTemplate
 
 _AUGMENTATION_SEED = 1_000_003  # keeps crops from following the same draws as the data order
 

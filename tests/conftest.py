@@ -9,7 +9,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from open_clip.transform import PreprocessCfg
 
@@ -90,7 +89,6 @@ def _quick_figures() -> Iterator[None]:
     def write(figure: Figure, path: Path) -> None:
         for kind in ("png", "svg"):
             write_atomic(path.with_name(f"{path.name}.{kind}"), f"{len(figure.axes)} panels\n")
-        plt.close(figure)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (figures, landscapes):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 LEAVES = ("clip", "metrics", "data", "tuning", "losses", "merging")
-COMMON = {"errors", "config", "files"}
+COMMON = {"errors", "config", "files", "lean_imports"}
 FILES = sorted(Path("cl_clipfit").rglob("*.py"))
 
 

@@ -19,7 +19,7 @@ from cl_clipfit import CLIPClassifier, CLIPStrategy, Seeds
 from cl_clipfit.cli import main
 from cl_clipfit.config import RunConfig
 from cl_clipfit.data.orders import class_order, order_seed
-from cl_clipfit.determinism import deterministic, explain_nondeterminism
+from cl_clipfit.determinism import deterministic, exact_fp32, explain_nondeterminism
 from cl_clipfit.errors import UserError
 from cl_clipfit.preparation import prepare
 from cl_clipfit.report.display import ConsoleDisplay
@@ -68,6 +68,7 @@ class Noisy(CLIPStrategy):
         images = sorted(self.images)
         self.records.append({
             "order": self.order, "images": images, "start": self.start, "coming": self.coming,
+            "tf32": [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32],
             "seeds": [self.seeds.data, self.seeds.init, self.torch_seed],
             **drawn,
         })
@@ -365,6 +366,22 @@ def test_deterministic_holds_for_a_block_and_leaves_everything_as_it_was(
         assert type(caught) is error
     assert inside == (True, False, True, False, within)
     assert state() == before
+
+
+def test_a_run_computes_in_exact_fp32_and_leaves_tf32_as_it_was(
+    noisy: list[str], tmp_path: Path
+) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32, matmul.allow_tf32 = True, True
+    (noted,) = drawn(tmp_path, noisy)
+    assert noted["tf32"] == [[False, False]] * 2
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+    with pytest.raises(ZeroDivisionError), exact_fp32():
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
+        1 / 0  # noqa: B018
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+    cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def test_deterministic_names_the_operation_that_has_no_such_kernel() -> None:

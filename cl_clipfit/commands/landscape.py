@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from cl_clipfit.building import failure
+from cl_clipfit.determinism import exact_fp32
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment import LONG_RUN_SECONDS
 from cl_clipfit.finished import FinishedRun, open_run
@@ -52,6 +53,7 @@ class Request:
     device: str | None = None
 
 
+@exact_fp32()
 def landscape_command(request: Request, out: Console, err: Console) -> dict[str, Any]:
     """Measure, write `landscape-task-NNN` and `plane-task-NNN` into the run folder, and report.
 

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
-from avalanche.benchmarks.utils import as_classification_dataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,6 +20,11 @@ from cl_clipfit.data.source import (
     limit_images,
 )
 from cl_clipfit.errors import UserError
+from cl_clipfit.lean_imports import lean_imports
+
+with lean_imports():
+    from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
+    from avalanche.benchmarks.utils import as_classification_dataset
 
 _BLUR_SEED, _ONLINE_SEED = 11, 12  # draws of their own, the same for every seed of a run
 
