@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cl_clipfit.data.streams import Scenario, build_scenario
     from cl_clipfit.errors import UserError
     from cl_clipfit.methods.continued import ContinuedOptions, ContinuedStrategy
+    from cl_clipfit.runtime.determinism import Seeds
     from cl_clipfit.training.strategy import CLIPStrategy
 
 # In a checkout, strategies/ and scenarios/ stand beside the package; installed, inside it.
@@ -36,6 +37,7 @@ _HOMES = {
     "Options": "cl_clipfit.config.options",
     "Recipe": "cl_clipfit.config.options",
     "Scenario": "cl_clipfit.data.streams",
+    "Seeds": "cl_clipfit.determinism",
     "Source": "cl_clipfit.data.source",
     "UserError": "cl_clipfit.errors",
     "build_scenario": "cl_clipfit.data.streams",
@@ -53,6 +55,7 @@ __all__ = [
     "Options",
     "Recipe",
     "Scenario",
+    "Seeds",
     "Source",
     "UserError",
     "__version__",

@@ -116,7 +116,7 @@ class ClipFit(CLIPStrategy):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.kd_draws = PromptDraws()
+        self.kd_draws = PromptDraws(self.seeds.data)
         self._distilled: PromptSample | None = None  # of the pass under way
         self._names_text: list[Tensor] = []  # features of the vocabulary in that pass, once encoded
 

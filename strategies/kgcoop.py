@@ -59,7 +59,7 @@ class KgCoOp(PromptStrategy):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.kd_draws = PromptDraws()
+        self.kd_draws = PromptDraws(self.seeds.data)
         self._held: PromptSample | None = None  # in the pass under way
 
     def before_task(self) -> None:

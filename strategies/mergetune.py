@@ -79,7 +79,7 @@ class MergeTune(ContinuedStrategy):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.path_draws = torch.Generator().manual_seed((torch.initial_seed() + _DRAW_SEED) % 2**63)
+        self.path_draws = torch.Generator().manual_seed((self.seeds.data + _DRAW_SEED) % 2**63)
         self._fisher: Values | None = None
         self._known_pulls: tuple[Stage, list[tuple[float, Pull]]] | None = None
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from cl_clipfit.cli.app import main
@@ -37,7 +36,6 @@ def _quick_figures() -> Iterator[None]:
     def write(figure: Figure, path: Path) -> None:
         for kind in ("png", "svg"):
             write_atomic(path.with_name(f"{path.name}.{kind}"), f"{len(figure.axes)} panels\n")
-        plt.close(figure)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (figures, landscapes):

@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
+
+from cl_clipfit.runtime.lean_imports import lean_imports
+
+with lean_imports():  # before all else that imports open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
 
 @dataclass(frozen=True)

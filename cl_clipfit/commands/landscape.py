@@ -26,6 +26,7 @@ from cl_clipfit.experiment.run import LONG_RUN_SECONDS
 from cl_clipfit.merging import plane
 from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.landscape import lines_table, plot_lines, plot_plane
+from cl_clipfit.runtime.determinism import exact_fp32
 from cl_clipfit.storage.files import write_json
 from cl_clipfit.storage.manifest import adding
 
@@ -52,6 +53,7 @@ class Request:
     device: str | None = None
 
 
+@exact_fp32()
 def landscape_command(request: Request, out: Console, err: Console) -> dict[str, Any]:
     """Measure, write `landscape-task-NNN` and `plane-task-NNN` into the run folder, and report.
 

@@ -7,14 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
-from avalanche.benchmarks.utils import as_classification_dataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cl_clipfit.data.layout import Layout, make_layout
 from cl_clipfit.data.source import ImageSet, Source, Templates, few_shots, hold_out, limit_images
 from cl_clipfit.errors import UserError
+from cl_clipfit.runtime.lean_imports import lean_imports
+
+with lean_imports():
+    from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
+    from avalanche.benchmarks.utils import as_classification_dataset
 
 _BLUR_SEED, _ONLINE_SEED = 11, 12  # draws of their own, the same for every seed of a run
 

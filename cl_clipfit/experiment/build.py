@@ -1,13 +1,10 @@
 """From a plan to a strategy on a copy of the model, and what to say when its code fails."""
 
-import contextlib
 import copy
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.classifier import TemplatesLike
@@ -15,7 +12,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
-from cl_clipfit.runtime.determinism import explain_nondeterminism
+from cl_clipfit.runtime.determinism import Seeds, explain_nondeterminism
 from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, out_of_memory
 from cl_clipfit.runtime.rng import seed_everything
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -32,8 +29,8 @@ def build_strategy(
     """Build a plan's strategy on a copy of the model, and seed all draws by the plan.
 
     What is drawn until `select_first` has returned are values that new parameters start at. Where
-    data order has another seed, that one counts afterwards, and for generators that a method seeds
-    from `torch.initial_seed()`.
+    data order has another seed, that one counts afterwards. A method seeds generators of its own
+    from `strategy.seeds`.
 
     Args:
         plan: the strategy, its recipe and options.
@@ -52,17 +49,17 @@ def build_strategy(
     own.compiles = stream.compile
     seed_everything(plan.initialisation)
     try:
-        with _generators_of(plan):
-            return plan.cls(
-                model=own,
-                class_names=class_names,
-                templates=templates,
-                recipe=plan.recipe,
-                options=plan.options,
-                device=stream.device,
-                plugins=list(plugins),
-                **({"host_options": plan.host_options} if plan.host else {}),
-            )
+        return plan.cls(
+            model=own,
+            class_names=class_names,
+            templates=templates,
+            recipe=plan.recipe,
+            options=plan.options,
+            device=stream.device,
+            seeds=Seeds(data=plan.data_order, init=plan.initialisation),
+            plugins=list(plugins),
+            **({"host_options": plan.host_options} if plan.host else {}),
+        )
     except UserError:
         raise
     except Exception as error:  # a method's own code may raise anything
@@ -97,8 +94,7 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
     if plan.recipe is not None:
         strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
         try:
-            with _generators_of(plan):
-                strategy.select()
+            strategy.select()
             if plan.host:
                 strategy.zero_shot_point()
         except Exception as error:
@@ -106,24 +102,6 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
         strategy.task_classes, strategy.seen_classes = [], []
     if plan.data_order != plan.initialisation:  # with one seed, the draws just go on
         seed_everything(plan.data_order)
-
-
-@contextlib.contextmanager
-def _generators_of(plan: RunPlan) -> Iterator[None]:
-    """Let `torch.initial_seed()` say the seed of data order, for a `with` block.
-
-    Methods seed generators of training draws from it (crops, points of a path, prompts) when they
-    are built, while the values of their parameters are drawn by the seed of initialisation.
-    """
-    if plan.data_order == plan.initialisation:
-        yield
-        return
-    own = torch.initial_seed
-    torch.initial_seed = lambda: plan.data_order
-    try:
-        yield
-    finally:
-        torch.initial_seed = own
 
 
 def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:

@@ -34,7 +34,6 @@ from cl_clipfit.experiment.scenario_file import load_source
 from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
-from cl_clipfit.runtime.device import use_exact_fp32
 from cl_clipfit.storage.run_folder import RunFolder
 
 TOWERLESS = ("zero-shot", "linear-head")  # what a stream of features runs by default
@@ -127,7 +126,6 @@ def prepare(config: RunConfig, display: ConsoleDisplay) -> Prepared:
     Raises:
         UserError: anything wrong with names, files or values.
     """
-    use_exact_fp32()
     registry = Registry(config.plugin)
     _import_plugins(registry, config, display)
     stream = plan_stream(config, registry)

@@ -8,16 +8,21 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-
-from cl_clipfit.errors import UserError
-from cl_clipfit.report.tables import by_strategy, columns, value
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from cl_clipfit.report.style import _STYLE, MARKERS, PALETTE, _plain, _title, save_figure
+from cl_clipfit.errors import UserError
+from cl_clipfit.report.style import (
+    _STYLE,
+    MARKERS,
+    PALETTE,
+    _plain,
+    _title,
+    new_figure,
+    save_figure,
+)
+from cl_clipfit.report.tables import by_strategy, columns, value
 
 ZERO_SHOT = "zero-shot"
 _ONE_TASK = ("base-to-novel", "transfer")  # protocols without a stream, as a rule
@@ -47,7 +52,7 @@ def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> Non
     axes.set_xlabel("tasks learned")
     axes.set_title(_PANELS[key], fontsize=10, loc="left")
     axes.set_xlim(-0.2, tasks + 0.2)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if key == "accuracy":
         low = axes.get_ylim()[0]
         axes.set_ylim(max(0, low - 5), 101)
@@ -95,10 +100,10 @@ def _curve_names(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def plot_run(result: dict[str, Any], path: Path) -> None:
     """Draw a run's curves and its all-classes matrix."""
-    with plt.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):
         panels = _curve_names([result])
-        figure, grid = plt.subplots(2, 2, figsize=(7.2, 6), layout="constrained")
-        axes = grid.flatten()
+        figure = new_figure(7.2, 6)
+        axes = figure.subplots(2, 2).flatten()
         for ax in axes[len(panels) : -1]:
             ax.remove()
         for ax, key in zip(axes, panels, strict=False):
@@ -133,7 +138,7 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
     """
     groups = by_strategy(results)
     if results[0].get("protocol") in _ONE_TASK and len(results[0]["curves"]["accuracy"]) == 2:
-        with plt.rc_context(_STYLE):
+        with matplotlib.rc_context(_STYLE):
             _save_compared(_columns(groups), results, path)
         return
     _check_lengths(groups)
@@ -144,10 +149,9 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
             with contextlib.suppress(OSError):
                 path.with_name(f"{path.name}.{kind}").unlink()
         return
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.1 * len(panels), 3.2), layout="constrained", squeeze=False
-        )
+    with matplotlib.rc_context(_STYLE):
+        figure = new_figure(3.1 * len(panels), 3.2)
+        axes = figure.subplots(1, len(panels), squeeze=False)
         for ax, key in zip(axes[0], panels, strict=True):
             if key == "accuracy" and trained:
                 _zero_shot_line(ax, results)
@@ -170,7 +174,8 @@ def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
     every = [result for group in groups.values() for result in group]
     known = {c: t for c, t in columns(every).items() if c != "retention"}
     shown = {c: t for c, t in known.items() if any(value(r, c) is not None for r in every)}
-    figure, axes = plt.subplots(figsize=(2.4 + 1.1 * len(shown), 3.4), layout="constrained")
+    figure = new_figure(2.4 + 1.1 * len(shown), 3.4)
+    axes = figure.subplots()
     for index, (name, group) in enumerate(groups.items()):
         rows = np.array([[value(r, column) for column in shown] for r in group], dtype=float)
         middle, low, high = rows.mean(0), rows.min(0), rows.max(0)
@@ -215,11 +220,9 @@ def plot_changes(
     towers = _towers(list(changes[-1]))
     widths = [3 + len(layers) for layers in towers.values()]
     upright = max(widths) > 9
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            1, len(towers), figsize=(3 + 0.3 * sum(widths), 4.2 if upright else 3.6),
-            layout="constrained", squeeze=False, width_ratios=widths,
-        )  # fmt: skip
+    with matplotlib.rc_context(_STYLE):
+        figure = new_figure(3 + 0.3 * sum(widths), 4.2 if upright else 3.6)
+        axes = figure.subplots(1, len(towers), squeeze=False, width_ratios=widths)
         for ax, (tower, layers) in zip(axes[0], towers.items(), strict=True):
             values = np.array([[task.get(layer, np.nan) for layer in layers] for task in changes])
             image = ax.imshow(values, vmin=0, cmap="viridis", aspect="auto")

@@ -3,16 +3,24 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib import patheffects
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from rich.table import Table
 
 from cl_clipfit.report.display import literal
-from cl_clipfit.report.style import _STYLE, MARKERS, PALETTE, _plain, _title, save_figure
+from cl_clipfit.report.style import (
+    _STYLE,
+    MARKERS,
+    PALETTE,
+    _plain,
+    _title,
+    new_figure,
+    save_figure,
+)
 
 KINDS = ("train", "test")
 SHORTEST_AXIS = {"loss": 0.1, "accuracy": 10.0}  # what varies by less looks as flat as it is
@@ -91,11 +99,9 @@ def plot_lines(found: dict[str, Any], result: dict[str, Any], path: Path) -> Non
         path: of the figure, without its suffix.
     """
     names = _shown(found)
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            2, len(names), figsize=(max(5.6, 2.7 * len(names)), 5.4), layout="constrained",
-            squeeze=False, sharey="row", sharex="col",
-        )  # fmt: skip
+    with matplotlib.rc_context(_STYLE):
+        figure = new_figure(max(5.6, 2.7 * len(names)), 5.4)
+        axes = figure.subplots(2, len(names), squeeze=False, sharey="row", sharex="col")
         for row, key in enumerate(("loss", "accuracy")):
             drawn = [v for kind in KINDS for n in names for v in found["lines"][kind][n][key]]
             _set_limits(axes[row][0], drawn, key)
@@ -143,10 +149,11 @@ def plot_plane(found: dict[str, Any], result: dict[str, Any], path: Path) -> Non
     """
     plane = found["plane"]
     few = {**found, "images": plane["images"]}
-    with plt.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):
         sides = [plane[side][-1] - plane[side][0] for side in "xy"]
         height = 1.6 + min(5.0, 4.0 * sides[1] / sides[0])
-        figure, axes = plt.subplots(1, 2, figsize=(10, height), layout="constrained", sharey=True)
+        figure = new_figure(10, height)
+        axes = figure.subplots(1, 2, sharey=True)
         for ax, kind, key in zip(axes, KINDS, ("loss", "accuracy"), strict=True):
             ends = [line[key][i] for line in found["lines"][kind].values() for i in (0, -1)]
             _surface(ax, plane, kind, key, max(ends))

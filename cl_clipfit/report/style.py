@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cl_clipfit.errors import printable
@@ -38,13 +38,19 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure in inches, which pyplot and its backend know nothing of."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write `path`.png and `path`.svg; the same figure gives the same bytes."""
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         data = io.BytesIO()
         figure.savefig(data, format=kind, dpi=150, metadata=metadata)
         write_atomic(path.with_name(f"{path.name}.{kind}"), data.getvalue())
-    plt.close(figure)
 
 
 def _title(result: dict[str, Any]) -> str:

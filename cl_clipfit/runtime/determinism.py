@@ -1,9 +1,10 @@
-"""`--deterministic`: only kernels that give the same bits again, and what to say without one."""
+"""Seeds, exact fp32, and `--deterministic`: only kernels that give the same bits again."""
 
 import contextlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -14,22 +15,58 @@ _CUBLAS_VALUES = (":4096:8", ":16:8")  # at which NVIDIA's cuBLAS promises the s
 _REMEDY = "leave out --deterministic, or use --device cpu"
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """What a method seeds generators of its own with.
+
+    Attributes:
+        data: of data order, crops and other draws of training.
+        init: of the values that new parameters start at.
+    """
+
+    data: int
+    init: int
+
+    @classmethod
+    def of_torch(cls) -> "Seeds":
+        """Return the seed of PyTorch's default generator, for both."""
+        return cls(torch.initial_seed(), torch.initial_seed())
+
+
+@contextlib.contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Make fp32 mean fp32 for a `with` block or a function.
+
+    By default, convolutions on a GPU round their inputs to TF32.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32, matmul.allow_tf32 = False, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
 @contextlib.contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Let PyTorch use deterministic kernels alone for a `with` block; where off, change nothing.
+    """Compute in exact fp32 for a `with` block and, where on, by deterministic kernels alone.
 
     It must begin before anything is computed on a GPU: cuBLAS reads its setting once. Bits are
     those of one machine, one version of PyTorch and one number of threads.
 
     Args:
-        on: whether to.
+        on: whether kernels are to be deterministic.
 
     Raises:
         UserError: an operation has no such kernel.
     """
-    if not on:
+    with exact_fp32(), _deterministic_kernels() if on else contextlib.nullcontext():
         yield
-        return
+
+
+@contextlib.contextmanager
+def _deterministic_kernels() -> Iterator[None]:
     cudnn = torch.backends.cudnn
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -36,12 +36,6 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def use_exact_fp32() -> None:
-    """Make fp32 mean fp32: by default, convolutions on a GPU round their inputs to TF32."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return versions and hardware, without names of people, hosts or folders."""
     from cl_clipfit import __version__

@@ -51,10 +51,14 @@ class PromptSample:
 
 
 class PromptDraws:
-    """Draws the prompts of every pass, on the CPU, by a generator of its own."""
+    """Draws the prompts of every pass, on the CPU, by a generator of its own.
 
-    def __init__(self) -> None:
-        self._seed, self._generator = torch.initial_seed(), torch.Generator()
+    Args:
+        seed: of all its draws.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._generator = seed, torch.Generator()
         self.start_task(0)
 
     def start_task(self, tasks_seen: int) -> None:

@@ -9,9 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from cl_clipfit.clip import CLIPClassifier
@@ -19,12 +16,19 @@ from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config.options import Options, Recipe
 from cl_clipfit.runtime import signals
+from cl_clipfit.runtime.determinism import Seeds
+from cl_clipfit.runtime.lean_imports import lean_imports
 from cl_clipfit.runtime.out_of_memory import in_batches
 from cl_clipfit.training.features import StepFeatures, Workload, keep_columns, label_index
 from cl_clipfit.training.journal import Journal
 from cl_clipfit.training.loop import RepeatableSteps
 from cl_clipfit.training.loss_watch import LossWatch
 from cl_clipfit.training.optimization import make_optimizer, make_schedule, online_steps
+
+with lean_imports():
+    from avalanche.core import SupervisedPlugin
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.templates import SupervisedTemplate
 
 _AUGMENTATION_SEED = 1_000_003  # keeps crops from following the same draws as the data order
 
@@ -98,6 +102,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         recipe: how a task is trained.
         options: the method's own settings; default: those of `options_class`.
         device: where to train.
+        seeds: of generators of the method's own; default: that of PyTorch's default generator.
         plugins: Avalanche plugins.
         evaluator: Avalanche evaluation plugin; default: a silent one.
         **kwargs: further arguments of `SupervisedTemplate`, such as `eval_every`.
@@ -141,12 +146,14 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         recipe: Recipe | None = None,
         options: Options | None = None,
         device: str | torch.device = "cpu",
+        seeds: Seeds | None = None,
         plugins: Sequence[Any] | None = None,
         evaluator: Any = None,
         **kwargs: Any,
     ) -> None:
         before = set(vars(self))  # a method's own, set before this
         self.recipe = recipe or Recipe()
+        self.seeds = seeds or Seeds.of_torch()
         self.options: Any = self.options_class() if options is None else options
         own = [t for t in templates if not isinstance(t, str)]  # of each class: none are shared
         self.templates: tuple[str, ...] = DEFAULT_TEMPLATES if own else tuple(templates)  # type: ignore[arg-type]
@@ -182,7 +189,7 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         self.measured_seconds = 0.0  # of `train`, spent on measuring and not on training
         # A generator of its own: what is drawn for a crop does not change the order of the data.
         self.augmentation_draws = torch.Generator().manual_seed(
-            (torch.initial_seed() + _AUGMENTATION_SEED) % 2**63
+            (self.seeds.data + _AUGMENTATION_SEED) % 2**63
         )
         self.watch = LossWatch()
         self.journal: Journal | None = None

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.text import Annotation
 from rich.console import Console
 from torch import Tensor
@@ -30,6 +29,7 @@ from cl_clipfit.merging import plane
 from cl_clipfit.registry import Registry
 from cl_clipfit.report import landscape as landscapes
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.report.figures import new_figure
 from cl_clipfit.strategies.clipfit import ClipFit
 from cl_clipfit.training.strategy import CLIPStrategy
 from tests.support.tiny import PLUGIN, TINY
@@ -162,7 +162,7 @@ def test_what_hardly_varies_is_drawn_flat() -> None:
 
 def test_labels_of_near_points_cover_neither_each_other_nor_marks() -> None:
     near = {"zero-shot": [0, 0], "previous": [0.02, 0.03], "host": [1, 0], "merged": [0.97, 0.02]}
-    figure, axes = plt.subplots(figsize=(5, 3))
+    axes = new_figure(5, 3).subplots()
     axes.set(xlim=(-0.3, 1.3), ylim=(-0.5, 0.5))
     landscapes._label(axes, near)
     notes = [child for child in axes.get_children() if isinstance(child, Annotation)]
@@ -171,7 +171,6 @@ def test_labels_of_near_points_cover_neither_each_other_nor_marks() -> None:
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
         assert not any(box.contains(*axes.transData.transform(p)) for p in near.values())
-    plt.close(figure)
 
 
 # ---- the command -------------------------------------------------------------------------------

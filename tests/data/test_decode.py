@@ -206,11 +206,13 @@ def test_nothing_is_written_beside_the_error(tmp_path: Path) -> None:
         jpeg()[:2] + b"\xff\xe1\x00\x10Exif\0\0II*\0\xff\0\0\0" + jpeg()[2:]
     )
     code = (
-        "import sys; from pathlib import Path\n"
+        "import sys, warnings; from pathlib import Path\n"
         "from cl_clipfit.data.images.decode import check_images, open_image\n"
         "files = sorted(Path(sys.argv[1]).iterdir())\n"
         "print([files[i].name for i, _ in check_images(files, lambda *_: None)])\n"
-        "print(open_image(Path(sys.argv[1], 'odd.jpg')).size)"
+        "before = list(warnings.filters)\n"
+        "print(open_image(Path(sys.argv[1], 'odd.jpg')).size)\n"
+        "assert warnings.filters == before"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True

@@ -18,8 +18,7 @@ from cl_clipfit.evaluation.feature_cache import FeatureCache
 from cl_clipfit.evaluation.frozen_features import FrozenImages
 from cl_clipfit.evaluation.landscape import Sample, encode_shared
 from cl_clipfit.evaluation.scoring import Scorer
-from cl_clipfit.experiment import estimate
-from cl_clipfit.experiment.run import Run
+from cl_clipfit.experiment.run import Run, estimate
 from cl_clipfit.strategies.clipfit import ClipFit
 from tests.support.tiny import TINY
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 from rich.console import Console
 
 import cl_clipfit.experiment.identity
+import cl_clipfit.runplan
+from cl_clipfit import CLIPClassifier, CLIPStrategy, Seeds
 from cl_clipfit.cli.app import main
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.data.orders import class_order, order_seed
@@ -21,7 +24,7 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.identity import config_of
 from cl_clipfit.experiment.prepare import prepare
 from cl_clipfit.report.display import ConsoleDisplay
-from cl_clipfit.runtime.determinism import deterministic, explain_nondeterminism
+from cl_clipfit.runtime.determinism import deterministic, exact_fp32, explain_nondeterminism
 from tests.support.results import result as report_result
 from tests.support.tiny import FROZEN, PLUGIN
 
@@ -37,7 +40,8 @@ class Noisy(CLIPStrategy):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.model.early = nn.Parameter(torch.randn(3))
-        self.own = torch.Generator().manual_seed(torch.initial_seed())
+        self.own = torch.Generator().manual_seed(self.seeds.data)
+        self.torch_seed = torch.initial_seed()
         self.order, self.images = [], []
 
     def trainable(self):
@@ -65,6 +69,8 @@ class Noisy(CLIPStrategy):
         images = sorted(self.images)
         self.records.append({
             "order": self.order, "images": images, "start": self.start, "coming": self.coming,
+            "tf32": [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32],
+            "seeds": [self.seeds.data, self.seeds.init, self.torch_seed],
             **drawn,
         })
         self.order, self.images = [], []
@@ -193,13 +199,25 @@ def test_shots_are_drawn_by_the_seed_of_the_run(noisy: list[str], tmp_path: Path
     assert base["order"] != other_order["order"]
 
 
-def test_the_torch_function_that_tells_the_seed_is_put_back(
+def test_a_method_is_given_both_seeds_and_torch_tells_its_own(
     noisy: list[str], tmp_path: Path
 ) -> None:
-    before = torch.initial_seed
-    drawn(tmp_path, noisy, "--data-seed", "5")
-    assert torch.initial_seed is before
+    (noted,) = drawn(tmp_path, noisy, "--data-seed", "5", "--init-seed", "2")
+    assert noted["seeds"] == [[5, 2, 2]] * 2
     assert torch.initial_seed() == 5
+
+
+def test_a_method_without_seeds_takes_that_of_torch(
+    tiny: Callable[..., CLIPClassifier],
+) -> None:
+    torch.manual_seed(7)
+    assert CLIPStrategy(model=tiny()).seeds == Seeds(7, 7)
+    given = CLIPStrategy(model=tiny(), seeds=Seeds(data=1, init=2))
+    drawn, expected = (
+        torch.rand(3, generator=generator)
+        for generator in (given.augmentation_draws, torch.Generator().manual_seed(1_000_004))
+    )
+    assert torch.equal(drawn, expected)
 
 
 # ---- what is written down -----------------------------------------------------------------------
@@ -349,6 +367,22 @@ def test_deterministic_holds_for_a_block_and_leaves_everything_as_it_was(
         assert type(caught) is error
     assert inside == (True, False, True, False, within)
     assert state() == before
+
+
+def test_a_run_computes_in_exact_fp32_and_leaves_tf32_as_it_was(
+    noisy: list[str], tmp_path: Path
+) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32, matmul.allow_tf32 = True, True
+    (noted,) = drawn(tmp_path, noisy)
+    assert noted["tf32"] == [[False, False]] * 2
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+    with pytest.raises(ZeroDivisionError), exact_fp32():
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
+        1 / 0  # noqa: B018
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+    cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def test_deterministic_names_the_operation_that_has_no_such_kernel() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -44,7 +43,6 @@ def test_zero_shot_is_one_line_and_everybody_else_looks_different(drawn: list[Fi
     assert names(drawn[2]) == ["zero-shot", "full"]  # the line to beat, though it was not asked for
     looks = {(line.get_color(), line.get_marker()) for line in drawn[0].axes[0].lines}
     assert len(looks) == len(labels)
-    plt.close("all")
 
 
 def test_figures_are_readable_at_half_a_page(drawn: list[Figure]) -> None:
@@ -57,7 +55,6 @@ def test_figures_are_readable_at_half_a_page(drawn: list[Figure]) -> None:
         scale = min(1, 6.5 / figure.get_figwidth())
         for axes in figure.axes:
             assert axes.xaxis.label.get_fontsize() * scale >= 6
-    plt.close("all")
 
 
 def test_what_did_not_train_has_no_figure_of_changes(drawn: list[Figure]) -> None:
@@ -94,7 +91,6 @@ def test_one_task_and_tasks_without_images_can_be_drawn(drawn: list[Figure]) -> 
     assert len(drawn[1].axes) == 1  # no empty panels
     matrix = drawn[0].axes[1]
     assert [text.get_text() for text in matrix.texts] == ["50", "80"]
-    plt.close("all")
 
 
 def test_curves_of_different_lengths_are_refused_by_name(drawn: list[Figure]) -> None:
@@ -104,7 +100,6 @@ def test_curves_of_different_lengths_are_refused_by_name(drawn: list[Figure]) ->
         figures.plot_comparison([result("full"), longer], Path("x"))
     figures.plot_comparison([result("full"), {**longer, "label": "other"}], Path("x"))
     assert len(drawn) == 1
-    plt.close("all")
 
 
 def test_curves_without_a_number_have_no_figure(drawn: list[Figure], tmp_path: Path) -> None:
@@ -116,7 +111,6 @@ def test_curves_without_a_number_have_no_figure(drawn: list[Figure], tmp_path: P
     assert drawn == [] and not stale.exists()
     figures.plot_run(empty, tmp_path / "curves")
     assert len(drawn) == 1 and drawn[0].axes[0].get_title(loc="left").startswith("accuracy among")
-    plt.close("all")
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -317,4 +311,3 @@ def test_protocols_of_one_task_show_their_columns(drawn: list[Figure]) -> None:
     assert points == [[50, 41, 45], [70, 61, 65]]
     spread = axes.containers[1].lines[2][0].get_segments()[0]
     assert [float(end[1]) for end in spread] == [60, 80]
-    plt.close("all")

@@ -1,8 +1,9 @@
 """Decode image files of every common kind to 8-bit RGB, many at a time."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,9 +18,6 @@ FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LONGEST = 50  # times as long as wide
 LONGEST_RUN = 32  # files a thread takes at a time
 Progress = Callable[[str, int, int], None]
-
-# Odd metadata and large sizes; `catch_warnings` would change the filters of all threads at once.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _open(file: Path) -> Image.Image:
@@ -72,10 +70,31 @@ def _reason(error: Exception) -> str:
     return (text or type(error).__name__)[:200]
 
 
+@contextlib.contextmanager
+def quiet_pil() -> Iterator[None]:
+    """Ignore what PIL remarks on odd metadata and large sizes, for a `with` block.
+
+    Filters are those of all threads: enter it in the one that starts the others.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
 def open_image(file: Path) -> Image.Image:
     """Read an image file as 8-bit RGB, upright as its EXIF orientation says, the first frame.
 
     Transparency is dropped, as `open_clip` does; 16-bit grey is scaled.
+
+    Raises:
+        UserError: as `open_in_thread`.
+    """
+    with quiet_pil():
+        return open_in_thread(file)
+
+
+def open_in_thread(file: Path) -> Image.Image:
+    """Read an image file as `open_image` does, inside of `in_threads` or `quiet_pil`.
 
     Raises:
         UserError: it cannot be read, has floating-point pixels, or more than
@@ -122,9 +141,10 @@ def in_threads(
     bad: list[tuple[int, str]] = []
     starts, pool = range(0, count, size), ThreadPoolExecutor(THREADS)
     try:
-        for start, found in zip(starts, pool.map(run, starts), strict=True):
-            bad += found
-            progress(label, min(start + size, count), count)
+        with quiet_pil():
+            for start, found in zip(starts, pool.map(run, starts), strict=True):
+                bad += found
+                progress(label, min(start + size, count), count)
     finally:  # Ctrl-C must not wait for the rest
         pool.shutdown(cancel_futures=True)
     return bad

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cl_clipfit.data.images.decode import THREADS, in_threads, open_image
+from cl_clipfit.data.images.decode import THREADS, in_threads, open_in_thread, quiet_pil
 from cl_clipfit.errors import UserError
 from cl_clipfit.storage.files import reading
 
@@ -105,7 +105,8 @@ class LazyImages:
 
     def __getitem__(self, index: int | slice | Tensor) -> "Tensor | LazyImages":
         if isinstance(index, int):
-            return self._read(index)
+            with quiet_pil():
+                return self._read(index)
         return LazyImages(self.parts, self._fit, self.index[index])
 
     def split(self, size: int) -> "list[LazyImages]":
@@ -158,7 +159,7 @@ class LazyImages:
     def _read(self, row: int) -> Tensor:
         source, at = self._locate(row)
         if isinstance(source, ImageFiles):
-            return self.fit.fit_image(open_image(source.paths[at]))
+            return self.fit.fit_image(open_in_thread(source.paths[at]))
         return self.fit.fit(source[at : at + 1])[0].to(torch.uint8)
 
 

@@ -1,0 +1,94 @@
+"""The package as a library: what importing it brings along, and what it leaves as it was."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.results import result
+
+# Filters that dependencies add belong to them, so they are imported first.
+IMPORTS = """
+import json, sys, warnings
+import matplotlib, numpy, scipy.special, sklearn, torch, torchvision
+from PIL import Image
+from cl_clipfit.runtime.lean_imports import lean_imports
+with lean_imports():
+    import avalanche, open_clip
+
+def state():
+    return [
+        [str(one) for one in warnings.filters], matplotlib.get_backend(),
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(), torch.get_num_threads(),
+        torch.initial_seed.__module__,
+    ]
+
+before = state()
+import cl_clipfit
+for name in cl_clipfit.__all__:
+    getattr(cl_clipfit, name)
+import cl_clipfit.data.images.decode, cl_clipfit.experiment.prepare, cl_clipfit.experiment.run
+import cl_clipfit.report.landscape
+after = state()
+"""
+DRAW = """
+from pathlib import Path
+from cl_clipfit.report import figures
+figures.plot_run(json.loads(sys.argv[1]), Path(sys.argv[2]))
+after = state()
+figures_of_pyplot = sys.modules["matplotlib.pyplot"].get_fignums()
+"""
+LEAN = """
+import json, sys
+import cl_clipfit
+for name in {names}:
+    getattr(cl_clipfit, name)
+late = [m for m in ("wandb", "gdown", "tensorboard", "torch.utils.tensorboard") if m in sys.modules]
+"""
+
+
+def told(code: str, what: str, *arguments: str) -> Any:
+    """Run code in a process of its own and return what it has in a variable at its end."""
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", f"{code}\nprint(json.dumps({what}))", *arguments],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "MPLBACKEND": "svg", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_the_library_and_drawing_leave_the_process_as_it_was(tmp_path: Path) -> None:
+    before, after, drawn = told(
+        IMPORTS + "imported = after\n" + DRAW, "[before, imported, [after, figures_of_pyplot]]",
+        json.dumps(result("full")), str(tmp_path / "curves"),
+    )  # fmt: skip
+    assert after == before
+    assert drawn == [before, []]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("order", ["cl_clipfit.__all__", "reversed(cl_clipfit.__all__)"])
+def test_importing_the_library_brings_along_no_logger_and_no_downloader(order: str) -> None:
+    assert told(LEAN.format(names=order), "late") == []
+
+
+def test_what_avalanche_imports_late_works(tmp_path: Path) -> None:
+    code = LEAN.format(names="cl_clipfit.__all__") + (
+        "from avalanche.benchmarks.datasets.cub200 import cub200\n"
+        "from avalanche.evaluation.metrics import confusion_matrix\n"
+        "from avalanche.logging import TensorboardLogger\n"
+        "logger = TensorboardLogger(sys.argv[1])\n"
+        "logger.log_single_metric('loss', 0.5, 1)\n"
+        "logger.writer.flush()\n"
+        "del logger\n"
+        "import gdown, wandb\n"
+        "same = [cub200.gdown.download is gdown.download,\n"
+        "        confusion_matrix.wandb.plot.confusion_matrix is wandb.plot.confusion_matrix]\n"
+    )
+    assert told(code, "same", str(tmp_path)) == [True, True]
+    assert list(tmp_path.rglob("events.out.tfevents*"))
