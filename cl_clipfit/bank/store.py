@@ -2,14 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -114,6 +114,33 @@ class Delta:
         in floating point.
         """
         return {name: value - base[name].to(value) for name, value in self.values.items()}
+
+
+class LazyValues(Mapping[str, Tensor]):
+    """The tensors of a safetensors file by name, on the CPU, none of them kept in memory.
+
+    Args:
+        path: the file.
+        names: its tensors, in the order of the model.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path, self.names = path, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # without reading the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class DeltaBank:
@@ -292,6 +319,14 @@ class DeltaBank:
             if value.dtype != torch.float32:
                 raise UserError(f"{path}: {name} is {value.dtype}, and a bank keeps float32")
         return {name: tensors[name] for name in selection}  # in the order of the model
+
+    def lazy(self, task: int, kind: Kind = "values") -> "LazyValues":
+        """Return a task's tensors, each read when it is asked for; verified now; errors as `load`.
+
+        So a merge of many whole models needs the memory of one tensor of each.
+        """
+        self.load(task, kind)  # lets go of it again
+        return LazyValues(self.folder / _file_name(task, kind), list(self.index["selection"]))
 
     def delta(self, task: int, kind: Kind = "values") -> Delta:
         """Return what a task (from 1) trained; errors as `load`."""

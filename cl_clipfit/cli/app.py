@@ -10,9 +10,17 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import App, Parameter
 from pydantic import ValidationError
-from rich.console import Console
 
 from cl_clipfit import __version__
+from cl_clipfit.cli.arguments import (
+    Device,
+    Method,
+    Plugins,
+    RunPath,
+    Settings,
+    console,
+    consoles,
+)
 from cl_clipfit.cli.bank import bank
 from cl_clipfit.commands.resume import check_plugins, check_plugins_of_run, resumed_settings
 from cl_clipfit.config.command import RunConfig, read_config
@@ -21,8 +29,6 @@ from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError, printable
 from cl_clipfit.runtime.allocator import keep_freed_memory
 from cl_clipfit.runtime.signals import Stopped, graceful
-
-WIDTH_WITHOUT_TERMINAL = 120
 
 app = App(
     name="run.py",
@@ -35,20 +41,13 @@ app = App(
 app.command(bank)
 
 
-def _console(stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH_WITHOUT_TERMINAL
-    return console
-
-
 @app.default
 def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> None:
     """Run strategies on a scenario; without options, three of them on real digits."""
     given = config or RunConfig()
     settings = given.model_dump(exclude_unset=True)
     if given.resume is not None and "output" in settings:
-        raise UserError("--output: --resume goes on in the folder it names: leave one of them out")
+        raise UserError("--output: --resume names the folder already: leave one of them out")
     if given.config is not None:
         settings = {**read_config(given.config), **settings}
     if given.resume is not None:
@@ -57,145 +56,100 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
         check_plugins(settings.get("plugin", ()), given.plugin, where)
     from cl_clipfit.commands.train import run_command
 
-    run_command(RunConfig.model_validate(settings), _console(), _console(stderr=True))
+    run_command(RunConfig.model_validate(settings), *consoles())
 
 
 @app.command(name="list")
 def list_(
-    what: Literal["strategies", "scenarios", "models"],
-    pattern: str = "",
+    what: Annotated[Literal["strategies", "scenarios", "models"], Parameter(help="What to list.")],
+    pattern: Annotated[str, Parameter(help="Part of a name.")] = "",
     /,
     *,
-    plugin: list[Path] | None = None,
+    plugin: Annotated[list[Path] | None, Parameter(help="Python files to list too.")] = None,
 ) -> None:
-    """List strategies, scenarios or models.
-
-    Parameters
-    ----------
-    what
-        What to list.
-    pattern
-        Part of a name.
-    plugin
-        Python files to list too.
-    """
+    """List strategies, scenarios or models."""
     from cl_clipfit.commands.catalogue import list_entries, list_models
 
     if what == "models":
-        list_models(pattern, _console())
+        list_models(pattern, console())
     else:
-        list_entries(what, pattern, plugin or [], _console())
+        list_entries(what, pattern, plugin or [], console())
 
 
 @app.command
-def info(name: str, /, *, plugin: list[Path] | None = None) -> None:
-    """Show the parameters, defaults, meanings and sources of a strategy or scenario.
-
-    Parameters
-    ----------
-    name
-        Name of a strategy or scenario.
-    plugin
-        Python files to look in too.
-    """
+def info(
+    name: Annotated[str, Parameter(help="Name of a strategy or scenario.")],
+    /,
+    *,
+    plugin: Annotated[list[Path] | None, Parameter(help="Python files to look in too.")] = None,
+) -> None:
+    """Show the parameters, defaults, meanings and sources of a strategy or scenario."""
     from cl_clipfit.commands.catalogue import show_info
 
-    show_info(name, plugin or [], _console())
+    show_info(name, plugin or [], console())
 
 
 @app.command
 def merge(
-    run: Path,
+    run: RunPath,
     /,
     *,
-    method: str,
-    set: list[str] | None = None,
-    settings: Annotated[ModeSettings | None, Parameter(name="*")] = None,
-    device: str | None = None,
-    fresh: bool = False,
-    plugin: list[Path] | None = None,
+    method: Method,
+    set: Annotated[
+        list[str] | None, Parameter(help="mergetune.key=value: settings of the method mergetune.")
+    ] = None,
+    settings: Settings = None,
+    device: Device = None,
+    fresh: Annotated[bool, Parameter(help="Repeat a merge that is complete.")] = False,
+    plugin: Plugins = None,
 ) -> None:
-    """Merge a finished run after every task; the result is a run of its own.
-
-    Parameters
-    ----------
-    run
-        Folder of the run.
-    method
-        mergetune, or latest, mean, sum, wise, ties, dare, magmax, fisher.
-    set
-        mergetune.key=value: settings of the method mergetune.
-    settings
-        Settings of the other methods.
-    device
-        Where to compute; default where the run was trained.
-    fresh
-        Repeat a merge that is complete.
-    plugin
-        The plug-ins that the run was made with: they run code.
-    """
+    """Merge a finished run after every task; the result is a run of its own."""
     check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.merge import merge_run
 
     merge_run(
-        run, method, settings or ModeSettings(), set or [], _console(), _console(stderr=True),
-        device=device, fresh=fresh,
-    )  # fmt: skip
+        run, method, settings or ModeSettings(), set or [], *consoles(), device=device, fresh=fresh
+    )
 
 
 @app.command
 def landscape(
-    run: Path,
+    run: RunPath,
     /,
     *,
-    task: int | None = None,
-    images: int = 512,
-    plane: Annotated[bool, Parameter(negative="--no-plane")] = True,
-    device: str | None = None,
-    plugin: list[Path] | None = None,
+    task: Annotated[int | None, Parameter(help="After which task; default the last.")] = None,
+    images: Annotated[
+        int,
+        Parameter(help="At most this many training images, and test images of the classes seen."),
+    ] = 512,
+    plane: Annotated[
+        bool,
+        Parameter(negative="--no-plane", help="Measure the plane through three solutions too."),
+    ] = True,
+    device: Device = None,
+    plugin: Plugins = None,
 ) -> None:
-    """Measure loss and accuracy between zero-shot CLIP and the solutions of a finished run.
-
-    Parameters
-    ----------
-    run
-        Folder of the run.
-    task
-        After which task; default the last.
-    images
-        At most so many training images of the task, and test images of the classes seen.
-    plane
-        Measure the plane through three solutions too.
-    device
-        Where to compute; default where the run was trained.
-    plugin
-        The plug-ins that the run was made with: they run code.
-    """
+    """Measure loss and accuracy between zero-shot CLIP and the solutions of a finished run."""
     check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.landscape import Request, landscape_command
 
-    request = Request(run, task, images, plane, device)
-    landscape_command(request, _console(), _console(stderr=True))
+    landscape_command(Request(run, task, images, plane, device), *consoles())
 
 
 @app.command
-def verify(run: Path, /, *, replay: bool = False, plugin: list[Path] | None = None) -> None:
-    """Check that a finished run is what was written, and its numbers what its tables give.
-
-    Parameters
-    ----------
-    run
-        Folder of the run.
-    replay
-        Train a task of it again too, and compare.
-    plugin
-        The plug-ins that the run was made with: they run code.
-    """
+def verify(
+    run: RunPath,
+    /,
+    *,
+    replay: Annotated[bool, Parameter(help="Train one task again, and compare.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Check that a finished run is as written, and that its numbers follow from its tables."""
     if replay:
         check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.verify import verify_run
 
-    verify_run(run, _console(), _console(stderr=True), replay=replay)
+    verify_run(run, *consoles(), replay=replay)
 
 
 def _quiet_libraries() -> None:

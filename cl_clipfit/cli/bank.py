@@ -4,145 +4,86 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
+from cl_clipfit.cli.arguments import Device, ExportMode, Modes, Plugins, RunPath, Settings, consoles
 from cl_clipfit.commands.resume import check_plugins_of_run
-from cl_clipfit.config.merge_settings import ModeSettings
 
 bank = App(name="bank", help="Look into what a finished run trained, compare and export it.")
 
 
-def _consoles() -> tuple[Console, Console]:
-    """Return where results go, and where progress goes."""
-    from cl_clipfit.cli.app import _console  # which imports this file
-
-    return _console(), _console(stderr=True)
-
-
 @bank.command(name="list")
-def list_(run: Path, /) -> None:
-    """List the tasks of a bank and verify its files; needs no model.
-
-    Parameters
-    ----------
-    run
-        Folder of a run, or of its bank.
-    """
+def list_(run: Annotated[Path, Parameter(help="Folder of a run, or of its bank.")], /) -> None:
+    """List the tasks of a bank and verify its files; needs no model."""
     from cl_clipfit.commands.bank import list_bank
 
-    list_bank(run, _consoles()[0])
+    list_bank(run, consoles()[0])
 
 
 @bank.command
-def show(run: Path, task: int, /, *, plugin: list[Path] | None = None) -> None:
-    """Show the tensors of a task.
-
-    Parameters
-    ----------
-    run
-        Folder of a run; or of a bank, where no model is needed or compared with.
-    task
-        The task, counted from 1.
-    plugin
-        The plug-ins that the run was made with: they run code.
-    """
+def show(
+    run: Annotated[Path, Parameter(help="Folder of a run; or of a bank, which needs no model.")],
+    task: Annotated[int, Parameter(help="The task, counted from 1.")],
+    /,
+    *,
+    plugin: Plugins = None,
+) -> None:
+    """Show the tensors of a task."""
     check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.bank import show_task
 
-    show_task(run, task, *_consoles())
+    show_task(run, task, *consoles())
 
 
 @bank.command
 def diff(
-    run: Path,
+    run: RunPath,
     /,
     *,
-    task: int | None = None,
-    to: int | None = None,
-    plugin: list[Path] | None = None,
+    task: Annotated[
+        int | None, Parameter(help="Show the difference from this task; 0 is the pretrained model.")
+    ] = None,
+    to: Annotated[int | None, Parameter(help="To this task.")] = None,
+    plugin: Plugins = None,
 ) -> None:
-    """Show which layers each task moved most, and draw it into the run's folder.
-
-    Parameters
-    ----------
-    run
-        Folder of a run.
-    task
-        Show the difference between two tasks, from this one; 0 is the pretrained model.
-    to
-        To this one.
-    plugin
-        The plug-ins that the run was made with: they run code.
-    """
+    """Show which layers each task moved most, and draw it into the run's folder."""
     check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.bank import diff_bank
 
-    diff_bank(run, *_consoles(), task=task, to=to)
+    diff_bank(run, *consoles(), task=task, to=to)
 
 
 @bank.command
 def export(
-    run: Path,
-    file: Path,
+    run: RunPath,
+    file: Annotated[Path, Parameter(help="A new file, .safetensors or .pt.")],
     /,
     *,
-    mode: str = "latest",
-    task: int | None = None,
-    settings: Annotated[ModeSettings | None, Parameter(name="*")] = None,
-    force: bool = False,
-    plugin: list[Path] | None = None,
+    mode: ExportMode = "latest",
+    task: Annotated[int | None, Parameter(help="Merge tasks 1 to this one; default all.")] = None,
+    settings: Settings = None,
+    force: Annotated[bool, Parameter(help="Replace the file if it exists.")] = False,
+    plugin: Plugins = None,
 ) -> None:
-    """Write the merged model as a checkpoint that open_clip reads, and check it.
-
-    Parameters
-    ----------
-    run
-        Folder of a run.
-    file
-        A new file, .safetensors or .pt.
-    mode
-        How tasks are merged: latest, mean, sum, wise, ties, dare or magmax.
-    task
-        Merge tasks 1 to this one; default all.
-    settings
-        Settings of the mode.
-    force
-        Replace the file where it exists.
-    plugin
-        The plug-ins that the run was made with: they run code.
-    """
+    """Write the merged model as a checkpoint that open_clip reads, and check it."""
     check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.export import export_bank
 
-    export_bank(run, file, *_consoles(), mode=mode, settings=settings, task=task, force=force)
+    export_bank(run, file, *consoles(), mode=mode, settings=settings, task=task, force=force)
 
 
 @bank.command(name="eval")
 def eval_(
-    run: Path,
+    run: RunPath,
     /,
     *,
-    mode: list[str],
-    settings: Annotated[ModeSettings | None, Parameter(name="*")] = None,
-    device: str | None = None,
-    plugin: list[Path] | None = None,
+    mode: Modes,
+    settings: Settings = None,
+    device: Device = None,
+    plugin: Plugins = None,
 ) -> None:
-    """Score the bank merged or routed in other ways, on the run's own stream.
-
-    Parameters
-    ----------
-    run
-        Folder of a run.
-    mode
-        latest, mean, sum, wise, ties, dare, magmax, fisher, oracle, routed; or all.
-    settings
-        Settings of the modes.
-    device
-        Where to compute; default where the run was trained.
-    plugin
-        The plug-ins that the run was made with: they run code.
-    """
+    """Score the bank merged or routed in other ways, on the run's own stream."""
     check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.merge import evaluate_bank
+    from cl_clipfit.config.merge_settings import ModeSettings
 
-    evaluate_bank(run, mode, settings or ModeSettings(), *_consoles(), device=device)
+    evaluate_bank(run, mode, settings or ModeSettings(), *consoles(), device=device)

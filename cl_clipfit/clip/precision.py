@@ -8,7 +8,7 @@ from torch import nn
 
 from cl_clipfit.clip.classifier import Precision
 from cl_clipfit.errors import UserError
-from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.runtime.progress import Progress
 
 AUTO = "auto"
 WIDE = 384  # width of an image tower from which on bf16 pays
@@ -66,7 +66,7 @@ def tower_width(clip: nn.Module) -> int | None:
 
 
 def announce_precision(
-    name: str, precision: Precision, device: torch.device, display: ConsoleDisplay
+    name: str, precision: Precision, device: torch.device, display: Progress
 ) -> None:
     """Say in one line that the towers compute in bf16: chosen by `auto`, asked for, or slow.
 

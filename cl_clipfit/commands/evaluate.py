@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_clipfit import merging
 from cl_clipfit.bank.per_sample_norms import mixable, mixed_image_features
 from cl_clipfit.bank.routing import route
-from cl_clipfit.config.merge_settings import ModeSettings
+from cl_clipfit.bank.store import LazyValues
+from cl_clipfit.config.merge_settings import BY_NAME, ModeSettings
 from cl_clipfit.data.source import Source
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.fisher import diagonal_fisher
 from cl_clipfit.evaluation.scoring import Scoreboard, Scores, score
 from cl_clipfit.experiment.reopen import FinishedRun
-from cl_clipfit.merging.methods import merged_values, used_settings
+from cl_clipfit.merging.methods import merged_values
 from cl_clipfit.metrics.tables import accuracy
 from cl_clipfit.runtime.out_of_memory import encode_images
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -75,7 +75,7 @@ class BankEvaluation:
             self.base = self.strategy.zero_shot_point()
         except ValueError as error:
             raise UserError(f"{run.path}: {error}") from error
-        self._values: list[Values] = []
+        self._verified: dict[int, LazyValues] = {}
         self._zero_shot: Scores | None = None
         self._fishers: list[Values] = []
 
@@ -91,11 +91,13 @@ class BankEvaluation:
             raise UserError(f"{self.run.bank.folder}, mode {mode}: {error}") from error
 
     def _evaluate(self, mode: str) -> ModeResult:
-        result = ModeResult(mode, used_settings(mode, self.settings), Scoreboard(self.run.scenario))
+        result = ModeResult(
+            mode, BY_NAME[mode].settings(self.settings), Scoreboard(self.run.scenario)
+        )
         if self._zero_shot is None:
             self._zero_shot = self._score(self.base)
         result.board.add(self._zero_shot)
-        if mode in ("oracle", "routed"):
+        if not BY_NAME[mode].merges:
             self._evaluate_chosen(result)
         else:
             for task in range(1, self.tasks + 1):
@@ -104,21 +106,21 @@ class BankEvaluation:
 
     def values_after(self, mode: str, task: int) -> Values:
         """Return the merged weights after a task, counted from 1."""
-        if mode == "fisher":
+        method = BY_NAME[mode]
+        if "fishers" in method.takes:
             self._estimate_fishers(task)
-            return merging.fisher(self.values[:task], self._fishers[:task])
-        alone = mode in ("latest", "wise")  # a bank of whole models need not all be in memory
-        values = [self._load(task)] if alone else self.values[:task]
-        return merged_values(mode, values, self.base, self.settings)
+        # Read tensor by tensor: a bank of whole models need not fit into memory.
+        values = [self._lazy(t) for t in range(1, task + 1)]
+        return merged_values(method, values, self.base, self.settings, self._fishers[:task])
 
-    @property
-    def values(self) -> list[Values]:
-        """What every task trained, on the device; read when it is first asked for."""
-        if not self._values:
-            self._values = [self._load(task) for task in range(1, self.tasks + 1)]
-        return self._values
+    def _lazy(self, task: int) -> LazyValues:
+        """Return what a task trained, verified once and read from disk at every use."""
+        if task not in self._verified:
+            self._verified[task] = self.run.bank.lazy(task)
+        return self._verified[task]
 
-    def _load(self, task: int) -> Values:
+    def load(self, task: int) -> Values:
+        """Return what a task trained, counted from 1, on the strategy's device."""
         values = self.run.bank.load(task)
         return {name: value.to(self.strategy.device) for name, value in values.items()}
 
@@ -132,7 +134,7 @@ class BankEvaluation:
             whole = self.run.scenario.of_task(task - 1)
             images, _ = self.strategy.task_sample(self.settings.images, whole)
             draws = torch.Generator().manual_seed(self.settings.seed + task)
-            with self.strategy.model.weights(self.values[task - 1]):
+            with self.strategy.model.weights(self.load(task)):
                 self._fishers.append(diagonal_fisher(self.strategy, images, draws))
 
     # ---- weights chosen for each image -----------------------------------------------------------
@@ -149,7 +151,10 @@ class BankEvaluation:
         statistics = [self._statistics(task) for task in tasks]
         sources = self.run.prepared.probes if routed else {}
         seen = {n: self._zero_shot_features(source.test.images) for n, source in sources.items()}
-        candidates = [*self.values, self.base]  # the last: of tasks not learned yet
+        candidates = [
+            *map(self.load, range(1, self.tasks + 1)),
+            self.base,
+        ]
         mix = _can_mix(self.strategy, self.base)
         result.batches = "mixed" if mix else "one task at a time"
         scorer = _mixed if mix else _one_at_a_time

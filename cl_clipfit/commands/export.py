@@ -17,10 +17,16 @@ from cl_clipfit.clip import create_classifier
 from cl_clipfit.clip.loading.factory import hash_weights
 from cl_clipfit.clip.loading.names import SCHEMAS, parse_model
 from cl_clipfit.commands.bank import file_size, open_bank, say
-from cl_clipfit.config.merge_settings import CLOSED_FORM, MODES, ModeSettings
+from cl_clipfit.config.merge_settings import (
+    ALL,
+    BY_NAME,
+    CLOSED_FORM,
+    ModeSettings,
+    check_settings,
+)
 from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.experiment.reopen import FinishedRun, open_run
-from cl_clipfit.merging.methods import check_settings, merged_values, used_settings
+from cl_clipfit.merging.methods import merged_values
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.storage.files import write_atomic, writing
 from cl_clipfit.storage.manifest import adding, run_around
@@ -62,14 +68,15 @@ def export_bank(
     if not 1 <= last <= len(bank):
         raise UserError(f"--task {last}: the bank {bank.folder} holds {len(bank)} tasks")
     run = open_run(path, ConsoleDisplay(err), device="cpu")
-    model, first = run.strategy.model, last if mode in ("latest", "wise") else 1
-    values = [bank.load(t) for t in range(first, last + 1)]
-    model.load_values(merged_values(mode, values, run.strategy.zero_shot_point(), settings))
+    model, method = run.strategy.model, BY_NAME[mode]
+    values = [bank.lazy(t) for t in range(1, last + 1)]
+    model.load_values(merged_values(method, values, run.strategy.zero_shot_point(), settings))
     around = run_around(file)
     with contextlib.nullcontext() if around is None else adding(around):
         checked = _write_checked(model.clip, file, run)
-    used = ", ".join(f"{k}={v}" for k, v in used_settings(mode, settings).items())
-    tasks = f"task {last}" if first == last else f"tasks {first} to {last}"
+    used = ", ".join(f"{k}={v}" for k, v in method.settings(settings).items())
+    alone = mode in ("latest", "wise") or last == 1
+    tasks = f"task {last}" if alone else f"tasks 1 to {last}"
     shown = f"{mode} ({used})" if used else mode
     say(out, f"written: {file} ({file_size(file.stat().st_size)}), mode {shown}, {tasks}")
     say(out, checked)
@@ -98,7 +105,7 @@ def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -
             raise UserError(
                 "--mode fisher: first run.py merge RUN --method fisher, then export that run"
             )
-        why = "it chooses weights for each image" if mode in MODES else nearest(mode, CLOSED_FORM)
+        why = "it chooses weights for each image" if mode in ALL else nearest(mode, CLOSED_FORM)
         raise UserError(f"--mode {mode}: cannot be exported. {why}")
     check_settings("--mode", [mode], settings)
     if file.is_dir():

@@ -11,15 +11,24 @@ from torch import Tensor
 from cl_clipfit.bank.store import INDEX
 from cl_clipfit.commands.evaluate import BankEvaluation, ModeResult
 from cl_clipfit.commands.train import SAME_COMMAND, execute
-from cl_clipfit.config.merge_settings import MODES, ModeSettings
+from cl_clipfit.config.merge_settings import (
+    ALL,
+    BY_NAME,
+    MERGING,
+    ModeSettings,
+    check_settings,
+    find_mode,
+)
 from cl_clipfit.config.parsing import parse_settings
+from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.experiment.identity import config_of
+from cl_clipfit.experiment.learner import Learner
 from cl_clipfit.experiment.recipes import make_settings
 from cl_clipfit.experiment.reopen import MERGED_FROM, FinishedRun, open_run, was_deterministic
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.merging.methods import check_settings, used_settings
+from cl_clipfit.methods.continued import ContinuedStrategy
 from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.tables import modes_csv, modes_table, results_table
 from cl_clipfit.runtime.determinism import deterministic
@@ -27,8 +36,9 @@ from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.files import read_bytes, sha256, write_atomic, write_json
 from cl_clipfit.storage.lock import hold
 from cl_clipfit.storage.manifest import adding
+from cl_clipfit.training.strategy import CLIPStrategy
 
-CHOOSING = ("oracle", "routed")  # no single set of weights comes of these
+MERGETUNE = "mergetune"
 
 
 def evaluate_bank(
@@ -40,9 +50,9 @@ def evaluate_bank(
     Raises:
         UserError: no finished run, a damaged bank, an unknown mode.
     """
-    modes = MODES if list(modes) == ["all"] else modes
+    modes = ALL if list(modes) == ["all"] else modes
     for mode in modes:
-        _check_mode(mode, MODES)
+        find_mode(mode)
     check_settings("--mode", modes, settings)
     run = run.resolve()
     display = ConsoleDisplay(err)
@@ -59,11 +69,6 @@ def evaluate_bank(
         write_atomic(run / "bank-eval.csv", modes_csv(summaries))
     out.print(modes_table(finished.result, summaries))
     return results
-
-
-def _check_mode(mode: str, known: Sequence[str], option: str = "--mode") -> None:
-    if mode not in known:
-        raise UserError(f"{option} {mode}: unknown. {nearest(mode, known)}")
 
 
 def merge_run(
@@ -85,8 +90,9 @@ def merge_run(
     Raises:
         UserError: no finished run, a damaged bank, an unknown method, or wrong settings.
     """
-    _check_mode(method, ["mergetune", *(m for m in MODES if m not in CHOOSING)], "--method")
-    if assignments and method != "mergetune":
+    if method != MERGETUNE:
+        find_mode(method, "--method", (MERGETUNE, *MERGING))
+    if assignments and method != MERGETUNE:
         raise UserError(f"--set {assignments[0]}: only --method mergetune takes settings so")
     check_settings("--method", [method], settings)
     run = run.resolve()
@@ -104,66 +110,77 @@ def _merge(
     out: Console, display: ConsoleDisplay, device: str | None, fresh: bool,
 ) -> dict[str, Any]:  # fmt: skip
     finished = open_run(run, display, device)
-    plan = _continued(finished, assignments) if method == "mergetune" else finished.plan
+    plan = _continued(finished, assignments) if method == MERGETUNE else finished.plan
     plan = replace(plan, label=f"{finished.result['label']} + {method}")
-    own = used_settings(method, settings)
+    used = {} if method == MERGETUNE else BY_NAME[method].settings(settings)
     # The index of the bank holds the hash of every file.
     bank = sha256(read_bytes(finished.bank.folder / INDEX))
-    origin: dict[str, Any] = {"method": method, "settings": own, "run": run.name, "bank": bank}
+    origin: dict[str, Any] = {"method": method, "settings": used, "run": run.name, "bank": bank}
     prepared = finished.prepared
     folder = prepared.folder(plan, f"{finished.plan.strategy.name}+{method}", **origin)
     folder.check_links()
     result = None if fresh else folder.finished_result()
-    if result is None:
-        with hold(folder.path):
-            evaluation = BankEvaluation(finished, settings)
-            work = _MergedRun(
+    with hold(folder.path):
+        if result is None:
+            work = Run(
                 prepared.stream, plan, finished.scenario, prepared.model, prepared.probes, folder,
                 display,
             )  # fmt: skip
-            work.start_from(evaluation, origin)
-            config = config_of(prepared.stream, plan, prepared.config)
+            evaluation = BankEvaluation(finished, settings)
+            work.learner = BankMerger(work.strategy, plan, finished.scenario, evaluation, origin)
+            config = config_of(prepared.stream, plan, prepared.command)
             result = execute(work, {MERGED_FROM: str(run.resolve()), **config}, display, fresh)
-    else:
-        with hold(folder.path):  # if it was killed while it did that
-            folder.checkpoints(display.warn).clear()
-        display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
+        else:
+            folder.checkpoints(display.warn).clear()  # if it was killed while it did that
+            display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
     out.print(results_table([finished.result, result]))
     say(out, f"run folder: {folder.path}")
     return result
 
 
-class _MergedRun(Run):
-    """A run whose tasks are merged from another one's bank, and not trained."""
+class BankMerger(Learner):
+    """Merges a task's weights from another run's bank, in closed form or by MERGETUNE.
 
-    def start_from(self, evaluation: BankEvaluation, origin: dict[str, Any]) -> None:
-        """Tell which bank is merged, and how."""
-        self._evaluation, self._origin = evaluation, origin
-        if origin["method"] == "mergetune":
-            self.strategy.continue_solutions(evaluation.values)
+    Args:
+        strategy: gets the merged weights.
+        plan: of the merge.
+        scenario: the stream of tasks.
+        evaluation: the bank, and how it is merged.
+        origin: method, settings, run and bank, for the result.
+    """
 
-    def execute(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Run all tasks; the result says under `merged` where they come from."""
-        return {**super().execute(config), "merged": self._origin}
+    announced = False  # it takes little beside the training of the host
 
-    def _learn(self, experience: Any) -> None:
-        if self._origin["method"] == "mergetune":
-            super()._learn(experience)
+    def __init__(
+        self, strategy: CLIPStrategy, plan: RunPlan, scenario: Scenario,
+        evaluation: BankEvaluation, origin: dict[str, Any],
+    ) -> None:  # fmt: skip
+        super().__init__(strategy, plan, scenario)
+        self.evaluation, self.origin = evaluation, origin
+        self.method, self.run = origin["method"], origin["run"]
+        if self.method == MERGETUNE:
+            assert isinstance(strategy, ContinuedStrategy)
+            strategy.continue_solutions(evaluation.load)
+
+    def learn_experience(self, experience: Any, task: int) -> None:
+        """Merge, or let MERGETUNE train from the solution of the task."""
+        if self.method == MERGETUNE:
+            super().learn_experience(experience, task)
         else:
-            values = self._evaluation.values_after(self._origin["method"], self.task)
+            values = self.evaluation.values_after(self.method, task)
             self.strategy.model.load_values(values)
 
-    def _host_values(self) -> Mapping[str, Tensor]:
-        return self._evaluation.values[self.task - 1]
+    def size(self, task: int) -> tuple[int, int]:
+        """Return no steps: there is no progress bar."""
+        return 0, 0
 
-    def _parents(self) -> list[str]:
-        return [f"{self._origin['run']} task-{t:03d}" for t in range(1, self.task + 1)]
+    def base_values(self, task: int) -> Mapping[str, Tensor]:
+        """Return what the merged run trained in the task."""
+        return self.evaluation.load(task)
 
-    def _start_display(self, task: int, tasks: int) -> None:
-        self.display.start_task(task, tasks, 0, 0)
-
-    def _announce(self) -> None:
-        """Say nothing: what it takes is little beside the training of the host."""
+    def parents(self, task: int) -> list[str]:
+        """Return the tasks that were merged."""
+        return [f"{self.run} task-{t:03d}" for t in range(1, task + 1)]
 
 
 def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
@@ -171,12 +188,12 @@ def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
     registry, plan = finished.prepared.registry, finished.plan
     if plan.host is not None:
         raise UserError(f"{finished.path}: {plan.strategy.name} has merged already")
-    if finished.prepared.stream.online is not None:
+    if finished.prepared.stream.settings.online is not None:
         raise UserError(
             f"{finished.path}: MERGETUNE trains on a task's images again, and this run saw them"
             " once (--online)"
         )
-    entry, cls = registry.get("strategies", "mergetune"), registry.strategy_class("mergetune")
+    entry, cls = registry.get("strategies", MERGETUNE), registry.strategy_class(MERGETUNE)
     settings = parse_settings([*assignments])
     for name in settings:
         if name != entry.name:
@@ -184,17 +201,16 @@ def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
     given, fields = settings.get(entry.name, {}), entry.options_class().model_fields
     for key in given:
         if key in ("host", "trajectory") or key not in fields:
-            own_names = [name for name in fields if name not in ("host", "trajectory")]
+            others = [name for name in fields if name not in ("host", "trajectory")]
             raise UserError(
                 f"--set mergetune.{key}: the host and its recipe are those of the run."
-                f" {nearest(key, own_names)}"
+                f" {nearest(key, others)}"
             )
-    own = {**given, "host": plan.strategy.name, "trajectory": "read-out"}
-    config, scenario = finished.prepared.config, finished.prepared.stream.data
+    given |= {"host": plan.strategy.name, "trajectory": "read-out"}
+    config, scenario = finished.prepared.command.config, finished.prepared.stream.data
     config = config.model_copy(update={"recipe": "default"})
-    _, options = make_settings(config, scenario, entry, own)
+    _, options = make_settings(config, scenario, entry, given)
     return RunPlan(
-        plan.label, entry, cls.over(plan.cls), options, plan.recipe, plan.seed,
+        plan.label, entry, cls.over(plan.cls), options, plan.recipe, plan.seed, plan.seeds,
         host=plan.strategy, host_options=plan.options,
-        data_seed=plan.data_seed, init_seed=plan.init_seed,
     )  # fmt: skip

@@ -3,14 +3,11 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cl_clipfit.config.command import read_config
 from cl_clipfit.errors import UserError, is_file
-
-if TYPE_CHECKING:
-    pass
-from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM, RunFolder, _changes
+from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM, RunFolder, changed_settings
 
 
 def check_output(output: Path) -> None:
@@ -19,17 +16,17 @@ def check_output(output: Path) -> None:
     Raises:
         UserError: it is below a file, or in a folder that cannot be written.
     """
-    place = output.absolute()
+    parent = output.absolute()
     try:
-        while not place.exists():
-            place = place.parent
-    except (OSError, ValueError) as error:  # a name that is too long, or none of a file
+        while not parent.exists():
+            parent = parent.parent
+    except (OSError, ValueError) as error:  # the name is too long, or not a file name at all
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {output}: {reason}") from error
-    if not place.is_dir():
-        raise UserError(f"cannot write {output}: {place} is no folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {output}: no permission to write {place}")
+    if not parent.is_dir():
+        raise UserError(f"cannot write {output}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {output}: no permission to write {parent}")
 
 
 def check_plugins(files: Iterable[Path | str], named: Iterable[Path], where: Path) -> None:
@@ -43,9 +40,9 @@ def check_plugins(files: Iterable[Path | str], named: Iterable[Path], where: Pat
     Raises:
         UserError: one is not named.
     """
-    known = {file.resolve() for file in named}
+    trusted = {file.resolve() for file in named}
     for file in files:
-        if Path(file).resolve() not in known:
+        if Path(file).resolve() not in trusted:
             raise UserError(
                 f"{where} names the plug-in {file}, which would run code: read it, and if you"
                 f" trust it add --plugin {file}"
@@ -60,40 +57,40 @@ def check_plugins_of_run(folder: Path, named: Iterable[Path]) -> None:
 
 
 def resumed_settings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the run in a folder, with those that a command gives beside.
+    """Return the settings of the run in a folder, overridden by those that a command gives.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: it is not a run folder.
     """
     if not is_file(folder / CONFIG):
-        raise UserError(f"--resume {folder}: no run folder: it has no {CONFIG}")
-    own = read_config(folder / CONFIG)
-    if not {"strategy", "seed"} <= {*own}:
+        raise UserError(f"--resume {folder}: not a run folder: it has no {CONFIG}")
+    settings = read_config(folder / CONFIG)
+    if not {"strategy", "seed"} <= {*settings}:
         raise UserError(f"--resume {folder}: its {CONFIG} is not one that a run writes")
     options = {text.partition("=")[0] for text in given.get("set", ())}
-    kept = [text for text in own.get("set", ()) if text.partition("=")[0] not in options]
+    kept = [text for text in settings.get("set", ()) if text.partition("=")[0] not in options]
     both = [*kept, *given.get("set", ())]
-    return {**own, **given, "set": both, "output": folder.resolve().parent}
+    return {**settings, **given, "set": both, "output": folder.resolve().parent}
 
 
 def resumed_folder(
     folder: RunFolder, place: Path, config: dict[str, Any], force: bool
 ) -> RunFolder:
-    """Return the folder to go on in.
+    """Return the folder to resume in.
 
     Args:
         folder: where a run of the command's settings goes.
-        place: where the user wants to go on.
+        place: where the user wants to resume.
         config: what `config.yaml` would hold.
-        force: go on though settings that change numbers differ.
+        force: resume although settings that change numbers differ.
 
     Raises:
         UserError: they differ.
     """
     if folder.path.name != place.resolve().name:
         before = read_config(place / CONFIG)
-        folder.changed = _changes(before, config) or [
-            f"data, weights or code, its folder's name, which was {folder.path.name}, or what"
+        folder.changed = changed_settings(before, config) or [
+            f"data, weights, code or version (its folder was named {folder.path.name}), or what"
             " --force-resume changed before"
         ]
         if not force:

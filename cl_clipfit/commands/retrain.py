@@ -1,4 +1,4 @@
-"""Train the first task of a finished run again, and compare the bits."""
+"""Train the first task of a finished run again, and compare the bits: `run.py verify --replay`."""
 
 import tempfile
 from pathlib import Path
@@ -9,16 +9,16 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.frozen_features import FrozenImages
 from cl_clipfit.experiment.reopen import open_run
 from cl_clipfit.experiment.run import Run
-from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.run_folder import RunFolder
 
 
-def replay_task(path: Path, display: ConsoleDisplay) -> list[str]:
+def retrain_first_task(path: Path, progress: Progress) -> list[str]:
     """Train task 1 of a run as its command did; later ones would need the state they began in.
 
     Args:
         path: the run's folder.
-        display: told what goes on.
+        progress: told how it goes.
 
     Returns:
         a sentence for every tensor that is not, bit for bit, what the bank holds.
@@ -26,27 +26,27 @@ def replay_task(path: Path, display: ConsoleDisplay) -> list[str]:
     Raises:
         UserError: the run cannot be opened, or was merged from another one.
     """
-    finished = open_run(path, display)
+    finished = open_run(path, progress)
     if "merged" in finished.result:
         raise UserError(f"{path}: this run was merged, not trained: verify --replay its host")
     prepared, plan = finished.prepared, finished.plan
-    encoder = FrozenImages(prepared.model, prepared.stream.device, display)
+    encoder = FrozenImages(prepared.model, prepared.stream.compute.device, progress)
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place), "replay", plan.strategy.name, plan.seed, "")
         run = Run(
             prepared.stream, plan, finished.scenario, prepared.model, prepared.probes, folder,
-            display, encoder,
+            progress, encoder,
         )  # fmt: skip
-        display.start_run(f"{plan.label} seed {plan.seed}, task 1 again")
+        progress.start_run(f"{plan.label} seed {plan.seed}, task 1 again")
         try:
-            found = run.learn_first()
+            retrained = run.learn_first()
         finally:
-            display.stop()
+            progress.stop()
     written = finished.bank.load(1)
     return [
-        f"{name} differs from the bank's by up to {_distance(found[name], value):.3g}"
+        f"{name} differs from the bank's by up to {_distance(retrained[name], value):.3g}"
         for name, value in written.items()
-        if not torch.equal(found[name].cpu(), value)
+        if not torch.equal(retrained[name].cpu(), value)
     ]
 
 

@@ -11,27 +11,31 @@ from rich.console import Console
 
 from cl_clipfit.commands.resume import check_output, resumed_folder
 from cl_clipfit.config.command import RunConfig
+from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.frozen_features import FrozenImages
 from cl_clipfit.experiment.build import check_strategy
 from cl_clipfit.experiment.identity import config_of
-from cl_clipfit.experiment.prepare import prepare
+from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
+from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runtime.determinism import deterministic
+from cl_clipfit.runtime.progress import Progress, Silent
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.lock import hold
-from cl_clipfit.storage.run_folder import CONFIG
+from cl_clipfit.storage.result import Result
+from cl_clipfit.storage.run_folder import CONFIG, RunFolder
 
-SAME_COMMAND = "the same command goes on with it"
-ALL_RUNS = "the same command{} goes on with all runs"
+SAME_COMMAND = "the same command resumes it"
+ALL_RUNS = "the same command{} resumes all runs"
 
 
-def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str, Any]]:
-    """Execute a command and return the results, complete runs included.
+def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
+    """Execute a command, print its table and say where everything is.
 
     Args:
         config: the command's settings.
@@ -41,66 +45,110 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[dict[str,
     Raises:
         UserError: anything wrong with names, files or values, before anything is trained.
     """
+    results = run(config, ConsoleDisplay(err, config.quiet))
+    out.print(results_table([result.content for result in results]))
+    for result in results:
+        say(out, f"run folder: {result.path}")
+    path = _comparison(config, results)
+    figure = path.with_suffix(".png")  # not drawn where no result has a number
+    say(out, f"comparison: {figure if figure.exists() else path.with_suffix('.csv')}")
+    return results
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
+    """Run every strategy with every seed of a command; nothing is printed.
+
+    Runs that are complete are not repeated, and unfinished ones are resumed, as on the command
+    line. Each run leaves its folder, and all of them a comparison, under `config.output`.
+
+    Args:
+        config: what to run.
+        progress: told how it goes; default nobody.
+
+    Returns:
+        a result for each run, strategies first.
+
+    Raises:
+        UserError: anything wrong with names, files or values, before anything is trained.
+
+    Example:
+        >>> from cl_clipfit import RunConfig, run
+        >>> config = RunConfig(strategy=["clipfit"], tasks=5, lr=1e-3)
+        >>> results = run(config)  # doctest: +SKIP
+        >>> results[0].metrics["average_accuracy"]  # doctest: +SKIP
+    """
     try:
         with deterministic(config.deterministic):
-            return _run(config, out, ConsoleDisplay(err, config.quiet))
+            results = _run_all(config, progress or Silent())
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
         raise
+    path = _comparison(config, results)
+    contents = [result.content for result in results]
+    plot_comparison(contents, path)
+    folders = [result.path.name for result in results]
+    write_atomic(path.with_suffix(".csv"), comparison_csv(contents, folders))
+    return results
 
 
-def _run(config: RunConfig, out: Console, display: ConsoleDisplay) -> list[dict[str, Any]]:
+def _comparison(config: RunConfig, results: list[Result]) -> Path:
+    """Return where the comparison of a command's runs goes, without its ending."""
+    return config.output / f"{results[0].content['scenario']}-comparison"
+
+
+def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
     check_output(config.output)
-    prepared = prepare(config, display)
+    prepared = prepare(config, progress)
     stream, plans = prepared.stream, prepared.plans
     if config.resume is not None and len(plans) > 1:
         raise UserError(
             f"--resume {config.resume}: it holds one run, the command names {len(plans)}: leave out"
             " --strategy and --seed"
         )
-    draws = {0 if stream.shots is None else plan.seed for plan in plans}
-    scenarios = {draw: prepared.scenario(draw) for draw in draws}
+    shots_seeds = {stream.shots_seed(plan.seed) for plan in plans}
+    scenarios = {seed: prepared.scenario(seed) for seed in shots_seeds}
     if len(plans) > 1:  # a single run finds it out itself, without a second copy of the model
         some = next(iter(scenarios.values()))
         for plan in {plan.label: plan for plan in plans}.values():
-            check_strategy(plan, stream, prepared.model, some)
-    encoder = FrozenImages(prepared.model, stream.device, display)
-    results, folders = [], []
+            check_strategy(plan, stream.compute, prepared.model, some)
+    encoder = FrozenImages(prepared.model, stream.compute.device, progress)
+    results = []
     for plan in plans:
         folder = prepared.folder(plan)
         if config.resume is not None:
-            own = config_of(stream, plan, config)
-            folder = resumed_folder(folder, config.resume, own, config.force_resume)
+            settings = config_of(stream, plan, prepared.command)
+            folder = resumed_folder(folder, config.resume, settings, config.force_resume)
         folder.check_links()
         with _removed_if_empty(folder.path), hold(folder.path):
-            result = None if config.fresh else folder.finished_result()
-            if result is None:
-                scenario = scenarios[0 if stream.shots is None else plan.seed]
-                run = Run(
-                    stream, plan, scenario, prepared.model, prepared.probes, folder, display,
-                    encoder,
-                )  # fmt: skip
-                try:
-                    result = execute(run, config_of(stream, plan, config), display, config.fresh)
-                except Stopped as stopped:
-                    if len(plans) > 1:
-                        stopped.advice = "; ".join(
-                            filter(None, (stopped.advice, ALL_RUNS.format(_but_fresh(config))))
-                        )
-                    raise
-                del run
+            content = None if config.fresh else folder.finished_result()
+            if content is None:
+                scenario = scenarios[stream.shots_seed(plan.seed)]
+                content = _run_one(prepared, plan, scenario, folder, progress, encoder)
                 gc.collect()
             else:
-                folder.checkpoints(display.warn).clear()  # if it was killed while it did that
-                display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
-        results.append({**result, "label": plan.label})
-        folders.append(folder.path)
-    _report(results, folders, config.output / f"{stream.entry.name}-comparison", out)
+                folder.checkpoints(progress.warn).clear()  # if it was killed while it did that
+                progress.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
+        results.append(Result(folder.path, {**content, "label": plan.label}))
     return results
 
 
-def _but_fresh(config: RunConfig) -> str:
-    return " without --fresh" if config.fresh else ""  # which would begin all of them again
+def _run_one(
+    prepared: Prepared, plan: RunPlan, scenario: Scenario, folder: RunFolder, progress: Progress,
+    encoder: FrozenImages,
+) -> dict[str, Any]:  # fmt: skip
+    """Train one run, in a folder that this process holds."""
+    stream, config = prepared.stream, prepared.command.config
+    run = Run(stream, plan, scenario, prepared.model, prepared.probes, folder, progress, encoder)
+    try:
+        settings = config_of(stream, plan, prepared.command)
+        return execute(run, settings, progress, config.fresh)
+    except Stopped as stopped:
+        if len(prepared.plans) > 1:
+            # --fresh would begin all of them again
+            but_fresh = " without --fresh" if config.fresh else ""
+            advice = filter(None, (stopped.advice, ALL_RUNS.format(but_fresh)))
+            stopped.advice = "; ".join(advice)
+        raise
 
 
 @contextlib.contextmanager
@@ -110,20 +158,27 @@ def _removed_if_empty(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # which removes empty ones alone
+            folder.rmdir()  # which removes only empty ones
 
 
 def execute(
-    run: Run, config: dict[str, Any], display: ConsoleDisplay, fresh: bool = False
+    run: Run, config: dict[str, Any], progress: Progress, fresh: bool = False
 ) -> dict[str, Any]:
-    """Execute a run, or go on with it, draw its figures and complete its folder."""
-    display.start_run(f"{run.plan.label} seed {run.plan.seed}")
+    """Execute a run, or resume it, draw its figures and complete its folder.
+
+    Args:
+        run: the run; its folder is held by this process.
+        config: content of its `config.yaml`.
+        progress: told how it goes.
+        fresh: begin again, whatever was saved.
+    """
+    progress.start_run(f"{run.plan.label} seed {run.plan.seed}")
     run.folder.sweep()
     if fresh:
-        run.folder.checkpoints(display.warn).clear()
+        run.folder.checkpoints(progress.warn).clear()
     try:
         result = run.execute(config)
-        display.stop()
+        progress.stop()
         run.folder.require()
         plot_run(result, run.folder.path / "curves")
         plot_changes(result, run.folder.path / "what_moved")
@@ -133,20 +188,9 @@ def execute(
             words = ["run.py", "--resume", str(run.folder.path)]
             words += ["--force-resume"] if run.folder.changed else []
             words += ["--plugin", *config["plugin"]] if config["plugin"] else []
-            stopped.advice = f"{shlex.join(words)} goes on with it"
+            stopped.advice = f"{shlex.join(words)} resumes it"
         raise
     finally:
-        display.stop()
-    run.folder.checkpoints(display.warn).clear()
+        progress.stop()
+    run.folder.checkpoints(progress.warn).clear()
     return result
-
-
-def _report(results: list[dict[str, Any]], folders: list[Path], path: Path, out: Console) -> None:
-    plot_comparison(results, path)
-    csv_file = path.with_name(f"{path.name}.csv")
-    write_atomic(csv_file, comparison_csv(results, [folder.name for folder in folders]))
-    out.print(results_table(results))
-    for folder in folders:
-        say(out, f"run folder: {folder}")
-    figure = path.with_name(f"{path.name}.png")  # none of results without a number
-    say(out, f"comparison: {figure if figure.exists() else csv_file}")

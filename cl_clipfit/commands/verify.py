@@ -89,13 +89,13 @@ def _checks(path: Path, replay: bool, err: Console) -> Iterator[Found]:
 
 
 def _replay(path: Path, err: Console) -> Found:
-    from cl_clipfit.commands.retrain import replay_task
+    from cl_clipfit.commands.retrain import retrain_first_task
     from cl_clipfit.experiment.reopen import was_deterministic
     from cl_clipfit.runtime.determinism import deterministic
 
     try:
         with deterministic(was_deterministic(path)):
-            problems = replay_task(path, ConsoleDisplay(err))
+            problems = retrain_first_task(path, ConsoleDisplay(err))
     except UserError as error:
         problems = [str(error)]
     return "replay: a task trained again gives what was written", problems

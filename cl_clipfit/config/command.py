@@ -1,10 +1,10 @@
-"""Typed, validated settings: one command (`RunConfig`), one training (`Recipe`), a method's own."""
+"""What one command may set: groups of settings, and `RunConfig`, which is all of them."""
 
 import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -15,50 +15,39 @@ from pydantic import (
     field_validator,
 )
 
-from cl_clipfit.config.options import Count, Number, Positive, Seed, _shortened, explain
+from cl_clipfit.config.options import Count, Number, Positive, Seed, explain, shortened
 from cl_clipfit.errors import UserError, nearest
 
-
-def _check_path(path: str | Path) -> None:
-    """Refuse names that no file has, or that no terminal and no `config.yaml` can show."""
-    text = str(path)
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-        raise ValueError("a path must not hold control characters, or halves of others")
-    os.fsencode(text)  # of another encoding of this system; its error is a ValueError
+Group = TypeVar("Group", bound=BaseModel)
 
 
-class RunConfig(BaseModel):
-    """Everything one command may set. Names are those of the options."""
+class CutSettings(BaseModel):
+    """How the images of a data set become a stream; all of it changes numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scenario: str = Field(
-        "split-digits", description="stream of tasks, with settings as base-to-novel:dataset=dtd"
-    )
-    strategy: list[str] = Field(
-        ["zero-shot", "clipfit", "mergetune"],
-        min_length=1,
-        description="methods to run, with settings as clipfit:kd_weight=2,lr=1e-3",
-    )
-    model: str | None = Field(
-        None, description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini"
-    )
-    seed: list[Seed] = Field([0], min_length=1, description="one run for each seed")
-    data_seed: Seed | None = Field(
-        None, description="seed of data order, crops and other draws of training; default --seed"
-    )
-    init_seed: Seed | None = Field(
-        None, description="seed of the values that new parameters start at; default --seed"
-    )
-    recipe: Literal["default", "published"] = Field(
-        "default", description="the scenario's recipe, or that of each method's paper"
-    )
-    epochs: Count | None = Field(None, description="epochs a task")
-    batch_size: Count | None = Field(None, description="images in a training step")
-    lr: Positive | None = Field(None, description="peak learning rate")
-    shots: Count | None = Field(None, description="training images a class")
+    shots: Count | None = Field(None, description="training images per class")
     validation: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
         None, description="score this share of the training images, not the stream's test images"
+    )
+    limit: Count | None = Field(None, description="at most this many images per class")
+    online: Count | None = Field(
+        None, description="each image is seen once, in experiences of this many images"
+    )
+    blurry: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each class's training images that arrive in other tasks"
+    )
+
+    def cut(self) -> dict[str, Any]:
+        """Return these settings alone, by name."""
+        return {name: getattr(self, name) for name in CutSettings.model_fields}
+
+
+class StreamSettings(CutSettings):
+    """Which stream: the scenario, its tasks and class order, prompts and probes."""
+
+    scenario: str = Field(
+        "split-digits", description="stream of tasks, with settings as base-to-novel:dataset=dtd"
     )
     tasks: Count | Path | None = Field(
         None, description="number of tasks, or a YAML file that names each task's classes"
@@ -69,29 +58,70 @@ class RunConfig(BaseModel):
     class_order: str | None = Field(
         None, description="natural, pycil-1993, der-cifar100, rapf-imagenet-r, seed:N, or a file"
     )
-    limit: Count | None = Field(None, description="at most so many images a class, train and test")
-    online: Count | None = Field(
-        None, description="see a task's images once, in experiences of so many"
-    )
-    blurry: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
-        None, description="share of each class's training images that arrive in other tasks"
-    )
-    class_names: Path | None = Field(
-        None, description="file with one class name a line, or YAML: old name to new"
-    )
-    split: Path | None = Field(None, description="JSON file that says which images train and test")
-    skip_bad_images: bool = Field(False, description="go on without images that cannot be read")
     template: list[str] | None = Field(
         None, description="prompt with {} for the class name; several make an ensemble"
     )
+    probe: list[str] | None = Field(
+        None, description="scenarios whose test set shows what is retained"
+    )
+
+
+class DataSettings(BaseModel):
+    """Where the data are; what is read from there is hashed, so none of it names a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     data_dir: Path | None = Field(None, description="folder or archive of the data set")
+    class_names: Path | None = Field(
+        None, description="file with one class name per line, or YAML: old name to new"
+    )
+    split: Path | None = Field(None, description="JSON file that says which images train and test")
+    skip_bad_images: bool = Field(False, description="leave out images that cannot be read")
     unverified_data: bool = Field(
         False, description="accept data files that are not the official ones"
     )
-    output: Path = Field(Path("runs"), description="folder of all run folders")
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps"
+
+
+class TrainingSettings(BaseModel):
+    """Which methods train, with which seeds and recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: list[str] = Field(
+        ["zero-shot", "clipfit", "mergetune"],
+        min_length=1,
+        description="methods to run, with settings as clipfit:kd_weight=2,lr=1e-3",
     )
+    seed: list[Seed] = Field([0], min_length=1, description="one run for each seed")
+    data_seed: Seed | None = Field(
+        None, description="seed of data order, crops and other random training choices; "
+        "default --seed"
+    )  # fmt: skip
+    init_seed: Seed | None = Field(
+        None, description="seed of the initial values of new parameters; default --seed"
+    )
+    recipe: Literal["default", "published"] = Field(
+        "default", description="the scenario's recipe, or that of each method's paper"
+    )
+    epochs: Count | None = Field(None, description="epochs per task")
+    batch_size: Count | None = Field(None, description="images per training step")
+    lr: Positive | None = Field(None, description="peak learning rate")
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="on a NaN or infinite loss: stop, or skip the step"
+    )
+    set: list[str] = Field([], description="NAME.key=value: an option of a strategy or scenario")
+    plugin: list[Path] = Field([], description="Python file with a strategy or scenario")
+
+
+class ComputeSettings(BaseModel):
+    """Which model, and how the machine computes, as it was asked for; `Compute` is what is used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(
+        None, description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto",
         description="arithmetic of the towers; auto: bf16 for wide ones on hardware that has it",
@@ -103,28 +133,56 @@ class RunConfig(BaseModel):
         False, description="keep fewer activations in memory, and compute them a second time"
     )
     compile: bool = Field(
-        False, description="train through torch.compile; how long it compiles is reported"
+        False, description="train through torch.compile; the compile time is reported"
     )
     deterministic: bool = Field(
         False, description="the same bits in every run on the same machine, or an error"
     )
-    on_nan: Literal["stop", "skip"] = Field(
-        "stop", description="what to do where the loss is no number: stop, or skip the step"
-    )
-    set: list[str] = Field([], description="NAME.key=value: an option of a strategy or scenario")
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        kind, colon, number = value.partition(":")
+        if value not in ("auto", "cpu", "mps", "cuda") and not (
+            kind == "cuda" and colon and number.isascii() and number.isdigit()
+        ):
+            raise ValueError(f"expected {cls.model_fields['device'].description}")
+        return value
+
+
+class OutputSettings(BaseModel):
+    """Where results go, and what happens to runs that are there already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: Path = Field(Path("runs"), description="folder of all run folders")
     config: Path | None = Field(None, description="YAML file of these settings; options win")
-    plugin: list[Path] = Field([], description="Python file with a strategy or scenario")
-    probe: list[str] | None = Field(
-        None, description="scenarios whose test set shows what is retained"
-    )
     fresh: bool = Field(False, description="repeat runs that are already complete")
-    resume: Path | None = Field(None, description="go on with the unfinished run in this folder")
-    force_resume: bool = Field(False, description="resume though settings differ")
-    quiet: bool = Field(False, description="print the results alone")
+    resume: Path | None = Field(None, description="resume the unfinished run in this folder")
+    force_resume: bool = Field(False, description="resume even though settings differ")
+    quiet: bool = Field(False, description="print only the results")
+
+    @field_validator("resume", "force_resume")
+    @classmethod
+    def _check_resume(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "resume" and value is not None and info.data.get("fresh"):
+            raise ValueError("a run is either resumed or repeated: leave out this one or --fresh")
+        if info.field_name == "force_resume" and value and info.data.get("resume") is None:
+            raise ValueError("it needs --resume FOLDER, which is missing")
+        return value
+
+
+class RunConfig(OutputSettings, ComputeSettings, TrainingSettings, DataSettings, StreamSettings):
+    """Everything one command may set; each field is the option of that name.
+
+    Example:
+        >>> RunConfig(scenario="split-digits", shots=16).group(CutSettings).shots
+        16
+    """
 
     @field_validator(
         "model", "tasks", "class_order", "class_names", "split", "data_dir", "output", "config",
-        "plugin", "resume",
+        "plugin", "resume", check_fields=False,
     )  # fmt: skip
     @classmethod
     def _check_paths(cls, value: Any) -> Any:
@@ -133,14 +191,19 @@ class RunConfig(BaseModel):
                 _check_path(path)
         return value
 
-    @field_validator("resume", "force_resume")
-    @classmethod
-    def _check_resume(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.field_name == "resume" and value is not None and info.data.get("fresh"):
-            raise ValueError("a run goes on or is repeated: leave out this one or --fresh")
-        if info.field_name == "force_resume" and value and info.data.get("resume") is None:
-            raise ValueError("it belongs to --resume FOLDER, which is missing")
-        return value
+    def group(self, kind: type[Group]) -> Group:
+        """Return one group of these settings, as an object of that class alone."""
+        fields = {name: getattr(self, name) for name in kind.model_fields}
+        given = self.model_fields_set & fields.keys()
+        return kind.model_construct(_fields_set=given, **fields)
+
+
+def _check_path(path: str | Path) -> None:
+    """Refuse names that no file has, or that no terminal and no `config.yaml` can show."""
+    text = str(path)
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ValueError("a path must not hold control characters, or halves of others")
+    os.fsencode(text)  # of another encoding of this system; its error is a ValueError
 
 
 def _unusable(file: Path, reason: str) -> UserError:
@@ -173,15 +236,15 @@ def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise _unusable(file, "expected settings as 'name: value' lines")
-    values = {_shortened(key): value for key, value in values.items() if key not in besides}
+    values = {shortened(key): value for key, value in values.items() if key not in besides}
     if "merged_from" in values:
         raise _unusable(
             file, f"this run was merged from {values['merged_from']}: repeat it with run.py merge"
         )
-    known = [name for name in RunConfig.model_fields if name != "config"]
-    unknown = [str(key)[:100] for key in values if key not in known]
+    settings = [name for name in RunConfig.model_fields if name != "config"]
+    unknown = [str(key)[:100] for key in values if key not in settings]
     if unknown:
-        raise _unusable(file, f"unknown setting '{unknown[0]}'. {nearest(unknown[0], known)}")
+        raise _unusable(file, f"unknown setting '{unknown[0]}'. {nearest(unknown[0], settings)}")
     try:
         RunConfig.model_validate(values)
     except ValidationError as error:

@@ -1,20 +1,17 @@
-"""What the modes of a bank are called and can be told; light, so that `--help` is quick."""
+"""The table of ways to use a bank, and their settings; light, so that `--help` is quick."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from cl_clipfit.config.options import NotNegative, Number, Options, Positive, Seed
-
-CLOSED_FORM = ("latest", "mean", "sum", "wise", "ties", "dare", "magmax")
-"""Modes that need the values of the tasks alone."""
-
-MODES = (*CLOSED_FORM, "fisher", "oracle", "routed")
-"""`fisher` needs training images too; `oracle` and `routed` choose weights for each image."""
+from cl_clipfit.errors import UserError, nearest
 
 
 class ModeSettings(Options):
-    """What the modes can be told. A delta is a task's values minus the pretrained ones."""
+    """Settings of the modes. A delta is a task's values minus the pretrained ones."""
 
     alpha: Annotated[float, Number, Field(ge=0)] = Field(
         0.5, description="wise: share of the last task's weights, zero-shot has the rest"
@@ -34,6 +31,85 @@ class ModeSettings(Options):
     )  # fmt: skip
     shrinkage: Positive = Field(0.1, le=1, description="routed: of the shared covariance")
     images: Annotated[int, Number, Field(ge=1)] = Field(
-        256, description="fisher: training images of a task that it is estimated from"
+        256, description="fisher: training images per task for its estimate"
     )
-    seed: Seed = Field(0, description="of the draws of dare and fisher")
+    seed: Seed = Field(0, description="dare, fisher: seed of the random choices")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to use what the tasks of a bank trained.
+
+    Attributes:
+        name: what a user types.
+        function: its function in `cl_clipfit.merging`; "" where weights are chosen per image.
+        takes: arguments of the function, in order: "base" (zero-shot values), "values" (of each
+            task), "last" (of the last task), "fishers" (of each task), or names of settings.
+        reads: settings that are read besides.
+        defaults: values of settings that have no default of their own.
+    """
+
+    name: str
+    function: str = ""
+    takes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    defaults: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def merges(self) -> bool:
+        """Return whether one set of weights comes of it."""
+        return bool(self.function)
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Return whether it needs nothing but the bank and the zero-shot values."""
+        return self.merges and "fishers" not in self.takes
+
+    def settings(self, given: ModeSettings) -> dict[str, Any]:
+        """Return the settings that the mode reads, by name."""
+        names = [n for n in (*self.takes, *self.reads) if n in ModeSettings.model_fields]
+        used = {name: getattr(given, name) for name in names}
+        return {n: self.defaults[n] if v is None else v for n, v in used.items()}
+
+
+_SCALE = {"scale": 1.0}
+# A new way to merge is a function in `merging/combine.py` and a line here.
+MODES = (
+    Mode("latest", "latest", ("values",)),
+    Mode("mean", "mean", ("values",)),
+    # The whole sum of deltas would lead far too far.
+    Mode("sum", "task_arithmetic", ("base", "values", "scale"), defaults={"scale": 0.3}),
+    Mode("wise", "interpolate", ("base", "last", "alpha")),
+    Mode("ties", "ties", ("base", "values", "scale", "density"), defaults=_SCALE),
+    Mode("dare", "dare", ("base", "values", "scale", "drop", "seed"), defaults=_SCALE),
+    Mode("magmax", "magmax", ("base", "values", "scale"), defaults=_SCALE),
+    Mode("fisher", "fisher", ("values", "fishers"), reads=("images", "seed")),
+    Mode("oracle"),
+    Mode("routed", reads=("rule", "shrinkage")),
+)
+BY_NAME = {mode.name: mode for mode in MODES}
+ALL = tuple(BY_NAME)
+MERGING = tuple(mode.name for mode in MODES if mode.merges)
+CLOSED_FORM = tuple(mode.name for mode in MODES if mode.is_closed_form)
+
+
+def find_mode(name: str, option: str = "--mode", allowed: Sequence[str] = ALL) -> Mode:
+    """Return a mode by its name.
+
+    Raises:
+        UserError: there is none among the allowed ones.
+    """
+    if name not in allowed:
+        raise UserError(f"{option} {name}: unknown. {nearest(name, allowed)}")
+    return BY_NAME[name]
+
+
+def check_settings(option: str, names: Sequence[str], settings: ModeSettings) -> None:
+    """Refuse settings that none of the named modes reads.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    read = {key for name in names if name in BY_NAME for key in BY_NAME[name].settings(settings)}
+    if idle := sorted(settings.model_fields_set - read):
+        raise UserError(f"--{idle[0]} has no effect with {option} {', '.join(names)}: leave it out")

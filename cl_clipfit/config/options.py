@@ -1,17 +1,13 @@
-"""Types of settings: numbers in ranges, a method's or stream's own options, a task's recipe."""
+"""Types of settings: numbers in ranges, a method's or stream's own `Options`, a task's `Recipe`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cl_clipfit.errors import UserError, is_file, nearest
+
+_LONGEST_SHOWN = 200  # characters of a wrong value
 
 
 def _no_bool(value: Any) -> Any:
@@ -21,49 +17,11 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-_LONGEST_SHOWN = 200  # characters of a wrong value
-
-
 Number = BeforeValidator(_no_bool)
-
-
 Count = Annotated[int, Number, Field(ge=1, lt=2**31)]
-
-
 Seed = Annotated[int, Number, Field(ge=0, lt=2**63)]
-
-
 Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-
-
 NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-
-
-def read_names(value: Any) -> Any:
-    """Read a list of names: a file with one name a line, or "imagenet" for its 1,000 classes."""
-    if not isinstance(value, str):
-        return value
-    if value == "imagenet":
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-
-        return tuple(IMAGENET_CLASSNAMES)
-    if not is_file(value):
-        raise ValueError("expected a list, as [cat, dog], a file with one name a line, or imagenet")
-    from cl_clipfit.config.text_files import check_size
-
-    try:
-        check_size(Path(value), value)
-        lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError("the file cannot be read as text") from error
-    return tuple(name for line in lines if (name := line.strip()))
-
-
-def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse an empty name."""
-    if not all(name.strip() for name in names):
-        raise ValueError("a name is empty")
-    return names
 
 
 class Options(BaseModel):
@@ -83,13 +41,13 @@ class Recipe(Options):
     """How a task is trained."""
 
     epochs: Count = Field(5, description="passes over a task's data")
-    batch_size: Count = Field(32, description="images in a step")
+    batch_size: Count = Field(32, description="images per step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimiser")
     lr: Positive = Field(1e-3, description="peak learning rate")
     weight_decay: NotNegative = Field(0.0, description="decoupled for adamw, L2 for sgd")
     momentum: Annotated[float, Number, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
     schedule: Literal["constant", "cosine", "epoch-cosine"] = Field(
-        "cosine", description="learning rate over a task's steps, or changed once an epoch"
+        "cosine", description="learning rate over a task's steps, or changed once per epoch"
     )
     warmup_epochs: Annotated[int, Number, Field(ge=0, lt=2**31)] = Field(
         0, description="first epochs, at warmup_lr"
@@ -101,35 +59,36 @@ class Recipe(Options):
     crop_scale: Annotated[float, Number, Field(gt=0, le=1)] = Field(
         0.08, description="smallest share of the area that a random crop keeps"
     )
-    drop_last: bool = Field(False, description="leave out a task's last batch where it is smaller")
+    drop_last: bool = Field(False, description="leave out a task's last batch if it is smaller")
 
 
-def _shortened(value: Any) -> str:
-    """Return what was given, of a length that can be read."""
-    text = str(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+def read_names(value: Any) -> Any:
+    """Read a list of names: a file with one name per line, or "imagenet" for its 1,000 classes."""
+    if not isinstance(value, str):
+        return value
+    if value == "imagenet":
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        return tuple(IMAGENET_CLASSNAMES)
+    if not is_file(value):
+        raise ValueError(
+            "expected a list, as [cat, dog], a file with one name per line, or imagenet"
+        )
+    from cl_clipfit.config.text_files import check_size
+
+    try:
+        check_size(Path(value), value)
+        lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError("the file cannot be read as text") from error
+    return tuple(name for line in lines if (name := line.strip()))
 
 
-def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
-    """Turn a pydantic error into one line: which setting, what is wrong, what was given."""
-    from cl_clipfit.config.command import RunConfig  # which imports this file
-
-    parts = []
-    for detail in error.errors():
-        path = [str(p) for p in detail["loc"]]
-        name = path[0] if path else ""
-        name = (prefix + (name.replace("_", "-") if prefix == "--" else name)).rstrip(".")
-        if detail["type"] == "extra_forbidden":
-            parts.append(f"unknown setting '{name}'. {nearest(path[0], known)}")
-            continue
-        message = detail["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        if detail["type"] == "string_pattern_mismatch" and path[0] in RunConfig.model_fields:
-            message = f"expected {RunConfig.model_fields[path[0]].description}"
-        given = detail["input"]
-        given = f" (given: {_shortened(given)})" if not isinstance(given, dict) else ""
-        parts.append(f"{name}: {message}{given}")
-    return " ".join("; ".join(dict.fromkeys(parts)).split())
+def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an empty name."""
+    if not all(name.strip() for name in names):
+        raise ValueError("a name is empty")
+    return names
 
 
 def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:
@@ -148,3 +107,27 @@ def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:
         return cls.model_validate(values)
     except ValidationError as error:
         raise UserError(f"--set {explain(error, prefix=f'{name}.')}") from error
+
+
+def shortened(value: Any) -> str:
+    """Return a given value as text that fits in a message."""
+    text = str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
+    """Turn a pydantic error into one line: which setting, what is wrong, what was given."""
+    sentences = []
+    for detail in error.errors():
+        path = [str(p) for p in detail["loc"]]
+        name = path[0] if path else ""
+        name = (prefix + (name.replace("_", "-") if prefix == "--" else name)).rstrip(".")
+        if detail["type"] == "extra_forbidden":
+            sentences.append(f"unknown setting '{name}'. {nearest(path[0], known)}")
+            continue
+        message = detail["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        given = detail["input"]
+        given = f" (given: {shortened(given)})" if not isinstance(given, dict) else ""
+        sentences.append(f"{name}: {message}{given}")
+    return " ".join("; ".join(dict.fromkeys(sentences)).split())

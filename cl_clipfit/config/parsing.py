@@ -1,36 +1,56 @@
-"""How a command names a strategy or scenario: `NAME`, or with settings, `NAME:key=value,...`."""
+"""How a command names things: `NAME`, `NAME:key=value,...` and `NAME.key=value`, parsed once."""
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from cl_clipfit.config.text_files import load_yaml
 from cl_clipfit.errors import UserError
 
+Assigned = Mapping[str, Mapping[str, Any]]  # what `--set` gives, by name of strategy or scenario
 
-def split_label(label: str, option: str = "--strategy") -> tuple[str, dict[str, Any]]:
-    """Split `NAME[:key=value,...]`, a strategy or scenario with settings of its own.
+
+@dataclass(frozen=True)
+class Spec:
+    """A strategy or scenario as a command names it.
+
+    Attributes:
+        text: as it was written, such as "full:ce_scope=task".
+        name: of the strategy or scenario.
+        settings: those written behind the name.
+    """
+
+    text: str
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_spec(text: str, option: str = "--strategy") -> Spec:
+    """Parse `NAME[:key=value,...]`, a strategy or scenario with settings of its own.
 
     Raises:
         UserError: settings of another form.
 
     Example:
-        >>> split_label("full:ce_scope=task,lr=1e-4")
-        ('full', {'ce_scope': 'task', 'lr': '1e-4'})
-        >>> split_label("clipfit:vocabulary=[cat, dog],kd=cosine")
-        ('clipfit', {'vocabulary': ['cat', 'dog'], 'kd': 'cosine'})
+        >>> parse_spec("full:ce_scope=task,lr=1e-4").settings
+        {'ce_scope': 'task', 'lr': '1e-4'}
+        >>> parse_spec("clipfit:vocabulary=[cat, dog],kd=cosine").settings
+        {'vocabulary': ['cat', 'dog'], 'kd': 'cosine'}
     """
-    name, colon, text = label.strip().partition(":")
+    name, colon, given = text.strip().partition(":")
     settings: dict[str, Any] = {}
-    for part in re.split(r",(?![^\[]*\])", text) if colon else ():  # not at commas in brackets
-        key, equals, value = part.strip().partition("=")
+    for item in re.split(r",(?![^\[]*\])", given) if colon else ():  # not at commas in brackets
+        key, equals, value = item.strip().partition("=")
         if not (name and equals and key.isidentifier()):
             example = "clipfit:kd_weight=2" if option == "--strategy" else "mtil:order=2"
-            raise UserError(f"{option} {label}: expected NAME:key=value,key=value, as in {example}")
+            raise UserError(f"{option} {text}: expected NAME:key=value,key=value, as in {example}")
         settings |= parse_settings([f"{name}.{key}={value}"]).get(name, {})
-    return name, settings
+    return Spec(text, name, settings)
 
 
-def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
+def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Parse `NAME.key=value` strings into {NAME: {key: value}}.
 
     A value stays text, which the option's own type reads; `null`, and what starts with a quote, a
@@ -43,8 +63,6 @@ def parse_settings(assignments: list[str]) -> dict[str, dict[str, Any]]:
         >>> parse_settings(["clipfit.kd_weight=8", "clipfit.kd=none"])
         {'clipfit': {'kd_weight': '8', 'kd': 'none'}}
     """
-    from cl_clipfit.config.text_files import load_yaml
-
     settings: dict[str, dict[str, Any]] = {}
     for text in assignments:
         target, equals, value = text.partition("=")

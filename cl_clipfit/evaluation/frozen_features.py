@@ -16,8 +16,8 @@ from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache, images_key
-from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.runtime.out_of_memory import encode_images, in_batches
+from cl_clipfit.runtime.progress import Progress
 
 BATCH = 256  # as in evaluation
 
@@ -53,7 +53,7 @@ class FrozenImages:
         self,
         model: CLIPClassifier,
         device: torch.device,
-        display: ConsoleDisplay,
+        display: Progress,
         cache: FeatureCache | None = None,
     ) -> None:
         self.model, self.device, self.display = model, device, display

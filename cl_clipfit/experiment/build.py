@@ -1,4 +1,4 @@
-"""From a plan to a strategy on a copy of the model, and what to say when its code fails."""
+"""From a plan to a strategy on a copy of the model; and one line for errors of its code."""
 
 import copy
 import traceback
@@ -11,8 +11,8 @@ from cl_clipfit.clip.classifier import TemplatesLike
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.experiment.stream_plan import StreamPlan
-from cl_clipfit.runtime.determinism import Seeds, explain_nondeterminism
+from cl_clipfit.experiment.stream_plan import Compute
+from cl_clipfit.runtime.determinism import explain_nondeterminism
 from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, out_of_memory
 from cl_clipfit.runtime.rng import seed_everything
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -20,21 +20,21 @@ from cl_clipfit.training.strategy import CLIPStrategy
 
 def build_strategy(
     plan: RunPlan,
-    stream: StreamPlan,
+    compute: Compute,
     model: CLIPClassifier,
     class_names: Sequence[str],
     templates: TemplatesLike,
     plugins: Sequence[Any] = (),
 ) -> CLIPStrategy:
-    """Build a plan's strategy on a copy of the model, and seed all draws by the plan.
+    """Build a plan's strategy on a copy of the model, with all generators seeded by the plan.
 
-    What is drawn until `select_first` has returned are values that new parameters start at. Where
-    data order has another seed, that one counts afterwards. A method seeds generators of its own
-    from `strategy.seeds`.
+    Random numbers drawn until `select_first` has returned initialise new parameters. If data order
+    has another seed, that one counts afterwards. A method seeds its generators from
+    `strategy.seeds`.
 
     Args:
         plan: the strategy, its recipe and options.
-        stream: names the device, and how memory is saved.
+        compute: the device, and how memory is saved.
         model: the pretrained classifier.
         class_names: names in label order.
         templates: prompt templates of the classes.
@@ -44,19 +44,19 @@ def build_strategy(
         UserError: the method's own code fails.
     """
     # The tokenizer never changes, and a copy of its vocabulary takes longer than the model's.
-    own = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
-    own.micro_batch, own.recompute = stream.micro_batch, stream.recompute
-    own.compiles = stream.compile
-    seed_everything(plan.initialisation)
+    model = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
+    model.micro_batch, model.recompute = compute.micro_batch, compute.recompute
+    model.compiles = compute.compile
+    seed_everything(plan.seeds.init)
     try:
         return plan.cls(
-            model=own,
+            model=model,
             class_names=class_names,
             templates=templates,
             recipe=plan.recipe,
             options=plan.options,
-            device=stream.device,
-            seeds=Seeds(data=plan.data_order, init=plan.initialisation),
+            device=compute.device,
+            seeds=plan.seeds,
             plugins=list(plugins),
             **({"host_options": plan.host_options} if plan.host else {}),
         )
@@ -67,13 +67,13 @@ def build_strategy(
 
 
 def check_strategy(
-    plan: RunPlan, stream: StreamPlan, model: CLIPClassifier, scenario: Scenario
+    plan: RunPlan, compute: Compute, model: CLIPClassifier, scenario: Scenario
 ) -> None:
-    """Find what is wrong with a selection before other runs of the command have cost their time.
+    """Find errors in a selection before other runs of the command have cost their time.
 
     Args:
         plan: the run.
-        stream: what all runs of the command share.
+        compute: the device, and how memory is saved.
         model: the pretrained classifier; it is copied.
         scenario: the stream; only the names of its first task are encoded.
 
@@ -82,11 +82,16 @@ def check_strategy(
     """
     first = scenario.task_classes[0]
     names = scenario.class_names[: len(first)]
-    select_first(plan, build_strategy(plan, stream, model, names, scenario.templates), first)
+    select_first(plan, build_strategy(plan, compute, model, names, scenario.templates), first)
 
 
 def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) -> None:
-    """Select what trains in the first task, whose `classes` these are; seed what comes after.
+    """Select what trains in the first task, and seed what comes after.
+
+    Args:
+        plan: the run.
+        strategy: its strategy.
+        classes: labels of the first task.
 
     Raises:
         UserError: the selection fails.
@@ -100,17 +105,17 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
         except Exception as error:
             raise UserError(failure(plan, error)) from error
         strategy.task_classes, strategy.seen_classes = [], []
-    if plan.data_order != plan.initialisation:  # with one seed, the draws just go on
-        seed_everything(plan.data_order)
+    if plan.seeds.data != plan.seeds.init:  # with one seed, the RNG state just continues
+        seed_everything(plan.seeds.data)
 
 
 def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
-    """Say what failed in a line, and where in the method's own file; task 0 is before any."""
+    """Return one line: what failed, and where in the method's file; task 0 is before any."""
     name = plan.strategy.name
     files = [entry.file.resolve() for entry in (plan.strategy, plan.host) if entry]
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if Path(f.filename).resolve() in files]
-    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    inside = [f for f in frames if Path(f.filename).resolve() in files]
+    where = f" ({Path(inside[-1].filename).name}, line {inside[-1].lineno})" if inside else ""
     when = f"in task {task}" if task else "before the first task"
     if out_of_memory(error):
         return f"strategy {name} failed {when}{where}: out of memory: {NEEDS_LESS}"

@@ -17,9 +17,8 @@ from cl_clipfit.clip import (
 )
 from cl_clipfit.clip.feature_classifier import FEATURES, FeatureClassifier, hash_features
 from cl_clipfit.clip.precision import announce_precision, resolve_precision, tower_width
-from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.command import DataSettings, RunConfig
 from cl_clipfit.config.options import make_options
-from cl_clipfit.config.parsing import parse_settings, split_label
 from cl_clipfit.config.text_files import read_class_names
 from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.images.lazy import hashed_by
@@ -28,15 +27,14 @@ from cl_clipfit.data.layout import Layout, make_layout
 from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.errors import UserError
+from cl_clipfit.experiment.command import Command, parse_command
 from cl_clipfit.experiment.identity import run_digest
-from cl_clipfit.experiment.run_plan import RunPlan, plan_runs
+from cl_clipfit.experiment.run_plan import RunPlan, resolve
 from cl_clipfit.experiment.scenario_file import load_source
-from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
+from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.registry import Registry
-from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.run_folder import RunFolder
-
-TOWERLESS = ("zero-shot", "linear-head")  # what a stream of features runs by default
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Prepared:
     """All that the runs of a command share, and their plans.
 
     Attributes:
-        config: the command.
+        command: what was asked for.
         registry: strategies and scenarios.
         stream: what all runs share.
         plans: the runs.
@@ -56,7 +54,7 @@ class Prepared:
         loader: reads images into memory.
     """
 
-    config: RunConfig
+    command: Command
     registry: Registry
     stream: StreamPlan
     plans: list[RunPlan]
@@ -69,29 +67,25 @@ class Prepared:
 
     def scenario(self, seed: int) -> Scenario:
         """Build the stream; few-shot streams differ by seed, others do not."""
-        stream = self.stream
-        before = self.loader.skipped
+        settings = self.stream.settings
+        skipped_before = self.loader.skipped
         scenario = build_scenario(
-            stream.entry.name,
+            self.stream.entry.name,
             self.source,
             layout=self.layout,
-            shots=stream.shots,
-            validation=stream.validation,
-            limit=stream.limit,
-            online=stream.online,
-            blurry=stream.blurry,
-            templates=stream.templates,
-            seed=0 if stream.shots is None else seed,
+            templates=tuple(settings.template) if settings.template else None,
+            seed=self.stream.shots_seed(seed),
             load=self.loader,
+            **settings.cut(),
         )
-        if self.config.skip_bad_images:
-            scenario.origin["skipped_images"] = self.loader.skipped - before
+        if self.stream.data_settings.skip_bad_images:
+            scenario.origin["skipped_images"] = self.loader.skipped - skipped_before
         self._note_missing_shots(scenario)
         return scenario
 
     def _note_missing_shots(self, scenario: Scenario) -> None:
-        """Say where images that cannot be read leave a class fewer than `--shots`."""
-        shots, counts = self.stream.shots, torch.bincount(scenario.train.labels)
+        """Report where images that cannot be read leave a class fewer than `--shots`."""
+        shots, counts = self.stream.settings.shots, torch.bincount(scenario.train.labels)
         short = int(((counts > 0) & (counts < (shots or 0))).sum())
         if short and not scenario.task_names:
             scenario.origin["classes_with_fewer_shots"] = short
@@ -106,136 +100,139 @@ class Prepared:
             plan: the run.
             name: in the folder's name; default the strategy's.
             trained_on: the device, where the run was trained on another one than the command's.
-            **more: joins what the folder's name holds a hash of.
+            **more: joins what the digest is of.
         """
         assert self.model.identity is not None
         data = [self.source.sha256, *self.probe_hashes]
-        device = torch.device(trained_on or self.stream.device)
-        stream = replace(self.stream, device=device)
+        device = torch.device(trained_on or self.stream.compute.device)
+        stream = replace(self.stream, compute=replace(self.stream.compute, device=device))
         layout = self.layout
         more = {"layout": [layout.order, layout.task_classes, layout.task_names], **more}
         digest = run_digest(stream, plan, self.model.identity, data, more)
-        scenario = self.stream.entry.name
-        strategy = name or plan.strategy.name
-        return RunFolder(self.config.output, scenario, strategy, plan.seed, digest)
+        scenario, strategy = stream.entry.name, name or plan.strategy.name
+        return RunFolder(self.command.config.output, scenario, strategy, plan.seed, digest)
 
 
-def prepare(config: RunConfig, display: ConsoleDisplay) -> Prepared:
+def prepare(config: RunConfig, progress: Progress) -> Prepared:
     """Resolve a command, read its data and load its model.
 
     Raises:
         UserError: anything wrong with names, files or values.
     """
     registry = Registry(config.plugin)
-    _import_plugins(registry, config, display)
-    stream = plan_stream(config, registry)
-    if stream.model == FEATURES and "strategy" not in config.model_fields_set:
-        config = config.model_copy(update={"strategy": list(TOWERLESS)})
-    plans = plan_runs(config, registry, stream)
+    command = parse_command(config)
+    _import_plugins(registry, command, progress)
+    resolved = resolve(command, registry)
+    stream = resolved.stream
     if stream.model != FEATURES:
         check_model(stream.model)  # a wrong name should not cost the reading of a data set
     request = DataRequest(
-        config.data_dir, config.unverified_data, display.note, display.transfer, display.count
+        config.data_dir, config.unverified_data, progress.note, progress.transfer, progress.count
     )
     try:
-        source, probes = _read_sources(config, registry, stream, request)
+        source, probes = _read_sources(resolved.command, registry, stream, request)
     finally:
-        display.stop()  # of a download
+        progress.stop()  # of a download
     if parse_model(stream.model)[0] == MINI != parse_model(stream.facts.MODEL)[0]:
-        display.note(
+        progress.note(
             "the mini CLIP was trained on drawn shapes and letters: on photographs expect it to"
             " guess, and choose a model with --model"
         )
     layout = _make_layout(source, stream)
-    if stream.tasks_file is None:
+    if not isinstance(stream.tasks, Path):
         stream = replace(stream, tasks=len(layout.task_classes))
     model = _load_model(stream, source, layout)
     # Before classes are added: their anchors are encoded in it.
-    model.precision = resolve_precision(stream.precision, stream.device, tower_width(model.clip))
-    announce_precision(stream.precision, model.precision, stream.device, display)
-    stream = replace(stream, precision=model.precision)
+    asked, device = stream.compute.precision, stream.compute.device
+    model.precision = resolve_precision(asked, device, tower_width(model.clip))
+    announce_precision(asked, model.precision, device, progress)
+    stream = replace(stream, compute=replace(stream.compute, precision=model.precision))
     loader = ImageLoader(request, config.skip_bad_images)
     source = sized(source, model.preprocess)
     hashes = [probe.sha256 for probe in probes.values()]  # before what fits is read into memory
     try:
         probes = {name: _read_test(probe, model, loader) for name, probe in probes.items()}
     finally:
-        display.stop()
-    return Prepared(config, registry, stream, plans, source, layout, probes, hashes, model, loader)
+        progress.stop()
+    return Prepared(
+        resolved.command, registry, stream, resolved.runs, source, layout, probes, hashes, model,
+        loader,
+    )  # fmt: skip
 
 
 def _read_sources(
-    config: RunConfig, registry: Registry, stream: StreamPlan, request: DataRequest
+    command: Command, registry: Registry, stream: StreamPlan, request: DataRequest
 ) -> tuple[Source, dict[str, Source]]:
     """Read the stream's data, as the options change them, and those of the probes."""
-    settings = parse_settings(config.set)
-    _check_data_dir(config, stream, request)
+    settings = stream.data_settings
+    _check_data_dir(settings, stream, request)
 
     def other(name: str, folder: Path | None) -> Source:
         entry = registry.get("scenarios", name)
-        options = make_options(entry.options_class(), settings.get(name, {}), name)
+        options = make_options(entry.options_class(), command.settings_of(name), name)
         try:
-            own = load_source(entry, options, replace(request, data_dir=folder))
+            source = load_source(entry, options, replace(request, data_dir=folder))
         except UserError as error:
             where = f"as part of {stream.entry.name}, PATH/{name} below --data-dir PATH does"
             raise UserError(f"{error} ({where})") from error
-        divided = config.split is not None and stream.parts == (entry,)
-        return apply_split(own, config.split) if divided and config.split else own
+        is_divided = settings.split is not None and stream.parts == (entry,)
+        return apply_split(source, settings.split) if is_divided and settings.split else source
 
     source = load_source(stream.entry, stream.options, replace(request, other=other))
-    if config.split is not None and len(stream.parts) != 1:
-        source = apply_split(source, config.split)
-    if config.class_names is not None:
-        names = read_class_names(config.class_names, source.class_names)
+    if settings.split is not None and len(stream.parts) != 1:
+        source = apply_split(source, settings.split)
+    if settings.class_names is not None:
+        names = read_class_names(settings.class_names, source.class_names)
         source = replace(source, class_names=names)
-    probes = {e.name: _tested(other(e.name, request.folder_of(e.name))) for e in stream.probes}
+    probes = {e.name: _test_only(other(e.name, request.folder_of(e.name))) for e in stream.probes}
     hashed = [source.train, source.test, *(probe.test for probe in probes.values())]
     if any(hashed_by(data.images) != "contents" for data in hashed):
         source = replace(source, origin={**source.origin, "hashed": "names and sizes"})
     return source, probes
 
 
-def _tested(probe: Source) -> Source:
-    """Leave the training images of a probe out, which nothing looks at."""
+def _test_only(probe: Source) -> Source:
+    """Leave out the training images of a probe, which nothing looks at."""
     nothing = torch.zeros(len(probe.train), dtype=torch.bool)
     return replace(probe, train=probe.train.subset(nothing))
 
 
-def _check_data_dir(config: RunConfig, stream: StreamPlan, request: DataRequest) -> None:
+def _check_data_dir(settings: DataSettings, stream: StreamPlan, request: DataRequest) -> None:
     """Refuse a folder that nothing would be read from; name what is read from elsewhere."""
     members = [e for e in (*stream.parts, *stream.probes) if e.about.get("DOWNLOAD") != "none"]
     of_one = len(stream.parts) < 2 and stream.data.about.get("DOWNLOAD") != "none"
-    if of_one:  # the folder is its own; that of probes may lie in it
+    if of_one:  # the folder is the scenario's; that of probes may lie in it
         members = [e for e in members if e in stream.probes]
     absent = [e.name for e in members if request.folder_of(e.name) is None]
-    if config.data_dir is None or not members:
+    if settings.data_dir is None or not members:
         return
     if len(absent) == len(members) and not of_one:
         names = ", ".join(absent[:12])
-        raise UserError(f"--data-dir {config.data_dir} holds none of the folders {names}")
+        raise UserError(f"--data-dir {settings.data_dir} holds none of the folders {names}")
     if absent:
         request.note(f"not in --data-dir, so looked for where data are kept: {', '.join(absent)}")
 
 
 def _make_layout(source: Source, stream: StreamPlan) -> Layout:
-    tasks = stream.tasks
+    tasks_file = stream.tasks if isinstance(stream.tasks, Path) else None
+    tasks = stream.tasks if isinstance(stream.tasks, int) else None
     default = stream.facts.TASKS
-    if tasks is None and isinstance(default, int) and not (source.task_names or stream.tasks_file):
+    if tasks is None and isinstance(default, int) and not (source.task_names or tasks_file):
         tasks = min(default, len(source.class_names))
     return make_layout(
-        source, tasks=tasks, order=stream.class_order, base_classes=stream.base_classes,
-        tasks_file=stream.tasks_file,
+        source, tasks=tasks, order=stream.class_order, base_classes=stream.settings.base_classes,
+        tasks_file=tasks_file,
     )  # fmt: skip
 
 
 def _load_model(stream: StreamPlan, source: Source, layout: Layout) -> CLIPClassifier:
     if stream.model != FEATURES:
-        return create_classifier(stream.model, stream.device)
+        return create_classifier(stream.model, stream.compute.device)
     if source.text is None:
         raise UserError(f"scenario {stream.entry.name}: its features need text features too")
     identity = ModelIdentity(FEATURES, "file", hash_features(source.text, source.logit_scale))
     model = FeatureClassifier(source.text[layout.order], source.logit_scale, identity)
-    return model.to(stream.device)
+    return model.to(stream.compute.device)
 
 
 def _read_test(probe: Source, model: CLIPClassifier, loader: ImageLoader) -> Source:
@@ -243,15 +240,15 @@ def _read_test(probe: Source, model: CLIPClassifier, loader: ImageLoader) -> Sou
     return replace(probe, test=loader(probe.test))
 
 
-def _import_plugins(registry: Registry, config: RunConfig, display: ConsoleDisplay) -> None:
-    """Import every `--plugin` file; name those that fail, and go on without them."""
+def _import_plugins(registry: Registry, command: Command, progress: Progress) -> None:
+    """Import every `--plugin` file; name those that fail, and leave them out."""
+    needed = {command.scenario.name, *(spec.name for spec in command.strategies)}
     for entry in registry.plugins:
         try:
             if entry.error:
                 raise UserError(entry.error)
             entry.load()
         except UserError as error:
-            wanted = [split_label(label)[0] for label in config.strategy]
-            if entry.name in (*wanted, split_label(config.scenario)[0]):
+            if entry.name in needed:
                 raise
-            display.warn(f"plug-in left out: {error}")
+            progress.warn(f"plug-in left out: {error}")

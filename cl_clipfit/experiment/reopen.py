@@ -4,34 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cl_clipfit import __version__
 from cl_clipfit.bank.store import DeltaBank
+from cl_clipfit.clip import ModelIdentity
 from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.experiment.build import build_strategy, select_first
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.runtime.device import resolve_device
-from cl_clipfit.storage.result import read_result
-from cl_clipfit.storage.run_folder import MERGED_FROM
+from cl_clipfit.runtime.progress import Progress, Silent
+from cl_clipfit.storage.result import RESULT, read_result
+from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM
 from cl_clipfit.training.strategy import CLIPStrategy
-
-
-def _available(device: str, display: ConsoleDisplay) -> str:
-    """Return the device a run was trained on, or the CPU where this machine has none such."""
-    try:
-        resolve_device(device)
-    except UserError:
-        display.note(f"this machine has no {device}, which the run was trained on: using the CPU")
-        return "cpu"
-    return device
-
-
-def was_deterministic(path: Path) -> bool:
-    """Tell whether a run was trained with `--deterministic`; False where there is no run."""
-    config = path / "config.yaml"
-    return is_file(config) and read_config(config, (MERGED_FROM,)).get("deterministic", False)
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,7 @@ class FinishedRun:
         prepared: the command that repeats it.
         plan: its plan.
         scenario: its stream.
-        strategy: at the pretrained weights, its selection made.
+        strategy: at the pretrained weights, with what trains selected.
         bank: what its tasks trained.
     """
 
@@ -57,63 +43,108 @@ class FinishedRun:
     bank: DeltaBank
 
     def at_task(self, task: int) -> None:
-        """Put the strategy's scopes where they were in a task, counted from 1."""
+        """Set the strategy's task and seen classes to those of a task, counted from 1."""
         tasks = self.scenario.brought
         self.strategy.task_classes = list(tasks[task - 1])
         seen = (c for classes in tasks[:task] for c in classes)
         self.strategy.seen_classes = list(dict.fromkeys(seen))
 
 
-def open_run(path: Path, display: ConsoleDisplay, device: str | None = None) -> FinishedRun:
-    """Open a finished run's folder, to go on in the precision it was trained with.
+def open_run(
+    path: Path | str, progress: Progress | None = None, device: str | None = None
+) -> FinishedRun:
+    """Open a finished run's folder, in the precision it was trained with.
 
     Args:
         path: the folder.
-        display: told what goes on.
+        progress: told how it goes; default nobody.
         device: where to evaluate; default where it was trained, or the CPU where that is missing.
 
     Raises:
-        UserError: no finished run, one without a bank, or other data or weights than it was
-            trained with.
+        UserError: no finished run, one without a bank, or other data, code or weights than it was
+            trained with. A run of another version of cl_clipfit is opened with a warning.
     """
-    path = path.resolve()
-    if not is_file(path / "config.yaml"):
-        raise UserError(f"{path}: no run folder: it has no config.yaml")
-    result = read_result(path / "result.json")
+    path, progress = Path(path).resolve(), progress or Silent()
+    if not is_file(path / CONFIG):
+        raise UserError(f"{path}: not a run folder: it has no {CONFIG}")
+    result = read_result(path / RESULT)
     if result is None:
         raise UserError(f"{path}: this run is not finished: repeat the command that began it")
-    settings = read_config(path / "config.yaml", besides=(MERGED_FROM,))
+    settings = read_config(path / CONFIG, besides=(MERGED_FROM,))
     trained_on = str(settings.get("device", "cpu"))
-    settings["device"] = device or _available(trained_on, display)
+    settings["device"] = device or _available(trained_on, progress)
     config = RunConfig.model_validate(settings)
     if len(config.strategy) != 1 or len(config.seed) != 1:
         raise UserError(
-            f"{path / 'config.yaml'} names {len(config.strategy)} strategies and"
-            f" {len(config.seed)} seeds, and a run has one each: put back what was there"
+            f"{path / CONFIG} names {len(config.strategy)} strategies and"
+            f" {len(config.seed)} seeds, and a run has one of each: restore the original file"
         )
-    # The folder is there, whatever its name: it is not validated.
-    prepared = prepare(config.model_copy(update={"output": path.parent}), display)
+    # The folder exists, whatever its name: it is not validated.
+    prepared = prepare(config.model_copy(update={"output": path.parent}), progress)
     plan = prepared.plans[0]
     if plan.recipe is None:
         raise UserError(f"{path}: {plan.label} trains nothing, so there is no bank")
+    _check_same(path, result, prepared, plan, trained_on, progress)
+    scenario = prepared.scenario(plan.seed)
+    strategy = build_strategy(
+        plan, prepared.stream.compute, prepared.model, scenario.class_names, scenario.templates
+    )
+    select_first(plan, strategy, scenario.task_classes[0])
+    bank = _open_bank(path, strategy, prepared.model.identity)
+    return FinishedRun(path, result, prepared, plan, scenario, strategy, bank)
+
+
+def was_deterministic(path: Path) -> bool:
+    """Return whether a run was trained with `--deterministic`; False where there is no run."""
+    config = path / CONFIG
+    return is_file(config) and read_config(config, (MERGED_FROM,)).get("deterministic", False)
+
+
+def _available(device: str, progress: Progress) -> str:
+    """Return the device a run was trained on, or the CPU where this machine has none."""
+    try:
+        resolve_device(device)
+    except UserError:
+        progress.note(f"this machine has no {device}, which the run was trained on: using the CPU")
+        return "cpu"
+    return device
+
+
+def _check_same(
+    path: Path, result: dict[str, Any], prepared: Prepared, plan: RunPlan, trained_on: str,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Refuse data, code or settings that are not those of the run.
+
+    Between versions of cl_clipfit the code differs by nature, and the digest with it: then what
+    counts is that data, settings (the manifest covers them) and the model's weights are the same.
+    """
     if prepared.source.sha256 != result["data"]["sha256"]:
-        raise UserError(f"{path}: the data are not those of the run: give it its own back")
+        raise UserError(f"{path}: the data are not those of the run: restore the original data")
+    version = result.get("environment", {}).get("cl_clipfit")
+    if version != __version__:
+        progress.warn(
+            f"{path.name} was made by cl_clipfit {version}, and this is {__version__}: what is"
+            " measured now is measured by this version's code"
+        )
+        return
     origin = result.get("merged") or {}
     if not prepared.folder(plan, trained_on=trained_on, **origin).has_digest(result["digest"]):
         raise UserError(
-            f"{path}: the code of the strategy, a probe, the model or this version are not those"
-            " that the run was made with: repeat the run"
+            f"{path}: the code of the strategy or a probe, or the model, are not those that the"
+            " run was made with: repeat the run"
         )
-    scenario = prepared.scenario(plan.seed)
-    strategy = build_strategy(
-        plan, prepared.stream, prepared.model, scenario.class_names, scenario.templates
-    )
-    select_first(plan, strategy, scenario.task_classes[0])
+
+
+def _open_bank(path: Path, strategy: CLIPStrategy, identity: ModelIdentity | None) -> DeltaBank:
+    """Open the bank of a run, once it is known to fit the model."""
     bank = DeltaBank.open(path / "bank")
-    bank.check_base(prepared.model.identity)
+    bank.check_base(identity)
     shapes = {name: list(p.shape) for name, p in strategy.model.named_parameters()}
     for name, shape in bank.index["selection"].items():
         if shapes.get(name) != shape:
-            raise UserError(f"{bank.folder}: it holds {name} {shape}, which this model has not")
+            raise UserError(
+                f"{bank.folder}: it holds {name} {shape}, which this model does not have"
+            )
     bank.verify(finite=True)
-    return FinishedRun(path, result, prepared, plan, scenario, strategy, bank)
+    return bank

@@ -14,11 +14,9 @@ from cl_clipfit.registry import Entry
 from cl_clipfit.runtime import device as environment
 from cl_clipfit.training.strategy import CLIPStrategy
 
-_CUT = ("base_classes", "shots", "validation", "limit", "online", "blurry")
-
 
 @dataclass
-class Progress:
+class RunRecord:
     """The numbers of a run so far.
 
     Attributes:
@@ -67,24 +65,24 @@ def build_result(
     plan: RunPlan,
     scenario: Scenario,
     strategy: CLIPStrategy,
-    progress: Progress,
+    record: RunRecord,
 ) -> dict[str, Any]:
     """Return the content of `result.json` of a run that has ended."""
-    summary = progress.board.summary()
+    summary = record.board.summary()
     identity = strategy.model.identity
     parameters = list(strategy.model.parameters())
     return {
         "scenario": scenario.name,
         "protocol": stream.facts.PROTOCOL,
-        "stream": {key: value for key in _CUT if (value := getattr(stream, key)) is not None},
+        "stream": _cut(stream),
         "strategy": plan.strategy.name,
         "label": plan.label,
         "seed": plan.seed,
         "seeds": {
             "run": plan.seed,
             "class_order": order_seed(stream.class_order),
-            "data_order": plan.data_order,
-            "initialisation": plan.initialisation,
+            "data_order": plan.seeds.data,
+            "initialisation": plan.seeds.init,
         },
         "recipe": plan.recipe.model_dump() if plan.recipe else None,
         "options": plan.options.model_dump(mode="json"),
@@ -101,9 +99,9 @@ def build_result(
         "precision": strategy.model.precision,
         "micro_batch": strategy.model.micro_batch,
         "deterministic": torch.are_deterministic_algorithms_enabled(),  # in force, not just asked
-        "compile_seconds": strategy.model.compile_seconds if stream.compile else None,
+        "compile_seconds": strategy.model.compile_seconds if stream.compute.compile else None,
         "data": scenario.origin,
-        "scored_on": "test images" if stream.validation is None else "validation images",
+        "scored_on": "test images" if stream.settings.validation is None else "validation images",
         "templates": list(scenario.templates),
         "class_order": scenario.class_order,
         "tasks": [
@@ -116,20 +114,26 @@ def build_result(
             for task, classes in enumerate(scenario.task_classes)
         ],
         **summary,
-        "curves": {**summary["curves"], "zero_shot": progress.zero_shot},
-        "change_by_layer": progress.changes,
-        "merge": describe_merge(strategy, progress),
+        "curves": {**summary["curves"], "zero_shot": record.zero_shot},
+        "change_by_layer": record.changes,
+        "merge": describe_merge(strategy, record),
         "timings": {
-            "train_seconds": progress.train_seconds,
-            "measure_seconds": progress.measure_seconds,
-            "eval_seconds": progress.eval_seconds,
-            "encode_seconds": progress.encode_seconds,
+            "train_seconds": record.train_seconds,
+            "measure_seconds": record.measure_seconds,
+            "eval_seconds": record.eval_seconds,
+            "encode_seconds": record.encode_seconds,
         },
-        "peak_memory_bytes": environment.peak_memory_bytes(stream.device),
+        "peak_memory_bytes": environment.peak_memory_bytes(stream.compute.device),
         "warnings": strategy.warnings,
-        "environment": environment.describe_environment(stream.device),
+        "environment": environment.describe_environment(stream.compute.device),
         "complete": True,
     }
+
+
+def _cut(stream: StreamPlan) -> dict[str, Any]:
+    """Return the settings that make the stream, as far as they are not the defaults."""
+    cut = {"base_classes": stream.settings.base_classes, **stream.settings.cut()}
+    return {name: value for name, value in cut.items() if value is not None}
 
 
 def _code(stream: StreamPlan, plan: RunPlan) -> list[Entry]:
@@ -146,9 +150,9 @@ def describe_host(plan: RunPlan) -> dict[str, Any] | None:
     return {"name": plan.host.name, "options": plan.host_options.model_dump(mode="json")}
 
 
-def describe_merge(strategy: CLIPStrategy, progress: Progress) -> dict[str, Any] | None:
+def describe_merge(strategy: CLIPStrategy, record: RunRecord) -> dict[str, Any] | None:
     """Return a method's own record of each task, and how the weights it names beside do."""
     if not strategy.records:
         return None
-    compared = {name: board.summary() for name, board in progress.compared.items()}
+    compared = {name: board.summary() for name, board in record.compared.items()}
     return {"tasks": strategy.records, "compared": compared}

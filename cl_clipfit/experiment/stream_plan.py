@@ -1,4 +1,4 @@
-"""From a command to the stream its runs share, every default filled in, every name checked."""
+"""From a command to the stream that its runs share: defaults filled in, names checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,40 @@ import torch
 from cl_clipfit.clip import MINI, parse_model
 from cl_clipfit.clip.feature_classifier import FEATURES
 from cl_clipfit.clip.precision import AUTO, resolve_precision
-from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.command import (
+    ComputeSettings,
+    DataSettings,
+    RunConfig,
+    StreamSettings,
+)
 from cl_clipfit.config.options import Options, make_options
-from cl_clipfit.config.parsing import parse_settings, split_label
 from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.experiment.command import Command
 from cl_clipfit.experiment.scenario_file import BUNDLED_PROBES, ScenarioFacts, read_facts
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runtime.device import resolve_device
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the machine computes, as it is used; `ComputeSettings` is what was asked for.
+
+    Attributes:
+        device: where everything runs.
+        precision: arithmetic of the towers; "auto" until the model is loaded.
+        micro_batch: images that hold activations at once in training, or None for all, and fewer
+            where memory runs out.
+        recompute: keep only the input of each block for the backward pass.
+        compile: run the towers' blocks through `torch.compile` in training.
+        deterministic: refuse what does not give the same bits again.
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+    micro_batch: int | None = None
+    recompute: bool = False
+    compile: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,74 +49,83 @@ class StreamPlan:
     """What all runs of a command share.
 
     Attributes:
+        settings: the stream as it was asked for.
+        data_settings: where its data are.
         entry: the scenario.
         data: the scenario whose data it uses, and whose recipe counts: its one part, or itself.
         parts: the scenarios that it is made of.
         options: the scenario's own options.
         facts: its literals.
-        tasks: number of tasks that was asked for, or None.
-        tasks_file: YAML file of the tasks' classes, or None.
-        base_classes: classes of the first task, or None.
+        tasks: number of tasks, or None until the data say it; a YAML file of the tasks' classes.
         class_order: name or file of the order, or None.
-        shots: training images a class, or None for all.
-        validation: share of the training images scored in place of the test images, or None.
-        limit: at most so many images a class, or None.
-        online: images of an experience of a stream seen once, or None.
-        blurry: share of each class's training images that arrive in other tasks, or None.
-        templates: prompt templates in place of the data set's, or None.
         probes: scenarios whose test sets are scored zero-shot after every task.
         model: model name.
-        device: where everything runs.
-        precision: arithmetic of the towers; "auto" until the model is loaded.
-        micro_batch: images that hold activations at once in training, or None for all, and fewer
-            where memory runs out.
-        recompute: keep the input of each block alone for the backward pass.
-        compile: run the towers' blocks through `torch.compile` in training.
-        deterministic: refuse what does not give the same bits again.
-        on_nan: what to do where the loss is no number: "stop", or "skip" the step.
+        compute: how the machine computes.
+        on_nan: on a NaN or infinite loss: "stop", or "skip" the step.
         plugins: files whose code was run, whether the runs use what is in them or not.
     """
 
+    settings: StreamSettings
+    data_settings: DataSettings
     entry: Entry
     data: Entry
     parts: tuple[Entry, ...]
     options: Options
     facts: ScenarioFacts
-    tasks: int | None
-    tasks_file: Path | None
-    base_classes: int | None
+    tasks: int | Path | None
     class_order: str | None
-    shots: int | None
-    validation: float | None
-    limit: int | None
-    online: int | None
-    blurry: float | None
-    templates: tuple[str, ...] | None
     probes: tuple[Entry, ...]
     model: str
-    device: torch.device
-    precision: str
-    micro_batch: int | None
-    recompute: bool
-    compile: bool
-    deterministic: bool
-    on_nan: str
+    compute: Compute
+    on_nan: str = "stop"
     plugins: tuple[Entry, ...] = ()
 
+    def shots_seed(self, seed: int) -> int:
+        """Return the seed of the draw of shots: streams of all images do not differ by seed."""
+        return 0 if self.settings.shots is None else seed
 
-def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
+
+def plan_stream(command: Command, registry: Registry) -> StreamPlan:
     """Resolve the scenario, the model, the probes and the device.
 
     Raises:
         UserError: an unknown name or an option the scenario does not take.
     """
-    name, inline = split_label(config.scenario, "--scenario")
+    config, name = command.config, command.scenario.name
     entry = registry.get("scenarios", name)
-    own = parse_settings(config.set).get(name, {}) | inline
-    options = make_options(entry.options_class(), own, name)
-    parts = tuple(registry.get("scenarios", part) for part in options.parts())
+    given = command.settings_of(name) | dict(command.scenario.settings)
+    options = make_options(entry.options_class(), given, name)
+    parts = tuple(registry.get("scenarios", member) for member in options.parts())
     data = parts[0] if len(parts) == 1 else entry
     facts = read_facts(entry, data)
+    model = _choose_model(config, entry, facts)
+    probes = _choose_probes(config, registry, entry, facts, model)
+    _check_data_options(config, [data, *parts, *probes])
+    if isinstance(config.tasks, Path) and not is_file(config.tasks):
+        raise UserError(
+            f"--tasks {config.tasks}: expected a number or a YAML file; there is no such file"
+        )
+    default_order = None if isinstance(config.tasks, Path) else facts.CLASS_ORDER
+    return StreamPlan(
+        settings=config.group(StreamSettings),
+        data_settings=config.group(DataSettings),
+        entry=entry,
+        data=data,
+        parts=parts,
+        options=options,
+        facts=facts,
+        tasks=config.tasks,
+        class_order=config.class_order or default_order,
+        probes=probes,
+        model=model,
+        compute=_plan_compute(config, model),
+        on_nan=config.on_nan,
+        plugins=tuple(registry.plugins),
+    )
+
+
+def _choose_model(config: RunConfig, entry: Entry, facts: ScenarioFacts) -> str:
+    """Return the model's name, where it suits what the scenario holds."""
     model = config.model or facts.MODEL
     if (facts.MODEL == FEATURES) != (model == FEATURES):
         takes = "images, name a model" if model == FEATURES else "no model, leave --model out"
@@ -99,66 +135,39 @@ def plan_stream(config: RunConfig, registry: Registry) -> StreamPlan:
     for template in config.template or ():
         if template.count("{}") != 1:
             raise UserError(f"--template {template!r}: exactly one '{{}}' for the class name")
-    probes = _probes(config, registry, entry, facts, model)
-    _check_data_options(config, [data, *parts, *probes])
-    by_file = config.tasks if isinstance(config.tasks, Path) else None
-    if by_file is not None and not is_file(by_file):
-        raise UserError(
-            f"--tasks {by_file}: expected a number or a YAML file; there is no such file"
-        )
-    given = config.tasks if isinstance(config.tasks, int) else None
-    device = resolve_device(config.device)
-    return StreamPlan(
-        plugins=tuple(registry.plugins),
-        entry=entry,
-        data=data,
-        parts=parts,
-        options=options,
-        facts=facts,
-        tasks=given,
-        tasks_file=by_file,
-        base_classes=config.base_classes,
-        class_order=config.class_order or (None if by_file else facts.CLASS_ORDER),
-        shots=config.shots,
-        validation=config.validation,
-        limit=config.limit,
-        online=config.online,
-        blurry=config.blurry,
-        templates=tuple(config.template) if config.template else None,
-        probes=probes,
-        model=model,
+    return model
+
+
+def _plan_compute(settings: ComputeSettings, model: str) -> Compute:
+    """Resolve the device; refuse an impossible precision before any data is read."""
+    device, precision = resolve_device(settings.device), settings.precision
+    if model == FEATURES and precision == "bf16":
+        raise UserError("--precision bf16: features come encoded, leave the option out")
+    if model != FEATURES and precision != AUTO:
+        resolve_precision(precision, device, None)
+    return Compute(
         device=device,
-        precision=_plan_precision(config.precision, device, model),
-        micro_batch=None if config.micro_batch == "auto" else config.micro_batch,
-        recompute=config.recompute,
-        compile=config.compile,
-        deterministic=config.deterministic,
-        on_nan=config.on_nan,
+        precision="fp32" if model == FEATURES else precision,  # `auto` waits for the model
+        micro_batch=None if settings.micro_batch == "auto" else settings.micro_batch,
+        recompute=settings.recompute,
+        compile=settings.compile,
+        deterministic=settings.deterministic,
     )
 
 
-def _plan_precision(name: str, device: torch.device, model: str) -> str:
-    """Refuse what cannot be before any data is read; `auto` needs the model, and waits for it."""
-    if model != FEATURES:
-        return name if name == AUTO else resolve_precision(name, device, None)
-    if name == "bf16":
-        raise UserError("--precision bf16: features come encoded, leave the option out")
-    return "fp32"
-
-
-def _check_data_options(config: RunConfig, used: list[Entry]) -> None:
+def _check_data_options(settings: DataSettings, used: list[Entry]) -> None:
     if all(entry.about.get("DOWNLOAD") == "none" for entry in used):
-        given = {"--data-dir": config.data_dir, "--unverified-data": config.unverified_data}
+        given = {"--data-dir": settings.data_dir, "--unverified-data": settings.unverified_data}
         for option in (option for option, value in given.items() if value):
             raise UserError(f"{option}: {used[0].name} needs no data, leave the option out")
-    if config.data_dir is not None and not is_file(config.data_dir, or_folder=True):
-        raise UserError(f"--data-dir {config.data_dir}: there is no such file or folder")
-    for option, file in (("--split", config.split), ("--class-names", config.class_names)):
+    if settings.data_dir is not None and not is_file(settings.data_dir, or_folder=True):
+        raise UserError(f"--data-dir {settings.data_dir}: there is no such file or folder")
+    for option, file in (("--split", settings.split), ("--class-names", settings.class_names)):
         if file is not None and not is_file(file):
             raise UserError(f"{option} {file}: there is no such file")
 
 
-def _probes(
+def _choose_probes(
     config: RunConfig, registry: Registry, entry: Entry, facts: ScenarioFacts, model: str
 ) -> tuple[Entry, ...]:
     names = config.probe

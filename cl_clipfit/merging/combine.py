@@ -6,7 +6,7 @@ its first argument. Only `interpolate` passes gradients on.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from torch import Tensor
 Values = Mapping[str, Tensor]
 
 
-def aligned(*sets: Values) -> list[dict[str, Tensor]]:
-    """Return sets of values as fp32, with the names, order and devices of the first.
+def tensors_of(*sets: Values) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield each name of the first set, and its tensor in every set as fp32 on one device.
 
-    A tensor that is fp32 on the right device already is returned itself, not copied.
+    Only the tensors of one name are asked for at a time, so that sets that read them from disk
+    need not fit into memory. A tensor that is fp32 on the right device already is not copied.
 
     Raises:
         ValueError: no set; or a tensor that another set lacks, that has another shape there, or
@@ -31,13 +32,33 @@ def aligned(*sets: Values) -> list[dict[str, Tensor]]:
             if name not in first or name not in other:
                 lacking = number if name in first else 1
                 raise ValueError(f"tensor {name} is missing in set {lacking} of {len(sets)}")
-            if first[name].shape != other[name].shape:
-                shapes = f"{[*first[name].shape]} in set 1, {[*other[name].shape]} in set {number}"
+    for name in first:
+        tensors = [values[name] for values in sets]
+        for number, tensor in enumerate(tensors, 1):
+            if tensor.shape != tensors[0].shape:
+                shapes = f"{[*tensors[0].shape]} in set 1, {[*tensor.shape]} in set {number}"
                 raise ValueError(f"tensor {name} has shape {shapes}: only equal shapes merge")
-            if not other[name].is_floating_point():
-                kind = other[name].dtype
-                raise ValueError(f"tensor {name} is {kind} in set {number}: only floats merge")
-    return [{n: s[n].to(t.device, torch.float32) for n, t in first.items()} for s in sets]
+            if not tensor.is_floating_point():
+                raise ValueError(
+                    f"tensor {name} is {tensor.dtype} in set {number}: only floats merge"
+                )
+        device = tensors[0].device
+        yield name, [tensor.to(device, torch.float32) for tensor in tensors]
+
+
+def aligned(*sets: Values) -> list[dict[str, Tensor]]:
+    """Return sets of values as fp32, with the names, order and devices of the first.
+
+    A tensor that is fp32 on the right device already is returned itself, not copied.
+
+    Raises:
+        ValueError: as `tensors_of`.
+    """
+    results: list[dict[str, Tensor]] = [{} for _ in sets]
+    for name, tensors in tensors_of(*sets):
+        for result, tensor in zip(results, tensors, strict=True):
+            result[name] = tensor
+    return results
 
 
 def interpolate(start: Values, end: Values, alpha: float) -> dict[str, Tensor]:
@@ -60,11 +81,15 @@ def interpolate(start: Values, end: Values, alpha: float) -> dict[str, Tensor]:
     return {name: torch.lerp(value, end[name], alpha) for name, value in start.items()}
 
 
+def latest(values: Sequence[Values]) -> dict[str, Tensor]:
+    """Return the last set as it is: fine-tuning without any merging."""
+    return dict(values[-1])
+
+
 @torch.no_grad()
 def mean(values: Sequence[Values]) -> dict[str, Tensor]:
     """Return the plain average: a uniform model soup (Wortsman et al. 2022, arXiv 2203.05482)."""
-    first, *others = aligned(*values)
-    return {n: torch.stack([v, *(o[n] for o in others)]).mean(0) for n, v in first.items()}
+    return {name: torch.stack(tensors).mean(0) for name, tensors in tensors_of(*values)}
 
 
 @torch.no_grad()
@@ -88,14 +113,13 @@ def fisher(
         raise ValueError(f"{len(values)} sets of values with {len(fishers)} Fishers: give one each")
     if not floor > 0:
         raise ValueError(f"floor {floor} must be above 0")
-    sets = aligned(*values, *fishers)
     merged = {}
-    for name in sets[0]:
-        weights = torch.stack([s[name] for s in sets[len(values) :]])
+    for name, tensors in tensors_of(*values, *fishers):
+        weights = torch.stack(tensors[len(values) :])
         if not ((weights >= 0) & weights.isfinite()).all():
             raise ValueError(f"the Fisher of tensor {name} has entries below 0 or not finite")
         weights = weights.clamp(min=floor)
-        tuned = torch.stack([s[name] for s in sets[: len(values)]])
+        tuned = torch.stack(tensors[: len(values)])
         merged[name] = (weights * tuned).sum(0) / weights.sum(0)
     return merged
 
@@ -106,10 +130,9 @@ def _add(
     """Return base + scale * rule(deltas), where deltas are (tasks, *shape) of one tensor."""
     if not values:
         raise ValueError("no values given: merging needs at least one set besides the base")
-    start, *tuned = aligned(base, *values)
     merged = {}
-    for name, value in start.items():
-        step = scale * rule(torch.stack([t[name] - value for t in tuned]))
+    for name, (value, *tuned) in tensors_of(base, *values):
+        step = scale * rule(torch.stack([tensor - value for tensor in tuned]))
         # Adding 0 would turn a -0.0 of the base into 0.0.
         merged[name] = torch.where(step == 0, value, value + step)
     return merged
@@ -156,8 +179,8 @@ def ties(
 
 def _threshold(base: Values, task: Values, density: float) -> float:
     """Return the magnitude of the last entry of a delta that survives trimming."""
-    start, end = aligned(base, task)
-    sizes = [(end[name] - value).abs().flatten().cpu() for name, value in start.items()]
+    pairs = (tensors for _, tensors in tensors_of(base, task))
+    sizes = [(end - start).abs().flatten().cpu() for start, end in pairs]
     flat = torch.cat(sizes) if sizes else torch.empty(0)
     if not len(flat):
         return 0.0

@@ -1,69 +1,39 @@
-"""How the deltas of a bank become one set of weights."""
+"""What the tasks of a bank trained, merged into one set of weights by a mode of the table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from cl_clipfit import merging
-from cl_clipfit.config.merge_settings import CLOSED_FORM, ModeSettings
-from cl_clipfit.errors import UserError
-from cl_clipfit.merging import Values
+from cl_clipfit.config.merge_settings import CLOSED_FORM, Mode, ModeSettings
+from cl_clipfit.merging.combine import Values
 
 
 def merged_values(
-    mode: str, values: Sequence[Values], base: Values, settings: ModeSettings
+    mode: Mode,
+    values: Sequence[Values],
+    base: Values,
+    settings: ModeSettings,
+    fishers: Sequence[Values] = (),
 ) -> dict[str, Tensor]:
     """Merge what tasks 1..t trained into one set of weights.
 
     Args:
-        mode: one of `CLOSED_FORM`.
-        values: of each task, in order.
+        mode: one that merges.
+        values: of each task, in order; read tensor by tensor, so that values that are loaded when
+            they are asked for need not all fit into memory.
         base: the values that stand for zero-shot CLIP.
         settings: of the modes.
+        fishers: diagonal Fisher information of each task, for the mode that takes it.
 
     Raises:
-        ValueError: another mode.
+        ValueError: the mode chooses weights per image.
     """
-    scale = _scale(mode, settings)
-    modes: Mapping[str, Callable[[], dict[str, Tensor]]] = {
-        "latest": lambda: dict(values[-1]),
-        "mean": lambda: merging.mean(values),
-        "sum": lambda: merging.task_arithmetic(base, values, scale),
-        "wise": lambda: merging.interpolate(base, values[-1], settings.alpha),
-        "ties": lambda: merging.ties(base, values, scale, settings.density),
-        "dare": lambda: merging.dare(base, values, scale, settings.drop, settings.seed),
-        "magmax": lambda: merging.magmax(base, values, scale),
-    }
-    if mode not in modes:
-        raise ValueError(f"{mode} is no closed form of the tasks' values: {', '.join(CLOSED_FORM)}")
-    return modes[mode]()
-
-
-def check_settings(option: str, modes: Sequence[str], settings: ModeSettings) -> None:
-    """Refuse settings that none of the modes reads.
-
-    Raises:
-        UserError: naming the first of them.
-    """
-    read = {name for mode in modes for name in used_settings(mode, settings)}
-    if idle := sorted(settings.model_fields_set - read):
-        shown = ", ".join(modes)
-        raise UserError(f"--{idle[0]} has no effect with {option} {shown}: leave it out")
-
-
-def used_settings(mode: str, settings: ModeSettings) -> dict[str, Any]:
-    """Return the settings that a mode reads, by name."""
-    reads = {
-        "sum": ("scale",), "wise": ("alpha",), "ties": ("scale", "density"),
-        "dare": ("scale", "drop", "seed"), "magmax": ("scale",), "fisher": ("images", "seed"),
-        "routed": ("rule", "shrinkage"),
-    }.get(mode, ())  # fmt: skip
-    found = {name: getattr(settings, name) for name in reads}
-    return found | ({"scale": _scale(mode, settings)} if "scale" in found else {})
-
-
-def _scale(mode: str, settings: ModeSettings) -> float:
-    """Return the factor on the merged delta; a whole sum of deltas would lead far too far."""
-    default = 0.3 if mode == "sum" else 1.0
-    return default if settings.scale is None else settings.scale
+    if not mode.merges:
+        raise ValueError(f"{mode.name} gives no single set of weights: {', '.join(CLOSED_FORM)} do")
+    arguments: Mapping[str, Any] = {
+        "base": base, "values": values, "last": values[-1], "fishers": fishers,
+        **mode.settings(settings),
+    }  # fmt: skip
+    return getattr(merging, mode.function)(*(arguments[name] for name in mode.takes))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -87,7 +87,7 @@ class ContinuedStrategy(CLIPStrategy):
         self.merge: Any = options or self.options_class()
         super().__init__(options=host_options or self.host_class.options_class(), **kwargs)
         self.second_stage: Stage | None = None
-        self._solutions: Sequence[Values] | None = None
+        self._solution: Callable[[int], Values] | None = None
         self._previous: Values | None = None  # merged weights of the task before
         self._trajectory: Values | None = None  # where a read-out's host goes on
         self._last: Stage | None = None
@@ -100,9 +100,14 @@ class ContinuedStrategy(CLIPStrategy):
         """Return the class that trains `host` and continues it."""
         return type(f"{cls.__name__}{host.__name__}", (cls, host), {"host_class": host})
 
-    def continue_solutions(self, solutions: Sequence[Values]) -> None:
-        """Train no host, but continue the solutions of one: its weights after each task."""
-        self._solutions = solutions
+    def continue_solutions(self, solution: Callable[[int], Values]) -> None:
+        """Train no host, but continue the solutions of one.
+
+        Args:
+            solution: loads its weights after a task, counted from 1. They are not state of this
+                method: a resumed run loads them again.
+        """
+        self._solution = solution
         self.train_epochs = 0
 
     def start(self, stage: Stage) -> Values:
@@ -127,7 +132,7 @@ class ContinuedStrategy(CLIPStrategy):
         """Run the second stage on the same images."""
         super().after_task()  # the host's own
         started = self._now()
-        host = self._solutions[self.tasks_seen - 1] if self._solutions else self.current_values()
+        host = self._solution(self.tasks_seen) if self._solution else self.current_values()
         assert self._previous is not None
         stage = Stage(self.zero_shot_point(), self._previous, host)
         self.prepare_stage(stage)
@@ -138,7 +143,7 @@ class ContinuedStrategy(CLIPStrategy):
             self._trajectory = host
         self.stage_done()
         ended = self._now()
-        host_seconds = None if self._solutions else started - self._task_started
+        host_seconds = None if self._solution else started - self._task_started
         self.records.append(
             {
                 **self._measure(stage, self._previous),
@@ -185,7 +190,7 @@ class ContinuedStrategy(CLIPStrategy):
 
     def workload(self) -> Workload:
         """Count the second stage and what is measured after it."""
-        host, epochs, trained = super().workload(), self._epochs(), self._solutions is None
+        host, epochs, trained = super().workload(), self._epochs(), self._solution is None
         points = 0
         if self.merge.landscape != "off":  # where images look the same at all points, one is enough
             shared = self.selection and leaves_images(self, self.selection)

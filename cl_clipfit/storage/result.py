@@ -1,6 +1,8 @@
 """`result.json` as it is read: whole, of this version, and made of what a run writes."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -107,6 +109,47 @@ class _Result(_Board):
         if len(self.curves.get("zero_shot", [])) < len(self.accuracy_matrix):
             raise ValueError("the curve zero_shot has a value for each row of the tables")
         return self
+
+
+@dataclass(frozen=True)
+class Result:
+    """A complete run.
+
+    Attributes:
+        path: its folder.
+        content: what `result.json` holds.
+    """
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Return what the strategy was called, as "full:ce_scope=task"."""
+        return self.content["label"]
+
+    @property
+    def seed(self) -> int:
+        """Return the run's seed."""
+        return self.content["seed"]
+
+    @property
+    def metrics(self) -> Mapping[str, float | None]:
+        """Return the metrics by name, in percent; None where one is undefined."""
+        return self.content["metrics"]
+
+    @property
+    def accuracy_matrix(self) -> Sequence[Sequence[float | None]]:
+        """Return accuracy in percent among the classes seen: row t after task t, a column per task.
+
+        Row 0 is before any training.
+        """
+        return self.content["accuracy_matrix"]
+
+    @property
+    def curves(self) -> Mapping[str, Sequence[float | None]]:
+        """Return the curves by name, a value after every task."""
+        return self.content["curves"]
 
 
 def read_result(file: Path) -> dict[str, Any] | None:

@@ -98,7 +98,7 @@ class RunFolder:
         if not is_file(self.path / CONFIG):
             return []
         before = read_config(self.path / CONFIG, (MERGED_FROM,))
-        return _changes(*({k: c.get(k) for k in _ROUNDING} for c in (before, config)))
+        return changed_settings(*({k: c.get(k) for k in _ROUNDING} for c in (before, config)))
 
     def checkpoints(self, warn: Callable[[str], None]) -> "Checkpoints":
         """Return what is kept of the run until it is finished; see `Checkpoints`."""
@@ -157,7 +157,7 @@ class RunFolder:
         write_atomic(self.path / RESULT, data)
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Name the settings that differ, "name: old -> new"; plug-ins have no order."""
     found = []
     for key in {**before, **after}:

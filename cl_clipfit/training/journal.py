@@ -46,6 +46,17 @@ def stream_hash(task_classes: list[list[int]]) -> str:
     return sha256(repr([list(classes) for classes in task_classes]).encode())
 
 
+def place(saved: dict[str, Any]) -> str:
+    """Return where a saved run resumes, as "in task 2, after epoch 3"."""
+    at, task = saved["at"], saved["tasks"] + 1
+    if not at:
+        return f"with task {task}"
+    stage = "" if at["loop"] == 0 else f" of stage {at['loop'] + 1}"
+    if at["steps"]:
+        return f"in task {task}, after step {at['steps']} of epoch {at['epoch'] + 1}{stage}"
+    return f"in task {task}, after epoch {at['epoch']}{stage}"
+
+
 class Journal:
     """Saves a run after every epoch, and leaves out what an earlier process finished.
 

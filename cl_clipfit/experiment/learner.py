@@ -1,0 +1,66 @@
+"""How a run comes by the weights of a task: by training. `commands.merge` has another way."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from cl_clipfit.data.images.decode import THREADS
+from cl_clipfit.data.images.lazy import LazyImages
+from cl_clipfit.data.streams import Scenario
+from cl_clipfit.experiment.run_plan import RunPlan
+from cl_clipfit.training.optimization import online_steps
+from cl_clipfit.training.strategy import CLIPStrategy
+
+
+class Learner:
+    """Trains a strategy on one task after another.
+
+    Args:
+        strategy: the method.
+        plan: its recipe; None where nothing trains.
+        scenario: the stream of tasks.
+        online: images of an experience of a stream seen once, or None.
+
+    Attributes:
+        announced: how long it takes is estimated and reported before it starts.
+        origin: where merged weights come from, for the result; None where they are trained.
+    """
+
+    announced = True
+    origin: dict[str, Any] | None = None
+
+    def __init__(
+        self, strategy: CLIPStrategy, plan: RunPlan, scenario: Scenario, online: int | None = None
+    ) -> None:
+        self.strategy, self.plan, self.scenario, self.online = strategy, plan, scenario, online
+
+    def learn(self, task: int) -> None:
+        """Learn all experiences of a task, counted from 1."""
+        scenario = self.scenario
+        stream, tasks = scenario.benchmark.train_stream, scenario.experience_tasks
+        for experience, index in zip(stream, tasks, strict=True):
+            if index == task - 1:
+                self.learn_experience(experience, task)
+
+    def learn_experience(self, experience: Any, task: int) -> None:
+        """Train on one experience."""
+        workers = THREADS if isinstance(self.scenario.train.images, LazyImages) else 0
+        self.strategy.train(experience, eval_streams=[], num_workers=workers)
+
+    def size(self, task: int) -> tuple[int, int]:
+        """Return epochs and optimiser steps of a task, for the progress bar."""
+        if self.plan.recipe is None:
+            return 0, 0
+        images = self.scenario.train_samples[task - 1]
+        steps = online_steps(self.plan.recipe, images, self.online or images)
+        epochs = self.strategy.workload().epochs
+        return epochs, epochs * steps
+
+    def base_values(self, task: int) -> Mapping[str, Tensor] | None:
+        """Return the weights that were merged into the task's own, where there are such."""
+        return self.strategy.compared().get("host")
+
+    def parents(self, task: int) -> list[str]:
+        """Return what the task's weights started from."""
+        return [f"task-{task - 1:03d}" if task > 1 else "zero-shot"]
