@@ -1,4 +1,4 @@
-"""Images that a frozen image tower encodes once, for all tasks, methods and seeds of a command."""
+"""Image features of a frozen tower, encoded once for all tasks, methods and seeds of a command."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache, images_key
-from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.runtime.progress import Progress
 
 BATCH = 256  # as in evaluation
 
@@ -23,7 +23,7 @@ BATCH = 256  # as in evaluation
 def with_features(
     scenario: Scenario, probes: Mapping[str, Source], encode: Callable[[Any], Tensor]
 ) -> tuple[Scenario, dict[str, Source]]:
-    """Put what `encode` makes of them in place of the test images of a stream and of probes."""
+    """Replace the test images of a stream and of probes by `encode(images)`."""
     encoded = {
         name: replace(p, test=replace(p.test, images=encode(p.test.images)))
         for name, p in probes.items()
@@ -34,13 +34,13 @@ def with_features(
 class FrozenImages:
     """Features of images under the pretrained image tower, kept in memory and on disk.
 
-    A method that looks at images through `CLIPClassifier.image_features` alone, and leaves the
-    image tower as it is, gets features (N, d) in place of images.
+    A method that reads images only through `CLIPClassifier.image_features`, and does not change the
+    image tower, gets features (N, d) instead of images.
 
     Args:
         model: the pretrained classifier.
         device: where to encode.
-        display: told about progress.
+        display: receives progress.
         cache: where features are kept between commands.
     """
 
@@ -48,7 +48,7 @@ class FrozenImages:
         self,
         model: CLIPClassifier,
         device: torch.device,
-        display: ConsoleDisplay,
+        display: Progress,
         cache: FeatureCache | None = None,
     ) -> None:
         self.model, self.device, self.display = model, device, display
@@ -58,12 +58,12 @@ class FrozenImages:
     def encode(
         self, scenario: Scenario, probes: Mapping[str, Source], recipe: Recipe | None
     ) -> tuple[Scenario, dict[str, Source]]:
-        """Put features in place of images: of test images, probes and unaugmented training images.
+        """Replace test images, probes and unaugmented training images by their features.
 
         Args:
             scenario: the stream.
             probes: data sets scored zero-shot.
-            recipe: how the method trains; None where it does not.
+            recipe: how the method trains; None if it does not.
         """
         train = scenario.train.images
         if recipe is not None and recipe.augmentation == "none":
@@ -72,7 +72,7 @@ class FrozenImages:
         return with_features(scenario, probes, self.features)
 
     def known(self, images: Any) -> Tensor | None:
-        """Return the features (N, d) of images encoded by this command already, else None."""
+        """Return the features (N, d) of images that this command has already encoded, else None."""
         return self._known.get(images_key(images)) if self._known else None
 
     @torch.no_grad()
@@ -93,7 +93,9 @@ class FrozenImages:
     def _keep(self, key: dict[str, Any], features: Tensor) -> None:
         try:
             self.cache.put(key, features)
-        except UserError as error:  # they are at hand; only the next command pays for it
+        except (
+            UserError
+        ) as error:  # they are in memory; only the next command has to encode them again
             self.display.note(f"features are not kept: {error}")
 
     def _key(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from cl_clipfit.merging.layers import change_by_layer
 from cl_clipfit.metrics.tables import NotANumberError, seen_curve
 from cl_clipfit.runtime import device as environment
 from cl_clipfit.runtime import signals
-from cl_clipfit.runtime.progress import Display
+from cl_clipfit.runtime.progress import Progress as Display
 from cl_clipfit.storage.files import write_json
 from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
 from cl_clipfit.training.journal import Journal, stream_hash
