@@ -15,14 +15,9 @@ from cl_clipfit.report.display import literal
 from cl_clipfit.report.style import MARKERS, PALETTE, STYLE, plain_text, run_title, save_figure
 
 KINDS = ("train", "test")
-SHORTEST_AXIS = {
-    "loss": 0.1,
-    "accuracy": 10.0,
-}  # a smaller range is widened to this, so that it looks flat
+SHORTEST_AXIS = {"loss": 0.1, "accuracy": 10.0}  # smaller ranges are widened, to look flat
 LEVELS = 14
-LOSS_RANGE = (
-    2.0  # of a plane's colour scale, above its lowest loss; 1 is the loss of the worst solution
-)
+LOSS_RANGE = 2.0  # of a plane's colours, above its lowest loss; 1 is that of the worst solution
 _HEADROOM = 0.3  # share of the loss axis that is left for the barriers
 _SIDES = ("left", "center", "right")
 # Positions of a label beside its marker: offset in points, horizontal and vertical alignment.

@@ -1,4 +1,4 @@
-"""`--deterministic`: only kernels that give the same bits again, and what to say without one."""
+"""`--deterministic`: use only deterministic kernels, and report an operation that has none."""
 
 import contextlib
 import os
@@ -10,22 +10,22 @@ import torch
 from cl_clipfit.errors import UserError
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_CUBLAS_VALUES = (":4096:8", ":16:8")  # at which NVIDIA's cuBLAS promises the same bits
-_REMEDY = "leave out --deterministic, or use --device cpu"
+_CUBLAS_VALUES = (":4096:8", ":16:8")  # values for which cuBLAS guarantees bitwise reproducibility
+_REMEDY = "omit --deterministic, or use --device cpu"
 
 
 @contextlib.contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Let PyTorch use deterministic kernels alone for a `with` block; where off, change nothing.
+    """Restrict PyTorch to deterministic kernels in a `with` block; do nothing if `on` is false.
 
-    It must begin before anything is computed on a GPU: cuBLAS reads its setting once. Bits are
-    those of one machine, one version of PyTorch and one number of threads.
+    Enter it before anything is computed on a GPU: cuBLAS reads its setting once. Results are
+    reproducible on one machine, with one version of PyTorch and one number of threads.
 
     Args:
-        on: whether to.
+        on: whether to restrict PyTorch.
 
     Raises:
-        UserError: an operation has no such kernel.
+        UserError: an operation has no deterministic kernel.
     """
     if not on:
         yield
@@ -54,7 +54,7 @@ def deterministic(on: bool) -> Iterator[None]:
 
 
 def explain_nondeterminism(error: BaseException) -> str | None:
-    """Say which operation has no deterministic kernel; None where the error is another one.
+    """Return a message that names the operation without a deterministic kernel, or None.
 
     Example:
         >>> error = RuntimeError("put_ does not have a deterministic implementation, but you set")
@@ -65,12 +65,12 @@ def explain_nondeterminism(error: BaseException) -> str | None:
     text = str(error)
     if not isinstance(error, RuntimeError):
         return None
-    if found := re.search(r"(\S.*?) does not have a deterministic implementation", text):
-        operation = found[1].rpartition("Error: ")[2].strip("`'\" ")
+    if match := re.search(r"(\S.*?) does not have a deterministic implementation", text):
+        operation = match[1].rpartition("Error: ")[2].strip("`'\" ")
         return f"--deterministic: {operation} has no deterministic kernel here: {_REMEDY}"
     if _CUBLAS in text and "not deterministic" in text:
         return (
-            f"--deterministic: matrix products on this GPU began without it: {_REMEDY}, or set"
+            f"--deterministic: cuBLAS was initialised without it on this GPU: {_REMEDY}, or set"
             f" {_CUBLAS}={_CUBLAS_VALUES[0]} before the program starts"
         )
     return None

@@ -100,7 +100,7 @@ def test_one_task_and_tasks_without_images_can_be_drawn(drawn: list[Figure]) -> 
 def test_curves_of_different_lengths_are_refused_by_name(drawn: list[Figure]) -> None:
     longer = result("full", seed=1)
     longer["curves"] = {key: [*curve, 1.0] for key, curve in longer["curves"].items()}
-    with pytest.raises(UserError, match="full: seed 1 has curves of a different length than seed 0"):
+    with pytest.raises(UserError, match="seed 1 has curves of a different length than seed 0"):
         figures.plot_comparison([result("full"), longer], Path("x"))
     figures.plot_comparison([result("full"), {**longer, "label": "other"}], Path("x"))
     assert len(drawn) == 1

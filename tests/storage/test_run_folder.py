@@ -41,7 +41,7 @@ def test_a_finished_run_is_recognised_by_its_whole_digest(
     written = (run / "result.json").read_bytes()
     assert main(command) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: {run}: it holds a run with other settings")
+    assert line.startswith(f"error: {run} holds a run with other settings")
     assert line.endswith("choose another folder with --output")
     assert (run / "result.json").read_bytes() == written
 
