@@ -112,7 +112,8 @@ def _shared_covariance(statistics: Sequence[Mapping[str, Tensor]], shrinkage: fl
         )
     if shrinkage == 0 and freedom < width:
         raise ValueError(
-            f"{images} images are too few for a covariance of {width} dimensions: set shrinkage above 0"
+            f"{images} images are too few for a covariance of {width} dimensions:"
+            " set shrinkage above 0"
         )
     return ((1 - shrinkage) * scatter + shrinkage * spread * torch.eye(width).double()) / freedom
 

@@ -47,7 +47,7 @@ def test_a_finished_run_is_recognised_by_its_whole_digest(
 
     edit(run, "0" * 8)  # of a forced run of an older version
     assert main(command) == 2
-    assert "--fresh repeats the run" in capsys.readouterr().err
+    assert "repeat the run with --fresh" in capsys.readouterr().err
 
 
 def test_a_run_that_is_opened_again_has_its_digest_compared(
