@@ -210,7 +210,7 @@ class DeltaBank:
         """Add a task, atomically: if this fails, the bank is unchanged.
 
         Args:
-            values: trained values by parameter name; half precision is converted to float32 exactly.
+            values: trained values by parameter name; half precision becomes float32, exactly.
             classes: names of the task's classes.
             parents: its origins.
             host: values of the base method of a merge, with the same names and shapes.

@@ -123,7 +123,7 @@ class Scorer:
             )  # fmt: skip
 
     def as_pretrained(self) -> bool:
-        """Return whether the encoder's features are currently those of the strategy's image tower."""
+        """Return whether the encoder's features are now those of the strategy's image tower."""
         return self.encoder is not None and encodes_as(self.strategy.model, self.pretrained)
 
     def at_hand(self) -> bool:
