@@ -72,9 +72,8 @@ def _damage_checkpoint(bench: Bench, campaign: Campaign, number: int, draws: ran
         campaign.count("checkpoints_damaged")
         code = wait(start(lambda: run_job(place, strategy, "--quiet"), place.log("again")))
         text = problem(place, code, wanted, "again")
-        if not text and f"{newest.name} is damaged: trying the one before" not in place.said(
-            "again"
-        ):
+        warning = f"{newest.name} is damaged: trying the previous checkpoint"
+        if not text and warning not in place.said("again"):
             text = f"{newest.name}, {what}: nothing is said"
         campaign.end_trial(text)
 

@@ -1,1 +1,1 @@
-"""The delta bank: what each task trained, stored, routed, applied per sample."""
+"""The delta bank: the trained parameters of each task, stored, routed, applied per sample."""

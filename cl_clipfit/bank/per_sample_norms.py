@@ -1,7 +1,7 @@
-"""One batch, many tasks: one pass of the image tower with the LayerNorms of each image's task.
+"""Mixed batches: one pass of the image tower in which each image has its task's LayerNorms.
 
-What CLIPFit trains in the image tower are gains and biases of LayerNorms. They act on each sample
-by itself, so samples of different tasks can share every matrix product of a pass.
+In the image tower, CLIPFit trains weights and biases of LayerNorms. They act on each sample
+independently, so samples of different tasks can share every matrix product of a pass.
 """
 
 import contextlib
@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_NAMES = ("LayerNorm", "LayerNormFp32")  # of torch, open_clip and timm; others permute channels
+_NAMES = (
+    "LayerNorm",
+    "LayerNormFp32",
+)  # in torch, open_clip and timm; other classes permute channels
 
 
 class Encoder(Protocol):
-    """What mixing asks of a model; `CLIPClassifier` is one."""
+    """The interface that a mixed batch needs from a model; `CLIPClassifier` has it."""
 
     clip: Any
 
@@ -30,8 +33,8 @@ class Encoder(Protocol):
 def _towers_norms(model: Encoder) -> dict[str, tuple[nn.LayerNorm, str]]:
     """Map names of the image tower's LayerNorm parameters to their module and "weight" or "bias".
 
-    Only norms whose input has a sample in each row: not those of a tower that puts tokens first,
-    nor the one CoCa's pooling applies to its queries, which know no batch.
+    Only norms whose input has one sample per row: not those of a tower whose first dimension is
+    tokens, nor the one that CoCa's pooling applies to its queries, which have no batch dimension.
     """
     visual = model.clip.visual
     if not all(getattr(module, "batch_first", True) for module in visual.modules()):
@@ -52,7 +55,7 @@ def _towers_norms(model: Encoder) -> dict[str, tuple[nn.LayerNorm, str]]:
 
 
 def _unmixable(model: Encoder, names: Iterable[str]) -> list[str]:
-    """Return names that no sample can have its own value of; text parameters do no harm."""
+    """Return the parameters that cannot differ between samples; text parameters do not matter."""
     parameters, norms = dict(model.named_parameters()), _towers_norms(model)
     visual = {id(p) for p in model.clip.visual.parameters()}
     return [
@@ -63,14 +66,14 @@ def _unmixable(model: Encoder, names: Iterable[str]) -> list[str]:
 
 
 def mixable(model: Encoder, names: Iterable[str]) -> bool:
-    """Tell whether samples of tasks that differ in these parameters can share a pass.
+    """Return whether samples of tasks that differ in these parameters can share a pass.
 
     Args:
         model: a `CLIPClassifier`.
-        names: parameters by their full name; those outside of the image tower do not matter.
+        names: parameters by their full name; those outside the image tower do not matter.
 
     Returns:
-        True where all of them in the image tower are gains and biases of LayerNorms.
+        True if those in the image tower are all weights and biases of LayerNorms.
     """
     return not _unmixable(model, names)
 
@@ -79,23 +82,23 @@ def mixable(model: Encoder, names: Iterable[str]) -> bool:
 def mixed_image_features(
     model: Encoder, images: Tensor, choices: Tensor, deltas: Sequence[Mapping[str, Tensor]]
 ) -> Tensor:
-    """Encode each image with the weights of its own task, in one pass.
+    """Encode each image with the weights of its task, in one pass.
 
-    Not for two threads at once with the same model: its LayerNorms are replaced meanwhile.
+    Not thread-safe for one model: its LayerNorms are replaced during the call.
 
     Args:
         model: a `CLIPClassifier`.
         images: (B, ...), as `image_features` takes them.
         choices: (B,) of integers: image b is encoded with `deltas[choices[b]]`.
-        deltas: trained values (not differences) by full parameter name, as `DeltaBank.load` gives
-            them; the same names in all. Other parameters are used as they are.
+        deltas: trained values (not differences) by full parameter name, as `DeltaBank.load` returns
+            them; the same names in all. Other parameters keep their current values.
 
     Returns:
         (B, d), unit length.
 
     Raises:
-        ValueError: not mixable, choices that fit neither images nor deltas, or a tower that does
-            not keep the samples of its batch in the first dimension.
+        ValueError: not mixable, choices that do not fit the images or the deltas, or a tower whose
+            first dimension is not the batch.
     """
     if choices.shape != images.shape[:1]:
         raise ValueError(f"{len(images)} images need choices of shape [{len(images)}]")
@@ -106,29 +109,33 @@ def mixed_image_features(
     if wrong := _unmixable(model, deltas[0]):
         raise ValueError(f"{wrong[0]} cannot differ between images of a batch: encode task by task")
     parameters = dict(model.named_parameters())
-    own: dict[nn.LayerNorm, dict[str, Tensor]] = {}
+    per_module: dict[nn.LayerNorm, dict[str, Tensor]] = {}
     for name, (module, kind) in _towers_norms(model).items():
         if name in deltas[0]:
-            # First to the type of the parameter: loading the values would round them as well.
+            # Convert to the parameter's type first: loading the values would round them as well.
             stacked = torch.stack([delta[name] for delta in deltas]).to(parameters[name])
-            found, wanted = [*stacked.shape[1:]], [*parameters[name].shape]
-            if found != wanted:
-                raise ValueError(f"{name} has shape {found} in the deltas, {wanted} in the model")
-            own.setdefault(module, {})[kind] = stacked[choices.to(stacked.device)]
-    with _replaced({module: _per_sample(module, **values) for module, values in own.items()}):
+            actual, expected = [*stacked.shape[1:]], [*parameters[name].shape]
+            if actual != expected:
+                raise ValueError(
+                    f"{name} has shape {actual} in the deltas, {expected} in the model"
+                )
+            per_module.setdefault(module, {})[kind] = stacked[choices.to(stacked.device)]
+    with _replaced(
+        {module: _per_sample(module, **values) for module, values in per_module.items()}
+    ):
         return model.image_features(images)
 
 
 def _per_sample(
     module: nn.LayerNorm, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """Return a forward with gains and biases (B, *normalized_shape); None keeps the module's."""
+    """Return a forward with weight and bias (B, *normalized_shape); None keeps the module's."""
 
-    def spread(own: Tensor | None, shared: Tensor | None, x: Tensor) -> Tensor | None:
-        if own is None:
+    def spread(per_sample: Tensor | None, shared: Tensor | None, x: Tensor) -> Tensor | None:
+        if per_sample is None:
             return None if shared is None else shared.to(x)
-        between = x.ndim - own.ndim
-        return own.reshape(len(own), *[1] * between, *own.shape[1:]).to(x)
+        between = x.ndim - per_sample.ndim
+        return per_sample.reshape(len(per_sample), *[1] * between, *per_sample.shape[1:]).to(x)
 
     def forward(x: Tensor) -> Tensor:
         values = weight if weight is not None else bias
@@ -137,20 +144,20 @@ def _per_sample(
                 f"the image tower gives a LayerNorm {[*x.shape]} for {len(values)} images:"
                 " encode task by task"
             )
-        # Its own class knows which type comes out, of half precision and under autocast.
+        # The module's class determines the output type, for half precision and under autocast.
         dtype = type(module).forward(module, x[:0]).dtype
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         y = F.layer_norm(wide, module.normalized_shape, None, None, module.eps)
-        gain, shift = spread(weight, module.weight, y), spread(bias, module.bias, y)
-        y = y if gain is None else y.mul_(gain)
-        return (y if shift is None else y.add_(shift)).to(dtype)
+        scale, offset = spread(weight, module.weight, y), spread(bias, module.bias, y)
+        y = y if scale is None else y.mul_(scale)
+        return (y if offset is None else y.add_(offset)).to(dtype)
 
     return forward
 
 
 @contextlib.contextmanager
 def _replaced(forwards: Mapping[nn.LayerNorm, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Give modules another forward for a `with` block."""
+    """Replace the forward of modules in a `with` block."""
     before = {module: vars(module).get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():

@@ -1,4 +1,4 @@
-"""Which task an image belongs to, told by its zero-shot feature: no task label is needed then."""
+"""Infer the task of an image from its zero-shot feature, so that no task label is needed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -12,19 +12,19 @@ Rule = Literal["nearest-mean", "gaussian"]
 
 @torch.no_grad()
 def class_statistics(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Summarise a task's training images: all that `route` needs of them.
+    """Summarise a task's training images as the statistics that `route` needs.
 
     Args:
-        features: (N, d), of the pretrained image tower, as `route` will get them (unit length).
+        features: (N, d), of the pretrained image tower, as later given to `route` (unit length).
         labels: (N,) of integers.
 
     Returns:
-        "labels" (C,) in rising order and "counts" (C,), int64; "means" (C, d) of each class and
+        "labels" (C,) in ascending order and "counts" (C,), int64; "means" (C, d) of each class and
         "scatter" (d, d), the sum of the outer products of all deviations from the mean of their
-        class, float32 but added up in float64. All on the CPU.
+        class, float32 but accumulated in float64. All on the CPU.
 
     Raises:
-        ValueError: no features, or not one label for each.
+        ValueError: no features, or a number of labels that differs.
     """
     if features.ndim != 2 or not len(features) or labels.shape != features.shape[:1]:
         raise ValueError(
@@ -55,29 +55,28 @@ def route(
     rule: Rule = "nearest-mean",
     shrinkage: float = 0.1,
 ) -> Tensor:
-    """Choose the task of every image, by the class whose training images lie nearest.
+    """Choose the task of every image by its nearest class.
 
     "nearest-mean" takes the class mean of largest cosine similarity. On features of unit length it
-    agrees with scikit-learn's `NearestCentroid` where all means are equally long; in general it is
-    `NearestCentroid` with the means brought to unit length. "gaussian" takes the class mean of
+    agrees with scikit-learn's `NearestCentroid` if all means have the same length; in general it is
+    `NearestCentroid` with the means scaled to unit length. "gaussian" takes the class mean of
     smallest Mahalanobis distance, under one covariance S shared by all classes of all tasks (Lee
     et al. 2018, arXiv 1807.03888): pooled scatter / (N - C), shrunk to (1-s) S + s tr(S)/d I.
 
     Args:
-        features: (N, d), as `class_statistics` got them.
-        statistics: what `class_statistics` returned, one for each task.
+        features: (N, d), of the kind given to `class_statistics`.
+        statistics: the results of `class_statistics`, one per task.
         rule: how to compare.
-        shrinkage: s in [0, 1], of "gaussian" only.
+        shrinkage: s in [0, 1], for "gaussian" only.
 
     Returns:
         (N,), int64: positions in `statistics`, from 0, on the device of the features.
 
     Raises:
-        ValueError: no statistics, another width, an unknown rule, or a covariance that cannot be
-            inverted.
+        ValueError: no statistics, a different width, an unknown rule, or a singular covariance.
     """
     if not statistics:
-        raise ValueError("no task to route to: pass the statistics of at least one")
+        raise ValueError("no task to route to: pass the statistics of at least one task")
     widths = {s["means"].shape[1] for s in statistics}
     if features.ndim != 2 or widths != {features.shape[1]}:
         raise ValueError(
@@ -102,7 +101,7 @@ def route(
 def _shared_covariance(statistics: Sequence[Mapping[str, Tensor]], shrinkage: float) -> Tensor:
     """Return the shrunk pooled covariance (d, d), float64, positive definite."""
     if not 0 <= shrinkage <= 1:
-        raise ValueError(f"shrinkage {shrinkage} is outside of 0 to 1")
+        raise ValueError(f"shrinkage {shrinkage} is outside 0 to 1")
     scatter = torch.stack([s["scatter"].cpu().double() for s in statistics]).sum(0)
     images = sum(int(s["counts"].sum()) for s in statistics)
     freedom, width = images - sum(len(s["counts"]) for s in statistics), len(scatter)
@@ -113,7 +112,8 @@ def _shared_covariance(statistics: Sequence[Mapping[str, Tensor]], shrinkage: fl
         )
     if shrinkage == 0 and freedom < width:
         raise ValueError(
-            f"{images} images give no covariance of {width} dimensions: set shrinkage above 0"
+            f"{images} images are too few for a covariance of {width} dimensions:"
+            " set shrinkage above 0"
         )
     return ((1 - shrinkage) * scatter + shrinkage * spread * torch.eye(width).double()) / freedom
 

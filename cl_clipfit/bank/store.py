@@ -1,4 +1,4 @@
-"""The bank: what each task of a stream trained, on disk, checked byte by byte when read."""
+"""The bank: the trained parameters of each task, on disk, with checked hashes."""
 
 import math
 import os
@@ -30,9 +30,9 @@ SCHEMA = 1
 INDEX = "index.json"
 IDENTITY = ("architecture", "pretrained", "weights_sha256")
 Kind = Literal["values", "host", "statistics"]
-_LARGEST_SIZE = 1 << 40  # of a dimension, and bytes of a file: no model comes near
+_LARGEST_SIZE = 1 << 40  # of a dimension, and of a file in bytes: far above any model
 _MOST_DIMENSIONS = 16
-_LONGEST = 200  # characters of what an index says that are repeated in an error
+_LONGEST = 200  # characters of an index that an error repeats
 _Shape = Annotated[
     list[Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]], Field(max_length=_MOST_DIMENSIONS)
 ]
@@ -62,7 +62,7 @@ class _Base(_Strict):
 
 
 class _Index(_Strict):
-    """What an index must be made of."""
+    """The schema of an index."""
 
     base: _Base
     strategy: str
@@ -74,12 +74,12 @@ class _Index(_Strict):
     @classmethod
     def _check_tasks(cls, tasks: list[_Record]) -> list[_Record]:
         if any(t.task != number or "values" not in t.files for number, t in enumerate(tasks, 1)):
-            raise ValueError("tasks are counted from 1, and have values")
+            raise ValueError("tasks must be numbered from 1 and have values")
         return tasks
 
 
 class Tunable(Protocol):
-    """What a bank asks of a model; `CLIPClassifier` is one."""
+    """The interface that a bank needs from a model; `CLIPClassifier` has it."""
 
     identity: Any
     pretrained_values: dict[str, Tensor]
@@ -93,12 +93,12 @@ class Tunable(Protocol):
 
 @dataclass(frozen=True)
 class Delta:
-    """What one task trained.
+    """The parameters that one task trained.
 
     Attributes:
-        task: counted from 1.
+        task: numbered from 1.
         classes: names of the task's classes.
-        parents: what it was made of, such as the tasks that were merged.
+        parents: its origins, such as the tasks that were merged.
         values: the trained values by parameter name, float32.
     """
 
@@ -110,8 +110,8 @@ class Delta:
     def difference(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return values - base, by name; `base` may hold more names.
 
-        The bank keeps values and not differences: base + (values - base) is not always `values`
-        in floating point.
+        The bank stores values, not differences: base + (values - base) is not always `values` in
+        floating point.
         """
         return {name: value - base[name].to(value) for name, value in self.values.items()}
 
@@ -146,19 +146,21 @@ class LazyValues(Mapping[str, Tensor]):
 class DeltaBank:
     """The trained values of every task, in a folder; made by `create` or `open`.
 
-    `task-001.safetensors` holds the values, `task-001-host.safetensors` those of the method a
-    merge started from, `task-001-statistics.safetensors` what routing needs. `index.json` lists
+    `task-001.safetensors` holds the values, `task-001-host.safetensors` those of the base method of
+    a merge, `task-001-statistics.safetensors` what routing needs. `index.json` lists
     sizes and SHA-256 hashes, and is written last: files it does not list do not belong to the
-    bank, so that a kill at any moment leaves the bank as it was.
+    bank, so that a process killed at any moment leaves the bank as it was.
 
     Attributes:
-        folder: where it is.
-        index: what `index.json` holds; do not change it.
+        folder: of the bank.
+        index: the content of `index.json`; do not change it.
     """
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
         self.folder, self.index = folder, index
-        self._rows = [row(record) for record in index.get("tasks", [])]  # each rendered once
+        self._rows = [
+            row(record) for record in index.get("tasks", [])
+        ]  # each record is rendered once
 
     @classmethod
     def create(
@@ -168,13 +170,13 @@ class DeltaBank:
         strategy: str,
         templates: Sequence[Any] = ("a photo of a {}.",),
     ) -> Self:
-        """Start a bank without tasks; an earlier bank in the folder is removed, nothing else.
+        """Create an empty bank; an earlier bank in the folder is removed, other files are kept.
 
         Args:
-            folder: made where it is missing.
+            folder: created if it is missing.
             base: the model's architecture, pretrained and weights_sha256.
             strategy: name of the method that trains.
-            templates: prompt templates of the classes, or a sequence for each.
+            templates: prompt templates of the classes, or one sequence per class.
 
         Raises:
             UserError: the folder cannot be written.
@@ -201,7 +203,7 @@ class DeltaBank:
         """Read a bank's index; `load` and `verify` check the tensors.
 
         Raises:
-            UserError: no bank there, or its index is not, byte for byte, what was written.
+            UserError: there is no bank, or its index is damaged.
         """
         path = Path(folder) / INDEX
         data = _read(path, LARGEST)
@@ -214,11 +216,11 @@ class DeltaBank:
             raise UserError(
                 f"{path} has schema {shown[:_LONGEST]}, this version reads {SCHEMA}: train again"
             )
-        try:  # whoever writes a bank can seal it
+        try:  # anyone can seal a bank
             _Index.model_validate(index)
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))[:_LONGEST]
-            raise UserError(f"{path} is no index of a bank: {where} is wrong") from error
+            raise UserError(f"{path} is not the index of a bank: {where} is wrong") from error
         return cls(Path(folder), index)
 
     def __len__(self) -> int:
@@ -232,24 +234,24 @@ class DeltaBank:
         host: Mapping[str, Tensor] | None = None,
         statistics: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Add a task; the bank has it once this returns, and is as before if it does not.
+        """Add a task, atomically: if this fails, the bank is unchanged.
 
         Args:
-            values: trained values by parameter name; half precision is widened, which is exact.
+            values: trained values by parameter name; half precision becomes float32, exactly.
             classes: names of the task's classes.
-            parents: what it was made of.
-            host: values of the method a merge started from, of the same names and shapes.
-            statistics: tensors of any names and shapes.
+            parents: its origins.
+            host: values of the base method of a merge, with the same names and shapes.
+            statistics: tensors with any names and shapes.
 
         Raises:
-            ValueError: nothing is selected, other names or shapes than those of the first task, or
-                float64, which the files would round.
+            ValueError: no values, names or shapes that differ from those of the first task, or
+                float64, which would be rounded.
             UserError: the folder cannot be written.
         """
         task, stored, files = len(self) + 1, {"values": _prepare(values)}, {}
         selection = self.index["selection"] or _shapes(stored["values"])
         if not selection:
-            raise ValueError(f"task {task} trained no parameter: there is nothing to keep")
+            raise ValueError(f"task {task} trained no parameter: there is nothing to store")
         if host is not None:
             stored["host"] = _prepare(host)
         for kind, tensors in stored.items():
@@ -266,13 +268,13 @@ class DeltaBank:
         self._write_index({**self.index, "selection": selection, "tasks": tasks})
 
     def keep(self, tasks: int) -> None:
-        """Drop all but the first `tasks`.
+        """Remove all but the first `tasks`.
 
         Raises:
-            UserError: it holds fewer, or the folder cannot be written.
+            UserError: the bank holds fewer, or the folder cannot be written.
         """
         if len(self) < tasks:
-            raise UserError(f"the bank {self.folder} holds {len(self)} tasks, and not {tasks}")
+            raise UserError(f"the bank {self.folder} holds {len(self)} tasks, not {tasks}")
         if len(self) > tasks:
             selection = self.index["selection"] if tasks else {}
             self._write_index(
@@ -280,14 +282,14 @@ class DeltaBank:
             )
 
     def load(self, task: int, kind: Kind = "values") -> dict[str, Tensor]:
-        """Read a task's tensors, on the CPU, all of them or none.
+        """Read a task's tensors, on the CPU.
 
         Args:
-            task: counted from 1.
+            task: numbered from 1.
             kind: "values", "host" or "statistics".
 
         Raises:
-            UserError: no such task or kind, or the file is not, byte for byte, what was written.
+            UserError: no such task or kind, or the file is damaged.
         """
         files = self._record(task)["files"]
         if kind not in files:
@@ -298,8 +300,8 @@ class DeltaBank:
         written, selection = files[kind]["bytes"], self.index["selection"]
         if kind != "statistics" and written > (most := _most_bytes(selection)):
             raise UserError(
-                f"{path} does not fit its index: it has {written:,} bytes, and what a task trains"
-                f" {most:,} at most; train again"
+                f"{path} does not fit its index: it has {written:,} bytes, and a task's parameters"
+                f" take at most {most:,}; train again"
             )
         data = _read(path, written)
         if len(data) != written or sha256(data) != files[kind]["sha256"]:
@@ -310,14 +312,14 @@ class DeltaBank:
         try:
             tensors = load(data)
         except (SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is no safetensors file: train again") from error
-        if kind == "statistics":  # whose names and shapes are each task's own
+            raise UserError(f"{path} is not a safetensors file: train again") from error
+        if kind == "statistics":  # names and shapes differ between tasks
             return tensors
         if wrong := _difference(_shapes(tensors), selection):
             raise UserError(f"{path} does not fit its index: {wrong}; train again")
-        for name, value in tensors.items():  # whoever makes a bank can seal it
+        for name, value in tensors.items():  # anyone can seal a bank
             if value.dtype != torch.float32:
-                raise UserError(f"{path}: {name} is {value.dtype}, and a bank keeps float32")
+                raise UserError(f"{path}: {name} is {value.dtype}, and a bank stores float32")
         return {name: tensors[name] for name in selection}  # in the order of the model
 
     def lazy(self, task: int, kind: Kind = "values") -> "LazyValues":
@@ -329,7 +331,7 @@ class DeltaBank:
         return LazyValues(self.folder / _file_name(task, kind), list(self.index["selection"]))
 
     def delta(self, task: int, kind: Kind = "values") -> Delta:
-        """Return what a task (from 1) trained; errors as `load`."""
+        """Return the parameters that a task (from 1) trained; errors as `load`."""
         record = self._record(task)
         return Delta(task, list(record["classes"]), list(record["parents"]), self.load(task, kind))
 
@@ -337,40 +339,40 @@ class DeltaBank:
         """Read every file of the bank.
 
         Args:
-            finite: refuse values that are infinite or no number too.
+            finite: also refuse NaN and infinite values.
 
         Raises:
-            UserError: the first one that is not what was written.
+            UserError: a file is damaged, or holds values that `finite` refuses.
         """
         for record in self.index["tasks"]:
             for kind in record["files"]:
                 for name, value in self.load(record["task"], kind).items():
                     if finite and not torch.isfinite(value).all():
                         file = self.folder / _file_name(record["task"], kind)
-                        raise UserError(f"{file}: {name} holds values that are no numbers")
+                        raise UserError(f"{file}: {name} holds NaN or infinite values")
 
     def check_base(self, identity: Any) -> None:
-        """Refuse another model than the one the bank was trained on.
+        """Refuse a model other than the one the bank was trained on.
 
         Args:
-            identity: a `ModelIdentity`, a mapping with the same keys, or None where unknown.
+            identity: a `ModelIdentity`, a mapping with the same keys, or None if unknown.
 
         Raises:
-            UserError: another architecture, or other weights.
+            UserError: the architecture or the weights differ.
         """
-        own, other = self.index["base"], _identity(identity)
-        if any(own[key] != other[key] for key in ("architecture", "weights_sha256")):
+        base, model = self.index["base"], _identity(identity)
+        if any(base[key] != model[key] for key in ("architecture", "weights_sha256")):
             raise UserError(
-                f"{self.folder / INDEX}: this bank belongs to {_describe(own)}, the model is"
-                f" {_describe(other)}: load the model the bank was trained on"
+                f"{self.folder / INDEX}: this bank belongs to {_describe(base)}, the model is"
+                f" {_describe(model)}: load the model the bank was trained on"
             )
 
     @torch.no_grad()
     def apply(self, model: Tunable, task: int, kind: Kind = "values") -> None:
-        """Put a task's values into the model; `remove` takes them out again.
+        """Load a task's values into the model; `remove` restores the pretrained ones.
 
         Raises:
-            UserError: another model than the bank's, or as `load`; the model is unchanged then.
+            UserError: the model is not the bank's, or as `load`; the model is then unchanged.
         """
         self.check_base(model.identity)
         values = self.load(task, kind)
@@ -380,9 +382,10 @@ class DeltaBank:
         model.load_values(values)
 
     def remove(self, model: Tunable) -> None:
-        """Put the pretrained weights back, bit for bit, wherever the bank may have changed them."""
-        known = model.pretrained_values
-        model.load_values({n: known[n] for n in self.index["selection"] if n in known})
+        """Restore the pretrained values, bit for bit, of all parameters in the bank."""
+        pretrained = model.pretrained_values
+        names = [name for name in self.index["selection"] if name in pretrained]
+        model.load_values({name: pretrained[name] for name in names})
 
     def _record(self, task: int) -> dict[str, Any]:
         if not 1 <= task <= len(self):
@@ -390,7 +393,7 @@ class DeltaBank:
         return self.index["tasks"][task - 1]
 
     def _write_index(self, index: dict[str, Any]) -> None:
-        """Write another index, whose tasks are the first of this one's, or one more."""
+        """Write a new index, whose tasks are a prefix of the current ones, or one more."""
         tasks = index["tasks"]
         rows = self._rows[: len(tasks)] + [row(record) for record in tasks[len(self._rows) :]]
         head = {key: value for key, value in index.items() if key != "tasks"}
@@ -399,11 +402,11 @@ class DeltaBank:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """Read a file; nothing of one that is larger than `most` bytes, or a pipe or a device."""
-    plain = is_file(path) or not os.path.lexists(path)  # whose absence is told
+    """Read a file; return b"" if it is larger than `most` bytes, or a pipe or a device."""
+    plain = is_file(path) or not os.path.lexists(path)  # `read_bytes` reports that it is missing
     large = is_file(path) and path.stat().st_size > most
     if plain and not large and has_holes(path):
-        raise UserError(f"{path} is damaged: it is full of holes: restore the file, or train again")
+        raise UserError(f"{path} is damaged, it is mostly holes: restore the file, or train again")
     return read_bytes(path, most) if plain and not large else b""
 
 
@@ -412,7 +415,7 @@ def _file_name(task: int, kind: str) -> str:
 
 
 def _identity(identity: Any) -> dict[str, str | None]:
-    """Return the fields that tell models apart, from a mapping, an object or None."""
+    """Return the fields that identify a model, from a mapping, an object or None."""
     if isinstance(identity, Mapping):
         if missing := [key for key in IDENTITY if key not in identity]:
             raise ValueError(f"a model's identity needs {', '.join(missing)}")
@@ -427,11 +430,11 @@ def _describe(identity: Mapping[str, str | None]) -> str:
 
 def _prepare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if wide := [name for name, value in tensors.items() if value.dtype == torch.float64]:
-        raise ValueError(f"{wide[0]} is float64, and the bank keeps float32: convert it first")
+        raise ValueError(f"{wide[0]} is float64, and the bank stores float32: convert it first")
     return {
         name: value.detach()
         .to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
-        .clone(memory_format=torch.contiguous_format)  # of its own memory, as safetensors wants
+        .clone(memory_format=torch.contiguous_format)  # safetensors needs separate memory
         for name, value in tensors.items()
     }
 
@@ -441,16 +444,16 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 
 def _most_bytes(selection: Mapping[str, Sequence[int]]) -> int:
-    """Return how large a safetensors file of these tensors may be, in float32."""
+    """Return the largest size of a safetensors file with these tensors, in float32."""
     values = sum(map(math.prod, selection.values()))
-    # In the header: the names, up to six characters for each of theirs, the sizes and the offsets.
+    # The header holds names (up to six bytes per character, escaped), sizes and offsets.
     header = sum(256 + 6 * len(name) + 16 * len(shape) for name, shape in selection.items())
     return 4 * values + 4096 + header
 
 
-def _difference(found: dict[str, list[int]], wanted: dict[str, list[int]]) -> str:
-    """Say where names and shapes first differ; "" where they do not."""
-    for name in [*wanted, *found]:
-        if found.get(name) != wanted.get(name):
-            return f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'no such')}"
+def _difference(actual: dict[str, list[int]], expected: dict[str, list[int]]) -> str:
+    """Describe the first difference of names and shapes; "" if there is none."""
+    for name in [*expected, *actual]:
+        if actual.get(name) != expected.get(name):
+            return f"{name} is {actual.get(name, 'missing')}, expected {expected.get(name, 'none')}"
     return ""

@@ -1,4 +1,4 @@
-"""The model side: load any open_clip model, classify with it, and the bundled mini CLIP."""
+"""The model: load any open_clip model, classify with it, and the bundled mini CLIP."""
 
 from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity
 from cl_clipfit.clip.loading.factory import check_model, create_classifier

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cl_clipfit.clip.preprocess import Preprocess
 
-RATIO = (3 / 4, 4 / 3)  # of width to height, as in Szegedy et al. 2015 and torchvision
+RATIO = (3 / 4, 4 / 3)  # width / height, as in Szegedy et al. 2015 and torchvision
 TRIES = 10
 
 
@@ -16,9 +16,9 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Draw a box (top, left, height, width) of `smallest` to 1 of the area, as torchvision does.
 
-    Torchvision's own function draws from the global generator, which orders the data. The fraction
-    of the area is uniform, the ratio of the sides uniform in its logarithm; after ten boxes that do
-    not fit, the largest central one of an allowed ratio.
+    Torchvision's function uses the global generator, which also shuffles the data. The area is
+    uniform, the aspect ratio log-uniform; after `TRIES` boxes that do not fit, the result is the
+    largest centred box with an allowed ratio.
     """
     low, high = (math.log(r) for r in RATIO)
     for _ in range(TRIES):
@@ -43,8 +43,8 @@ def random_resized_crop(
     Args:
         images: uint8 (B, 3, H, W).
         preprocess: size and interpolation of the tower.
-        smallest: smallest share of the area that is kept.
-        generator: of the draws, on the CPU.
+        smallest: the smallest fraction of the area that is kept.
+        generator: source of randomness, on the CPU.
 
     Returns:
         uint8 (B, 3, *size).

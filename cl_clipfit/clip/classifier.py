@@ -1,4 +1,4 @@
-"""A zero-shot classifier over any open_clip model, which grows with new classes."""
+"""A zero-shot classifier on any open_clip model, to which classes can be added."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,14 +24,14 @@ def _per_name(templates: TemplatesLike, count: int) -> list[Sequence[str]]:
     """Return the templates of each of `count` names."""
     if any(isinstance(t, str) for t in templates):
         templates = [templates] * count  # type: ignore[list-item]
-    if len(templates) != count or not all(len(own) for own in templates):
-        raise UserError("no prompt template given: pass at least one, as 'a photo of a {}.'")
+    if len(templates) != count or not all(len(group) for group in templates):
+        raise UserError("no prompt template given: pass at least one, such as 'a photo of a {}.'")
     return list(templates)
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which weights these are.
+    """The identity of pretrained weights.
 
     Attributes:
         architecture: name of the open_clip architecture, or "mini".
@@ -54,21 +54,22 @@ class CLIPClassifier(nn.Module):
     Args:
         clip: an open_clip model (`CLIP`, `CustomTextCLIP`, ...).
         tokenizer: maps prompts to token ids (P, L).
-        identity: which weights these are.
+        identity: of the weights.
 
     Attributes:
         class_names: names in label order; names may repeat, the label is the identity.
         zero_shot_text_features: (K, d), unit length, of the *pretrained* text tower: the anchor.
-        pretrained_values: what every parameter that was ever selected held at first, by name.
+        pretrained_values: the pretrained value of every parameter that was ever selected, by name.
         backbone_names: names of the pretrained parameters, as `named_parameters` gives them.
-        context: (n, width), what every prompt begins with; None unless `learn_context` was called.
+        context: (n, width), the learned start of every prompt; None unless `learn_context` was
+            called.
         precision: "fp32", or "bf16" for matrix products and attention in bfloat16; parameters,
             LayerNorms, the residual stream and everything after the towers stay in fp32.
-        micro_batch: images that hold activations at once in training; None all. Fewer are encoded
-            twice, first for their features, then for their gradients (Gao et al. 2021, arXiv
-            2101.06983), so that any loss over the whole batch stays what it is.
-        recompute: keep the input of each block alone and compute the rest again when it is needed.
-        compiles: run the blocks of known towers through `torch.compile` in training.
+        micro_batch: images whose activations are in memory at once in training; None for all.
+            Otherwise images are encoded twice, first for their features, then for their gradients
+            (Gao et al. 2021, arXiv 2101.06983), so that any loss over the batch is unchanged.
+        recompute: store only the input of each block, and recompute the rest in the backward pass.
+        compiles: run the blocks of supported towers through `torch.compile` in training.
     """
 
     zero_shot_text_features: Tensor
@@ -94,19 +95,19 @@ class CLIPClassifier(nn.Module):
         self._tokens: list[Tensor] = []  # one (templates, L) of token ids for each class
         self.pretrained_values: dict[str, Tensor] = {}
         self._text_cache: list[Tensor] | None = None
-        self._known_images: tuple[Tensor, Tensor] | None = None
+        self._given_images: tuple[Tensor, Tensor] | None = None
         self._embedded: tuple[Tensor, Tensor] | None = None
         self._along: tuple[Sequence[Tensor], list[Tensor]] | None = None
         self._towers = Towers()
         self.register_buffer("zero_shot_text_features", torch.empty(0), persistent=False)
         self.register_parameter("context", None)
         self.backbone_names = frozenset(f"clip.{name}" for name, _ in clip.named_parameters())
-        self._context_words: list[int] = []  # token ids of the words it took the place of
+        self._context_words: list[int] = []  # token ids of the words that the context replaced
 
     def train(self, mode: bool = True) -> "CLIPClassifier":
-        """Set the mode of everything but the backbone, which stays in evaluation mode.
+        """Set the mode of everything except the backbone, which stays in evaluation mode.
 
-        It also drops all copies of weights: one changed through `.data` goes unnoticed otherwise.
+        It also drops all copies of weights, since a change through `.data` is not detected.
         """
         super().train(mode)
         self._towers.forget()
@@ -115,7 +116,7 @@ class CLIPClassifier(nn.Module):
 
     @property
     def compile_seconds(self) -> float:
-        """What `torch.compile` took so far, where the blocks run through it."""
+        """The seconds that `torch.compile` took so far."""
         return self._towers.compile_seconds
 
     @property
@@ -124,7 +125,7 @@ class CLIPClassifier(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """The factor on cosine similarities, exp of the learned parameter; a scalar."""
+        """The factor on cosine similarities: a scalar, exp of the learned parameter."""
         return self.clip.logit_scale.exp()
 
     def train_only(self, parameters: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -134,12 +135,12 @@ class CLIPClassifier(nn.Module):
             the selection by parameter name, in the order of the model.
 
         Raises:
-            ValueError: a parameter that does not belong to this model.
+            ValueError: a parameter does not belong to this model.
         """
-        wanted = {id(p) for p in parameters}
-        selection = {n: p for n, p in self.named_parameters() if id(p) in wanted}
-        if len(selection) != len(wanted):
-            raise ValueError("some of the selected parameters do not belong to this model")
+        identities = {id(p) for p in parameters}
+        selection = {n: p for n, p in self.named_parameters() if id(p) in identities}
+        if len(selection) != len(identities):
+            raise ValueError("not all selected parameters belong to this model")
         self.requires_grad_(False)
         for name, parameter in selection.items():
             parameter.requires_grad_(True)
@@ -151,7 +152,7 @@ class CLIPClassifier(nn.Module):
         """Copy values into parameters by name, bit for bit.
 
         Raises:
-            ValueError: a name this model lacks, or another shape; nothing is changed then.
+            ValueError: a name or a shape does not exist in this model; nothing is changed then.
         """
         parameters = dict(self.named_parameters())
         for name, value in values.items():
@@ -162,7 +163,7 @@ class CLIPClassifier(nn.Module):
 
     @contextlib.contextmanager
     def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Put other values in place for a `with` block; nothing may need a backward across it."""
+        """Use other values in a `with` block; no backward pass may cross its boundary."""
         parameters = dict(self.named_parameters())
         before = {n: parameters[n].detach().clone() for n in values if n in parameters}
         self.load_values(values)
@@ -173,34 +174,34 @@ class CLIPClassifier(nn.Module):
 
     @contextlib.contextmanager
     def pretrained_weights(self) -> Iterator[None]:
-        """Put the pretrained values back for the length of a `with` block."""
+        """Use the pretrained values in a `with` block."""
         with self.weights(self.pretrained_values):
             yield
 
     def add_classes(
         self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
     ) -> None:
-        """Append classes; their labels follow on the existing ones.
+        """Append classes; their labels continue the existing ones.
 
         Args:
             names: one name for each class.
-            templates: prompts with one "{}" for the name; several make an ensemble. Or such a
-                sequence for each name.
+            templates: prompts with one "{}" for the name; several form an ensemble. Or one
+                such sequence per name.
 
         Raises:
             UserError: an empty name, no template, a template without "{}", or a prompt that is too
                 long for the text tower.
         """
         per_name = _per_name(templates, len(names))
-        for template in {template for own in per_name for template in own}:
+        for template in {template for group in per_name for template in group}:
             if template.count("{}") != 1:
                 raise UserError(f"prompt template {template!r} needs exactly one '{{}}'")
-        for label, (name, own) in enumerate(
+        for label, (name, group) in enumerate(
             zip(names, per_name, strict=True), len(self.class_names)
         ):
             if not name.strip():
                 raise UserError(f"class {label} has an empty name")
-            self._check_length(name, own)
+            self._check_length(name, group)
         if not names:
             return
         prompts = self._tokenize(names, templates)
@@ -217,26 +218,26 @@ class CLIPClassifier(nn.Module):
 
         Args:
             images: uint8 (B, 3, H, W) of any size, preprocessed here; or float, as the tower
-                takes it; or float (B, d), encoded already.
+                expects it; or float (B, d), already encoded.
 
         Returns:
             (B, d).
         """
-        if self._known_images is not None and images is self._known_images[0]:
-            return self._known_images[1]
+        if self._given_images is not None and images is self._given_images[0]:
+            return self._given_images[1]
         if images.dim() == 2:
             return F.normalize(images, dim=-1)
-        known, inputs = self._embedded or (None, images)
-        embedded = known is images
+        source, inputs = self._embedded or (None, images)
+        embedded = source is images
         if not embedded:
             inputs = self._pixels(images)
         if not (self.micro_batch and torch.is_grad_enabled()):
             return F.normalize(self._encode_images(inputs, embedded), dim=-1)
-        found = [
-            checkpoint(self._encode_images, part, embedded, use_reentrant=False)
-            for part in inputs.split(self.micro_batch)
+        features = [
+            checkpoint(self._encode_images, chunk, embedded, use_reentrant=False)
+            for chunk in inputs.split(self.micro_batch)
         ]
-        return F.normalize(torch.cat(found), dim=-1)
+        return F.normalize(torch.cat(features), dim=-1)
 
     def _pixels(self, images: Tensor) -> Tensor:
         return self.preprocess(images) if images.dtype == torch.uint8 else images
@@ -248,10 +249,10 @@ class CLIPClassifier(nn.Module):
 
     @contextlib.contextmanager
     def shared_embedding(self, images: Tensor) -> Iterator[None]:
-        """Preprocess and embed this very tensor of images once for a `with` block.
+        """Preprocess and embed this tensor object of images only once in a `with` block.
 
-        What comes before the first LayerNorm must not change in it. Nothing is shared where that
-        trains, or where the tower is not one of open_clip's ViTs.
+        The layers before the first LayerNorm must not change in the block. Nothing is shared if
+        they are trainable, or if the tower is not a ViT of open_clip.
         """
         outer = self._embedded
         if images.dim() == 4 and self._towers.knows_image(self.clip):
@@ -266,23 +267,23 @@ class CLIPClassifier(nn.Module):
 
     @contextlib.contextmanager
     def known_images(self, images: Tensor, features: Tensor) -> Iterator[None]:
-        """Give these features for this very tensor of images in a `with` block.
+        """Use these features for this tensor object of images in a `with` block.
 
-        The image tower must not change in it, nor since the features were encoded.
+        The image tower must not change between the encoding and the end of the block.
         """
-        outer, self._known_images = self._known_images, (images, features)
+        outer, self._given_images = self._given_images, (images, features)
         try:
             yield
         finally:
-            self._known_images = outer
+            self._given_images = outer
 
     def text_features(self, classes: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
         """Encode the prompts of classes with the current weights.
 
         Args:
             classes: labels; default all.
-            normalize: to unit length; else as the text tower puts them out, or the mean of unit
-                vectors where there are several templates.
+            normalize: to unit length; otherwise as output by the text tower, or the mean of unit
+                vectors if there are several templates.
 
         Returns:
             (K, d), in the order of `classes`.
@@ -306,28 +307,28 @@ class CLIPClassifier(nn.Module):
 
     @contextlib.contextmanager
     def encoding_along(self, prompts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Encode further prompts in the passes that `text_features` makes in a `with` block.
+        """Encode additional prompts in the same passes as `text_features` in a `with` block.
 
         Args:
-            prompts: one (templates, L) of token ids for each name.
+            prompts: one tensor of token ids (templates, L) per name.
 
         Yields:
             a list; after each call of `text_features` it holds their features, (P, d), not
             normalised.
         """
-        found: list[Tensor] = []
-        outer, self._along = self._along, (prompts, found)
+        features: list[Tensor] = []
+        outer, self._along = self._along, (prompts, features)
         try:
-            yield found
+            yield features
         finally:
             self._along = outer
 
     def _encode_along(self, labels: list[int]) -> Tensor:
         assert self._along is not None
-        prompts, found = self._along
+        prompts, collected = self._along
         both = self.encode_prompts([*(self._tokens[c] for c in labels), *prompts], normalize=False)
         features, further = both.tensor_split([len(labels)])
-        found[:] = [further]
+        collected[:] = [further]
         return features
 
     def encode_names(
@@ -338,7 +339,7 @@ class CLIPClassifier(nn.Module):
 
     @contextlib.contextmanager
     def cached_text(self) -> Iterator[None]:
-        """Encode the text once for a `with` block, in which no weight may change."""
+        """Encode the text only once in a `with` block, in which no weight may change."""
         outer, self._text_cache = self._text_cache, []
         try:
             yield
@@ -354,8 +355,8 @@ class CLIPClassifier(nn.Module):
     def _tokenize(self, names: Sequence[str], templates: TemplatesLike) -> list[Tensor]:
         # replace, not format: a class name may contain braces
         return [
-            self.tokenizer([t.replace("{}", name) for t in own])
-            for name, own in zip(names, _per_name(templates, len(names)), strict=True)
+            self.tokenizer([t.replace("{}", name) for t in group])
+            for name, group in zip(names, _per_name(templates, len(names)), strict=True)
         ]
 
     def _with_context(self, prompts: list[Tensor], names: Sequence[str]) -> list[Tensor]:
@@ -364,7 +365,7 @@ class CLIPClassifier(nn.Module):
         return insert_context(prompts, self._context_words, len(self.context), names)
 
     def encode_prompts(self, tokens: Sequence[Tensor], normalize: bool = True) -> Tensor:
-        """Encode one (templates, L) of token ids for each name: (K, d), by default of unit length.
+        """Encode one tensor of token ids (templates, L) per name: (K, d), by default unit length.
 
         A template ensemble is the mean of its normalised features, normalised again (Radford et
         al. 2021, section 3.1.4).
@@ -383,15 +384,15 @@ class CLIPClassifier(nn.Module):
         return F.normalize(features, dim=-1) if normalize else features
 
     def _check_length(self, name: str, templates: Sequence[str]) -> None:
-        """Refuse a prompt that the tokenizer would cut: classes could become one and the same."""
+        """Refuse a prompt that the tokenizer would truncate: classes could become identical."""
         encode: Any = getattr(self.tokenizer, "encode", None)
         length: Any = getattr(self.tokenizer, "context_length", None)
         for template in templates if encode and length else ():
             tokens = len(encode(template.replace("{}", name))) + 2  # with start and end
             if tokens > length:
                 raise UserError(
-                    f"the prompt {template!r} with the class '{name}' has {tokens} tokens, this"
-                    f" model reads {length}: shorten the template or the name"
+                    f"the prompt {template!r} with the class '{name}' has {tokens} tokens, and"
+                    f" this model reads {length}: shorten the template or the name"
                 )
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:

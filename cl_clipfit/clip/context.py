@@ -1,8 +1,8 @@
 """Learned words at the start of every prompt: CoOp (Zhou et al. 2022, arXiv 2109.01134).
 
-In the token ids of a prompt, copies of the start token hold the places of the learned words, which
-no ordinary prompt has there. While the text tower runs, a hook on its token embedding puts the
-learned embeddings into those places, so that open_clip's own code does all the rest.
+In the token ids of a prompt, copies of the start token mark the positions of the learned words; no
+ordinary prompt has them there. While the text tower runs, a hook on its token embedding inserts the
+learned embeddings at those positions, so that open_clip's code does everything else.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 def learn_context(
     model: "CLIPClassifier", length: int | None = None, template: str = "a photo of a {}."
 ) -> None:
-    """Turn the first words of every prompt into the parameter `model.context`, (n, width).
+    """Replace the first words of every prompt by the parameter `model.context`, (n, width).
 
-    It starts, frozen, at the words of the template, so that at their own length nothing changes
-    yet. It holds for classes already there or added later and in `encode_names`; of several
-    templates the first counts. `zero_shot_text_features` stay those of the words.
+    It is initialised with the words of the template and frozen, so that with their length the
+    features do not change yet. It applies to existing and future classes and to `encode_names`;
+    of several templates, the first is used. `zero_shot_text_features` stay those of the words.
 
     Args:
         model: the classifier.
-        length: tokens; default as many as the words have. Another one repeats the words and ends
-            with the last of them.
+        length: in tokens; by default, that of the words. For another length, the words are
+            repeated so that the context ends with the last of them.
         template: prompt with the words before its "{}".
 
     Raises:
-        UserError: no words there, prompts of other words or too long, a second call, or a model
-            without open_clip's own tokenizer and text tower.
+        UserError: there are no words, a prompt starts with other words or is too long, the model
+            already has a context, or its tokenizer or text tower is not open_clip's.
     """
     if model.context is not None:
-        raise UserError("this model has a learned context already: load the model anew")
+        raise UserError("this model already has a learned context: load the model again")
     words = _first_words(model.tokenizer, template)
     length = length or len(words)
     table = _token_embedding(model.clip).weight
@@ -52,19 +52,19 @@ def learn_context(
 def insert_context(
     prompts: Sequence[Tensor], words: Sequence[int], length: int, names: Sequence[str]
 ) -> list[Tensor]:
-    """Give the first words of prompts to a learned context; of several templates the first.
+    """Replace the first words of prompts by a learned context, using the first template only.
 
     Args:
-        prompts: one (templates, L) of token ids for each name.
+        prompts: one tensor of token ids (templates, L) per name.
         words: token ids that every prompt begins with.
         length: of the context, in tokens.
-        names: of the classes, for the message.
+        names: of the classes, for error messages.
 
     Returns:
-        one (1, L) for each name.
+        one tensor (1, L) per name.
 
     Raises:
-        UserError: a prompt that begins otherwise, or gets longer than L.
+        UserError: a prompt starts with other words, or becomes longer than L.
     """
     first = 1 + len(words)
     converted = []
@@ -72,8 +72,8 @@ def insert_context(
         start, rest, room = tokens[0, :1], tokens[0, first:], tokens.shape[1]
         if tokens[0, 1:first].tolist() != list(words):
             raise UserError(
-                f"the prompt of '{name}' does not begin with the words that the context takes the"
-                " place of: use one template for all classes"
+                f"the prompt of '{name}' does not begin with the words that the context"
+                " replaces: use one template for all classes"
             )
         prompt = F.pad(torch.cat([start.repeat(1 + length), rest]), (0, len(words)))
         if prompt[room:].any():
@@ -87,9 +87,9 @@ def insert_context(
 
 @contextlib.contextmanager
 def context_in_place(clip: nn.Module, context: Tensor | None) -> Iterator[None]:
-    """Let a text tower read a context (n, width), with gradients, for a `with` block.
+    """Insert a context (n, width) into a text tower, with gradients, in a `with` block.
 
-    The hook lives no longer than that: a copy of the model holds none that knows the original.
+    The hook is removed afterwards, so that a copy of the model has no reference to the original.
     """
     if context is None:
         yield
@@ -112,7 +112,9 @@ def context_in_place(clip: nn.Module, context: Tensor | None) -> Iterator[None]:
 def _token_embedding(clip: nn.Module) -> nn.Embedding:
     table = getattr(getattr(clip, "text", clip), "token_embedding", None)
     if not isinstance(table, nn.Embedding):
-        raise UserError("a learned context needs a text tower of open_clip's own, this is another")
+        raise UserError(
+            "a learned context needs a text tower of open_clip, which this model does not have"
+        )
     return table
 
 
@@ -126,7 +128,7 @@ def _first_words(tokenizer: Any, template: str) -> list[int]:
     words = tokenizer.encode(template.partition("{}")[0])
     if not words:
         raise UserError(
-            "a learned context takes the place of the words before the class name, and the"
+            "a learned context replaces the words before the class name, and the"
             f" template {template!r} has none: use one such as 'a photo of a {{}}.'"
         )
     return words

@@ -1,4 +1,4 @@
-"""A classifier over features that were computed elsewhere: no tower, no model file."""
+"""A classifier on features that were computed elsewhere, without towers or a model file."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from cl_clipfit.clip.classifier import (
 )
 from cl_clipfit.errors import UserError
 
-FEATURES = "features"  # the name that stands for it among models
+FEATURES = "features"  # its model name
 
 
 class _NoTowers(nn.Module):
-    """What `CLIPClassifier` asks of an open_clip model, answered from a table of text features."""
+    """The interface of an open_clip model, implemented by a table of text features."""
 
     def __init__(self, text: Tensor, logit_scale: float) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class _NoTowers(nn.Module):
         self.visual.preprocess_cfg = {"size": 1, "mean": (0.0,) * 3, "std": (1.0,) * 3}  # type: ignore[assignment]
 
     def encode_image(self, features: Tensor, normalize: bool = False) -> Tensor:
-        """Return features as they are."""
+        """Return the features unchanged."""
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Return the rows that `tokens` (P, 1) name."""
+        """Return the rows with the indices `tokens` (P, 1)."""
         rows: Any = self.text
         return rows[tokens[:, 0]]
 
@@ -44,12 +44,12 @@ class FeatureClassifier(CLIPClassifier):
     """Image features against text features, both computed elsewhere.
 
     Classes are rows of `text`, in order: names may repeat, the label is the identity. Names that
-    are no classes cannot be encoded.
+    are not classes cannot be encoded.
 
     Args:
-        text: (K, d), text features in order of arrival; brought to unit length.
+        text: (K, d), text features in order of arrival; scaled to unit length.
         logit_scale: the factor on cosine similarities, 100 for CLIP.
-        identity: where the features come from.
+        identity: of the model that computed the features.
 
     Example:
         >>> model = FeatureClassifier(torch.eye(3), 100.0)
@@ -66,18 +66,18 @@ class FeatureClassifier(CLIPClassifier):
     def _tokenize(self, names: Sequence[str], templates: TemplatesLike) -> list[Tensor]:
         first, rows = len(self.class_names), len(self.clip.text)
         if first + len(names) > rows:
-            raise UserError(f"the features hold {rows} classes, {first + len(names)} are asked for")
+            raise UserError(f"the features hold {rows} classes, {first + len(names)} are needed")
         return [torch.tensor([[row]]) for row in range(first, first + len(names))]
 
     def tokenize(
         self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
     ) -> list[Tensor]:
-        """Refuse: other names than the classes have no features.
+        """Refuse: only the classes have features.
 
         Raises:
             UserError: always.
         """
-        raise UserError("features computed elsewhere have no text tower to encode other names with")
+        raise UserError("precomputed features have no text tower that could encode other names")
 
 
 def hash_features(text: Tensor, logit_scale: float) -> str:
@@ -87,4 +87,4 @@ def hash_features(text: Tensor, logit_scale: float) -> str:
 
 
 def _no_tokens(prompts: list[str]) -> Tensor:
-    raise UserError("features computed elsewhere have no tokenizer")
+    raise UserError("precomputed features have no tokenizer")

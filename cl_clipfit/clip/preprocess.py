@@ -1,4 +1,4 @@
-"""What open_clip's evaluation transform does, on batches of uint8 images on any device."""
+"""The evaluation transform of open_clip for batches of uint8 images on any device."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
@@ -39,7 +39,7 @@ class Preprocess:
 
     @classmethod
     def of(cls, clip: nn.Module) -> "Preprocess":
-        """Read the settings open_clip attached to `clip.visual`."""
+        """Read the settings that open_clip attaches to `clip.visual`."""
         config = dict(clip.visual.preprocess_cfg)  # type: ignore[arg-type, union-attr]
         size = config["size"]
         return cls(
@@ -67,25 +67,25 @@ class Preprocess:
         return Compose(whole.transforms[:-2])  # all but ToTensor and Normalize
 
     def fit(self, images: Tensor) -> Tensor:
-        """Resize and crop uint8 (B, 3, H, W) to uint8 or whole float (B, 3, *size)."""
+        """Resize and crop uint8 (B, 3, H, W) to uint8 or integer-valued float (B, 3, *size)."""
         height, width = images.shape[-2:]
         target_height, target_width = self.size
         if (height, width) == self.size:
             return images
         if self.resize_mode == "squash":
             return self.resample(images, target_height, target_width)
-        shortest = self.resize_mode == "shortest"  # fill the crop; else fit into it
+        shortest = self.resize_mode == "shortest"  # cover the crop; otherwise fit inside it
         pick = max if shortest else min
         ratio = pick(target_height / height, target_width / width)
-        # open_clip leaves the common case to torchvision, which truncates where it rounds.
+        # open_clip rounds, but leaves the common case to torchvision, which truncates.
         whole = int if shortest and target_height == target_width else round
         new_height = target_height if ratio == target_height / height else whole(height * ratio)
         new_width = target_width if ratio == target_width / width else whole(width * ratio)
         return self._crop_or_pad(self.resample(images, new_height, new_width))
 
     def resample(self, images: Tensor, height: int, width: int) -> Tensor:
-        """Resize uint8 (B, 3, H, W), with antialiasing; values stay whole."""
-        # On uint8 this rounds between the two passes as PIL does, which open_clip's transform uses.
+        """Resize uint8 (B, 3, H, W), with antialiasing; values stay integers."""
+        # On uint8 this rounds between the two passes, as PIL does in open_clip's transform.
         if images.device.type != "cpu":
             images = images.float()
         images = F.interpolate(
@@ -96,15 +96,15 @@ class Preprocess:
     def _crop_or_pad(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         top, left = (
-            round((now - wanted) / 2) if now > wanted else -((wanted - now) // 2)
-            for now, wanted in ((height, self.size[0]), (width, self.size[1]))
+            round((size - target) / 2) if size > target else -((target - size) // 2)
+            for size, target in ((height, self.size[0]), (width, self.size[1]))
         )
-        # F.pad crops where a margin is negative
+        # F.pad crops if a margin is negative
         right, bottom = self.size[1] - width + left, self.size[0] - height + top
         return F.pad(images, [-left, right, -top, bottom], value=self.fill_color)
 
 
 @lru_cache(maxsize=16)
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return a value for each channel (C, 1, 1), kept on the device: a copy would wait for it."""
+    """Return one value per channel (C, 1, 1), cached on the device: a copy would synchronise."""
     return torch.tensor(values, device=device).view(-1, 1, 1)

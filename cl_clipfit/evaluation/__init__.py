@@ -1,1 +1,1 @@
-"""Scoring a model: test pass, frozen and reused features, landscapes, Fisher."""
+"""Evaluation of a model: test pass, frozen and shared features, loss landscapes, Fisher."""

@@ -1,4 +1,4 @@
-"""Features on disk, found by what they were computed from: a changed key is another file."""
+"""Features on disk, addressed by a hash of everything they were computed from."""
 
 import hashlib
 import json
@@ -17,9 +17,10 @@ from cl_clipfit.storage.files import reading, write_atomic
 
 
 def images_key(images: Images) -> str:
-    """Return a hash over images: values, or contents of files; of very many files their state.
+    """Return a hash over images: of their values or files, or of the state of very many files.
 
-    The state is path, size, and times of change, which a copied time stamp cannot hide.
+    The state is path, size, modification time and inode change time; the last cannot be forged
+    by copying time stamps.
 
     Raises:
         UserError: a file cannot be read.
@@ -42,24 +43,24 @@ def _state(path: Path | None) -> bytes:
     if path is None:
         return b""
     with reading(path):
-        found = path.stat()
-    times = found.st_mtime_ns, found.st_ctime_ns
-    return repr((str(path.resolve()), found.st_size, times)).encode()
+        status = path.stat()
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return repr((str(path.resolve()), status.st_size, times)).encode()
 
 
 class FeatureCache:
     """Feature matrices by key.
 
     Args:
-        folder: where they are kept; default "features" in the folder of data sets. It may be
-            deleted at any time.
+        folder: of the cache; by default "features" in the data folder. It may be deleted at any
+            time.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_folder() / "features"
 
     def get(self, key: Mapping[str, Any], rows: int) -> Tensor | None:
-        """Return the features (rows, d) of a key; None where there are none, or damaged ones."""
+        """Return the features (rows, d) of a key, or None if they are missing or damaged."""
         text = _text(key)
         try:
             data = self._file(text).read_bytes()
@@ -67,11 +68,11 @@ class FeatureCache:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         except (OSError, KeyError, ValueError, safetensors.SafetensorError):
             return None
-        whole = header == {"key": text, "sha256": _digest(features)}
-        return features if whole and features.dim() == 2 and len(features) == rows else None
+        intact = header == {"key": text, "sha256": _digest(features)}
+        return features if intact and features.dim() == 2 and len(features) == rows else None
 
     def put(self, key: Mapping[str, Any], features: Tensor) -> None:
-        """Keep features (N, d).
+        """Store features (N, d).
 
         Raises:
             UserError: the folder cannot be written.

@@ -14,9 +14,9 @@ _SETTING = (bool, int, float, str, tuple)
 
 
 def compares_as_clip(strategy: CLIPStrategy) -> bool:
-    """Tell whether a strategy scores by `model.image_features` against `model.text_features`.
+    """Return whether a strategy scores by `model.image_features` against `model.text_features`.
 
-    That is what `CLIPStrategy.scores` does. A method of its own may do anything with the images.
+    `CLIPStrategy.scores` does so. An overridden method may do anything with the images.
     """
     return all(_is(strategy, name, CLIPStrategy) for name in _SCORING) and all(
         _is(strategy.model, name, CLIPClassifier)
@@ -25,20 +25,20 @@ def compares_as_clip(strategy: CLIPStrategy) -> bool:
 
 
 def reads_features(strategy: CLIPStrategy) -> bool:
-    """Tell whether features may stand where a strategy scores images: it says so, or shows it."""
+    """Return whether a strategy can score features instead of images."""
     return "image" not in strategy.towers or compares_as_clip(strategy)
 
 
 def leaves_images(strategy: CLIPStrategy, names: Iterable[str]) -> bool:
-    """Tell whether image features are the same whatever values these parameters have.
+    """Return whether image features are independent of these parameters.
 
-    True where the strategy says so. Else they must be pretrained ones of the text tower or a
-    learned context: a parameter that a method added may be part of its image tower. And nothing
-    may be hooked to the image tower, since a hook may read anything.
+    True if the strategy declares it. Otherwise they must be pretrained parameters of the text
+    tower or a learned context, because a parameter that a method added may be part of its image
+    tower; and the image tower must have no hooks, because a hook may read anything.
 
     Args:
-        strategy: whose model it is.
-        names: of parameters, as `named_parameters` gives them.
+        strategy: the strategy with the model.
+        names: of parameters, as in `named_parameters`.
     """
     if "image" not in strategy.towers:
         return True
@@ -48,25 +48,25 @@ def leaves_images(strategy: CLIPStrategy, names: Iterable[str]) -> bool:
 
 
 def encodes_as(model: CLIPClassifier, other: CLIPClassifier) -> bool:
-    """Tell whether two classifiers, one copied from the other, encode images alike, now.
+    """Return whether two classifiers, one copied from the other, now encode images identically.
 
-    Code, settings, parameters and buffers are compared: modules must be of the same classes, with
-    the same numbers and names set on them and nothing hooked to them.
+    Code, settings, parameters and buffers are compared: modules must have the same classes and the
+    same plain attributes, and no hooks.
     """
     if not _same_code(model, other):
         return False
-    own, others = model.clip.visual.state_dict(), other.clip.visual.state_dict()
-    return own.keys() == others.keys() and all(
-        torch.equal(value, others[name]) for name, value in own.items()
+    state, other_state = model.clip.visual.state_dict(), other.clip.visual.state_dict()
+    return state.keys() == other_state.keys() and all(
+        torch.equal(value, other_state[name]) for name, value in state.items()
     )
 
 
 def same_images(
     strategy: CLIPStrategy, one: Mapping[str, Tensor], two: Mapping[str, Tensor]
 ) -> bool:
-    """Tell whether two sets of values, of parameters by name, give the same image features.
+    """Return whether two sets of values, by parameter name, give the same image features.
 
-    What a set does not name is as it is now.
+    A parameter that a set does not name has its current value.
     """
     differ = [name for name in {*one, *two} if not _equal(strategy.model, name, one, two)]
     return leaves_images(strategy, differ)
@@ -82,25 +82,25 @@ def _equal(
 def _same_code(model: CLIPClassifier, other: CLIPClassifier) -> bool:
     methods = _is(model, "image_features", CLIPClassifier) and plain(model, type(other))
     settings = [(repr(m.preprocess), m.precision) for m in (model, other)]
-    own = {"": model.clip, **dict(model.clip.visual.named_modules(prefix="visual"))}
-    others = {"": other.clip, **dict(other.clip.visual.named_modules(prefix="visual"))}
+    modules = {"": model.clip, **dict(model.clip.visual.named_modules(prefix="visual"))}
+    other_modules = {"": other.clip, **dict(other.clip.visual.named_modules(prefix="visual"))}
     return (
         methods
         and settings[0] == settings[1]
-        and own.keys() == others.keys()
-        and all(_same_module(module, others[name]) for name, module in own.items())
+        and modules.keys() == other_modules.keys()
+        and all(_same_module(module, other_modules[name]) for name, module in modules.items())
     )
 
 
 def _same_module(module: nn.Module, other: nn.Module) -> bool:
-    own, others = vars(module), vars(other)
+    attributes, other_attributes = vars(module), vars(other)
     return (
         plain(module, type(other))
-        and own.keys() == others.keys()
-        and all(v == others[k] for k, v in own.items() if isinstance(v, _SETTING))
+        and attributes.keys() == other_attributes.keys()
+        and all(v == other_attributes[k] for k, v in attributes.items() if isinstance(v, _SETTING))
     )
 
 
 def _is(instance: object, name: str, owner: type) -> bool:
-    """Tell whether a method is the one that `owner` defines."""
+    """Return whether a method is the one that `owner` defines."""
     return getattr(getattr(instance, name), "__func__", None) is getattr(owner, name)

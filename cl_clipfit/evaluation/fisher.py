@@ -1,4 +1,4 @@
-"""The diagonal of the Fisher information: how much a classifier's answers hang on each weight."""
+"""The diagonal of the Fisher information: how much the predictions depend on each parameter."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ def diagonal_fisher(
     Fisher, not the empirical one (Martens 2020, arXiv 1412.1193, section 5).
 
     Args:
-        strategy: its selection and label space are used; it is in the middle of a task.
-        images: (N, 3, H, W); one at a time, since a square of a mean is no mean of squares.
-        generator: draws the labels.
+        strategy: provides the selection and the label space; it is in the middle of a task.
+        images: (N, 3, H, W); processed one by one, because the mean of squared gradients is needed.
+        generator: for sampling the labels.
 
     Returns:
-        a tensor as every selected one, at least 0.
+        by name, a tensor of the shape of every selected parameter, at least 0.
     """
     names, parameters = zip(*strategy.selection.items(), strict=True)
     totals = [torch.zeros_like(p) for p in parameters]
@@ -45,23 +45,23 @@ def diagonal_fisher(
 
 
 class _Text:
-    """Text features of a model that are encoded once, while no weight changes.
+    """Text features of a model, encoded once while no weight changes.
 
-    An image's gradient goes as far as the text features, and from there through the one graph of
-    those classes that any image has a gradient at: the ones that are ranked.
+    The gradient of an image is propagated to the text features, and from there through one shared
+    graph of the classes that have a gradient for any image: the classes that are ranked.
     """
 
     def __init__(self, model: "CLIPClassifier") -> None:
         self.model, self.encode = model, model.text_features
-        self._table: Tensor | None = None  # (K, d), as the text tower puts them out
-        self._known: set[int] = set()  # rows of the table
-        self._asked: list[tuple[list[int], Tensor]] = []  # since the latest gradients
-        self._classes: list[int] = []  # those of the graph
+        self._table: Tensor | None = None  # (K, d), as output by the text tower
+        self._encoded: set[int] = set()  # rows of the table that are filled
+        self._asked: list[tuple[list[int], Tensor]] = []  # since the last call of `gradients`
+        self._classes: list[int] = []  # the classes of the graph
         self._graph: Tensor | None = None
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Answer in the model's place for a `with` block."""
+        """Replace the model's `text_features` in a `with` block."""
         vars(self.model)["text_features"] = self._features
         try:
             yield
@@ -71,30 +71,31 @@ class _Text:
     @torch.no_grad()
     def _encode(self, new: list[int]) -> Tensor:
         if new:
-            found = self.encode(new, normalize=False)
+            features = self.encode(new, normalize=False)
             if self._table is None:
-                self._table = found.new_zeros(len(self.model.class_names), found.shape[1])
-            self._table[new] = found
-            self._known.update(new)
+                self._table = features.new_zeros(len(self.model.class_names), features.shape[1])
+            self._table[new] = features
+            self._encoded.update(new)
         assert self._table is not None
         return self._table
 
     def _features(self, classes: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
         labels = list(range(len(self.model.class_names)) if classes is None else classes)
-        table = self._encode([c for c in dict.fromkeys(labels) if c not in self._known])
+        table = self._encode([c for c in dict.fromkeys(labels) if c not in self._encoded])
         leaf = table[labels].requires_grad_()
         self._asked.append((labels, leaf))
         return F.normalize(leaf, dim=-1) if normalize else leaf
 
     def gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-        """Return the gradient at every parameter, None where there is none."""
+        """Return the gradient of every parameter, or None if it has none."""
         asked, self._asked = self._asked, []
         leaves = [leaf for _, leaf in asked]
-        found = torch.autograd.grad(loss, [*parameters, *leaves], allow_unused=True)
-        own, at_text = found[: len(parameters)], found[len(parameters) :]
+        all_gradients = torch.autograd.grad(loss, [*parameters, *leaves], allow_unused=True)
+        direct, at_text = all_gradients[: len(parameters)], all_gradients[len(parameters) :]
         through = self._through([labels for labels, _ in asked], at_text, parameters)
         return [
-            a if b is None else b if a is None else a + b for a, b in zip(own, through, strict=True)
+            a if b is None else b if a is None else a + b
+            for a, b in zip(direct, through, strict=True)
         ]
 
     def _through(
@@ -103,7 +104,7 @@ class _Text:
         gradients: Sequence[Tensor | None],
         parameters: Sequence[nn.Parameter],
     ) -> Sequence[Tensor | None]:
-        """Take gradients at the text features that were asked for to the parameters."""
+        """Propagate gradients from the requested text features to the parameters."""
         nothing = [None] * len(parameters)
         if self._table is None:
             return nothing

@@ -1,4 +1,4 @@
-"""Images that a frozen image tower encodes once, for all tasks, methods and seeds of a command."""
+"""Image features of a frozen tower, encoded once for all tasks, methods and seeds of a command."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,7 +25,7 @@ BATCH = 256  # as in evaluation
 def with_features(
     scenario: Scenario, probes: Mapping[str, Source], encode: Callable[[Any], Tensor]
 ) -> tuple[Scenario, dict[str, Source]]:
-    """Put what `encode` makes of them in place of the test images of a stream and of probes."""
+    """Replace the test images of a stream and of probes by `encode(images)`."""
     encoded = {
         name: replace(p, test=replace(p.test, images=encode(p.test.images)))
         for name, p in probes.items()
@@ -36,13 +36,13 @@ def with_features(
 class FrozenImages:
     """Features of images under the pretrained image tower, kept in memory and on disk.
 
-    A method that looks at images through `CLIPClassifier.image_features` alone, and leaves the
-    image tower as it is, gets features (N, d) in place of images.
+    A method that reads images only through `CLIPClassifier.image_features`, and does not change the
+    image tower, gets features (N, d) instead of images.
 
     Args:
         model: the pretrained classifier.
         device: where to encode.
-        display: told about progress.
+        display: receives progress.
         cache: where features are kept between commands.
 
     Attributes:
@@ -64,12 +64,12 @@ class FrozenImages:
     def encode(
         self, scenario: Scenario, probes: Mapping[str, Source], recipe: Recipe | None
     ) -> tuple[Scenario, dict[str, Source]]:
-        """Put features in place of images: of test images, probes and unaugmented training images.
+        """Replace test images, probes and unaugmented training images by their features.
 
         Args:
             scenario: the stream.
             probes: data sets scored zero-shot.
-            recipe: how the method trains; None where it does not.
+            recipe: how the method trains; None if it does not.
         """
         train = scenario.train.images
         if recipe is not None and recipe.augmentation == "none":
@@ -78,7 +78,7 @@ class FrozenImages:
         return with_features(scenario, probes, self.features)
 
     def known(self, images: Any) -> Tensor | None:
-        """Return the features (N, d) of images encoded by this command already, else None."""
+        """Return the features (N, d) of images that this command has already encoded, else None."""
         return self._known.get(images_key(images)) if self._known else None
 
     def features(self, images: Any) -> Tensor:
@@ -99,7 +99,9 @@ class FrozenImages:
     def _keep(self, key: dict[str, Any], features: Tensor) -> None:
         try:
             self.cache.put(key, features)
-        except UserError as error:  # they are at hand; only the next command pays for it
+        except (
+            UserError
+        ) as error:  # they are in memory; only the next command has to encode them again
             self.display.note(f"features are not kept: {error}")
 
     def _key(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Loss and accuracy at other weights of a strategy: on lines and planes between solutions."""
+"""Loss and accuracy on lines and planes between solutions of a strategy."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 POINTS = 11
 LINES = (("zero-shot", "host"), ("previous", "host"), ("merged", "host"), ("zero-shot", "merged"))
-_MARGIN = 0.25  # of the longer side of what a plane shows
+_MARGIN = 0.25  # relative to the longer side of the extent of the solutions
 Values = Mapping[str, Tensor]
 
 
@@ -29,7 +29,7 @@ class Sample:
     Attributes:
         images: (N, 3, H, W), or their features (N, d).
         labels: (N,).
-        classes: the classes among which an image is classified.
+        classes: the classes that an image is classified into.
     """
 
     images: Tensor
@@ -40,27 +40,27 @@ class Sample:
 def loss_and_accuracy(
     strategy: "CLIPStrategy", values: Values, sample: Sample
 ) -> tuple[float, float]:
-    """Return the cross-entropy and the accuracy in percent at other weights.
+    """Return cross-entropy and accuracy in percent at other values of the selection.
 
     Args:
-        strategy: its own weights are put back afterwards.
-        values: values of the selection.
+        strategy: its weights are restored afterwards.
+        values: of the selection.
         sample: what to classify.
     """
     columns = torch.tensor(list(sample.classes))
-    found = sample.labels.cpu()[:, None] == columns
-    if not found.any(1).all():
-        raise ValueError("some labels of the sample are not among its classes")
+    matches = sample.labels.cpu()[:, None] == columns
+    if not matches.any(1).all():
+        raise ValueError("the sample has labels that are not among its classes")
     with strategy.model.weights(values):
         among = _scores(strategy, sample)
-    targets = found.int().argmax(1).to(among.device)
+    targets = matches.int().argmax(1).to(among.device)
     right = int((among.argmax(1) == targets).sum())
     return float(F.cross_entropy(among, targets)), 100.0 * right / len(targets)
 
 
 @torch.no_grad()
 def _scores(strategy: "CLIPStrategy", sample: Sample) -> Tensor:
-    """Score a sample against its classes: (N, C); no other class is encoded where CLIP compares."""
+    """Score a sample against its classes: (N, C); if possible, only these are encoded."""
     model, classes = strategy.model, list(sample.classes)
     if not compares_as_clip(strategy):
         return strategy.score_all(sample.images)[:, classes]
@@ -71,12 +71,12 @@ def _scores(strategy: "CLIPStrategy", sample: Sample) -> Tensor:
 
 
 def encode_shared(strategy: "CLIPStrategy", names: Iterable[str], sample: Sample) -> Sample:
-    """Put features in place of images where points that differ in some parameters share them.
+    """Replace images by features, if points that differ in these parameters share them.
 
     Args:
-        strategy: classifies; its image tower must not change as long as the sample is in use.
+        strategy: for scoring; its image tower must not change while the sample is in use.
         names: of the parameters.
-        sample: returned as it is where its images look different from point to point.
+        sample: returned unchanged if its features differ between points.
     """
     shared = reads_features(strategy) and leaves_images(strategy, names)
     if sample.images.dim() == 2 or not shared:
@@ -96,60 +96,61 @@ def profile(
     """Measure the straight line between two solutions.
 
     Args:
-        strategy: classifies.
+        strategy: for scoring.
         start: values at alpha = 0.
         end: values at alpha = 1.
         sample: what to classify.
-        points: on the line, its ends among them.
-        ends: loss and accuracy at start and end, where they are known already.
+        points: number of points on the line, including its ends.
+        ends: loss and accuracy at start and end, if they are already known.
 
     Returns:
-        "alpha", "loss" and "accuracy", a number for each point, and "barrier": how far the loss
+        "alpha", "loss" and "accuracy", one number per point, and "barrier": how far the loss
         rises above the straight line between the losses of the ends (`merging.barrier`).
     """
-    known = dict(zip((0.0, 1.0), ends, strict=False))
-    found = [
-        (alpha, *(known.get(alpha) or loss_and_accuracy(strategy, values, sample)))
+    measured = dict(zip((0.0, 1.0), ends, strict=False))
+    curve = [
+        (alpha, *(measured.get(alpha) or loss_and_accuracy(strategy, values, sample)))
         for alpha, values in segment(start, end, points)
     ]
-    alphas, losses, accuracies = (list(column) for column in zip(*found, strict=True))
+    alphas, losses, accuracies = (list(column) for column in zip(*curve, strict=True))
     return {"alpha": alphas, "loss": losses, "accuracy": accuracies, "barrier": barrier(losses)}
 
 
 def profiles(
     strategy: "CLIPStrategy", points: Mapping[str, Values], sample: Sample, count: int = POINTS
 ) -> dict[str, dict[str, Any]]:
-    """Measure the lines of a merge; a point at which several of them end is measured once.
+    """Measure the lines of a merge; a point that several of them share is measured once.
 
     Args:
-        strategy: classifies.
-        points: "zero-shot", "previous", "host" and "merged" values of the selection, or some.
+        strategy: for scoring.
+        points: "zero-shot", "previous", "host" and "merged" values of the selection, or a
+            subset of them.
         sample: what to classify.
         count: points on each line.
 
     Returns:
         a `profile` for "zero-shot to host", "previous to host", "merged to host" and "zero-shot to
-        merged", where both ends are given.
+        merged", if both ends are given.
     """
     sample = encode_shared(
         strategy, {name for values in points.values() for name in values}, sample
     )
     first = "previous" in points and _same(points["previous"], points.get("zero-shot"))
-    known = {
+    measured = {
         name: loss_and_accuracy(strategy, values, sample)
         for name, values in points.items()
         if not (name == "previous" and first)
     }
-    found: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     for a, b in LINES:
         if a not in points or b not in points:
             continue
         if a == "previous" and first:
-            found[f"{a} to {b}"] = found[f"zero-shot to {b}"]
+            lines[f"{a} to {b}"] = lines[f"zero-shot to {b}"]
             continue
-        ends = known[a], known[b]
-        found[f"{a} to {b}"] = profile(strategy, points[a], points[b], sample, count, ends=ends)
-    return found
+        ends = measured[a], measured[b]
+        lines[f"{a} to {b}"] = profile(strategy, points[a], points[b], sample, count, ends=ends)
+    return lines
 
 
 def _same(one: Values, other: Values | None) -> bool:
@@ -161,7 +162,7 @@ def plane_axes(
 ) -> tuple[list[float], list[float]]:
     """Return `count` equally spaced x and y that cover all points (x, y), with a margin.
 
-    The margin is the same on all sides, so that points almost on one line get room beside it.
+    The margin is the same on all sides, so that nearly collinear points have space beside the line.
     """
     sides = [(min(side), max(side)) for side in zip(*points, strict=True)]
     margin = _MARGIN * max(high - low for low, high in sides)
@@ -182,18 +183,18 @@ def plane_landscape(
     """Measure a grid on a plane through solutions.
 
     Args:
-        strategy: classifies.
-        plane: the plane.
-        points: solutions that the grid covers, by name; those off the plane are projected.
+        strategy: for scoring.
+        plane: the plane through the solutions.
+        points: solutions that the grid covers, by name; those off the plane are projected onto it.
         samples: what to classify, by name.
         count: points on each side of the grid.
 
     Returns:
-        "unit", the distance that is 1 in coordinates; "points", their coordinates by name; "x" and
-        "y" of the grid; and for every sample "loss" and "accuracy", a row for each y.
+        "unit", the distance that is 1 in coordinates; "points", the coordinates by name; "x" and
+        "y" of the grid; and for every sample "loss" and "accuracy", one row per y.
 
     Raises:
-        ValueError: a loss that is not finite.
+        ValueError: the loss is NaN or infinite.
     """
     at = {name: plane.coordinates(values) for name, values in points.items()}
     xs, ys = plane_axes(list(at.values()), count)

@@ -1,4 +1,4 @@
-"""One pass over the test images and the probes, and the tables that it fills."""
+"""One pass over the test images and the probes, and the accuracy tables that it fills."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ _TABLES = ("seen", "all_classes", "task_aware")
 
 @dataclass(frozen=True)
 class Scores:
-    """What one pass found.
+    """The scores of one pass.
 
     Attributes:
         test: (N, K) of all test images against all classes.
@@ -45,10 +45,10 @@ def score(
     """Score the test images and the probes.
 
     Args:
-        strategy: how to classify.
+        strategy: for scoring.
         scenario: the stream.
         probes: data sets scored zero-shot.
-        values: values of the selection to use in place of the current ones.
+        values: of the selection, to use instead of the current ones.
     """
     with strategy.model.weights(values or {}):
         test = strategy.score_all(scenario.test.images)
@@ -62,14 +62,14 @@ def score_probe(strategy: CLIPStrategy, source: Source) -> float:
 
 
 class Scorer:
-    """Scores test images and probes with several sets of weights, no image tower twice.
+    """Scores test images and probes with several sets of weights; equal image towers run once.
 
     Args:
-        strategy: how to classify.
+        strategy: for scoring.
         scenario: the stream.
         probes: data sets scored zero-shot.
-        pretrained: the classifier that the strategy's is a copy of.
-        encoder: has, or gets, the features under the pretrained image tower; None: there are none.
+        pretrained: the classifier that the strategy's classifier was copied from.
+        encoder: provides the features of the pretrained image tower; None if not available.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Scorer:
         self.pretrained, self.encoder = pretrained, encoder
 
     def score(self, weights: Mapping[str, Values]) -> Iterator[tuple[str, Scores]]:
-        """Yield names and scores; sets of weights with the same image features come together.
+        """Yield names and scores; sets of weights with the same image features are grouped.
 
         Args:
-            weights: values of the selection in place of the current ones, by name.
+            weights: by name, values of the selection to use instead of the current ones.
         """
         for names in self._groups(weights):
             scenario, probes = self._encoded(weights[names[0]], len(names))
@@ -108,7 +108,7 @@ class Scorer:
 
     @torch.no_grad()
     def _encoded(self, values: Values, uses: int) -> tuple[Scenario, Mapping[str, Source]]:
-        """Put features in place of images where they are shared or at hand."""
+        """Replace images by features if these are shared or available."""
         strategy = self.strategy
         if not reads_features(strategy):
             return self.scenario, self.probes
@@ -121,11 +121,11 @@ class Scorer:
             return with_features(self.scenario, self.probes, partial(encode_images, strategy))
 
     def as_pretrained(self) -> bool:
-        """Tell whether the encoder's features are those of the strategy's image tower, now."""
+        """Return whether the encoder's features are now those of the strategy's image tower."""
         return self.encoder is not None and encodes_as(self.strategy.model, self.pretrained)
 
     def at_hand(self) -> bool:
-        """Tell whether the test images need no encoding as long as the image tower is as it is."""
+        """Return whether the current image tower's features of the test images are available."""
         images = self.scenario.test.images
         if images.dim() == 2:
             return True
@@ -140,7 +140,7 @@ class Scorer:
 
 @dataclass
 class Scoreboard:
-    """The tables of one method on one stream: a row before training, one after every task.
+    """The tables of one method on one stream: one row before training, one after every task.
 
     Attributes:
         scenario: the stream.
@@ -165,7 +165,7 @@ class Scoreboard:
 
     def state(self) -> dict[str, Any]:
         """Return the rows of all tables, for a checkpoint."""
-        # As tensors: a thousand tasks have a million numbers.
+        # As tensors: a thousand tasks give a million numbers.
         tables = {
             name: torch.tensor(
                 [[math.nan if v is None else v for v in row] for row in getattr(self.tables, name)],
@@ -176,7 +176,7 @@ class Scoreboard:
         return {"tables": tables, "probes": self.probes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Restore the rows that `state` returned."""
         self.probes = state["probes"]
         for name in _TABLES:
             rows = state["tables"][name].tolist()

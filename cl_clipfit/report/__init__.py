@@ -1,1 +1,1 @@
-"""What a user sees: progress, tables and figures."""
+"""Output for the user: progress, tables and figures."""

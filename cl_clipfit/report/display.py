@@ -1,4 +1,4 @@
-"""Progress on the screen: a live bar on a terminal, one plain line a task elsewhere."""
+"""Progress on the console: a live bar on a terminal, otherwise one plain line per task."""
 
 import time
 from typing import Any
@@ -19,28 +19,26 @@ from rich.progress import (
 from cl_clipfit.errors import printable
 
 _REFRESH_SECONDS = 0.25
-
-
 _LINE_SECONDS = 10
 
 
 def one_line(text: str) -> str:
-    """Return text that is printed on one line: a name with a line break would forge another."""
+    """Return text on one line: a name with a line break must not forge a second line."""
     return printable(text).replace("\n", " ").replace("\t", " ")
 
 
 def literal(text: str) -> str:
-    """Return text that a console prints as it is: no markup, no control sequences, one line."""
+    """Return text that a console prints verbatim: no markup, no control sequences, one line."""
     return escape(one_line(text))
 
 
 def say(out: Console, text: str) -> None:
-    """Print a line as it is, however long."""
+    """Print a line verbatim, without wrapping."""
     out.print(one_line(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class ConsoleDisplay:
-    """Tell a person how a run goes.
+    """Show the progress of a command on a console.
 
     Args:
         console: where to print.
@@ -53,29 +51,29 @@ class ConsoleDisplay:
         self._run = ""
         self._shown, self._shown_label = 0.0, ""
         self._images = 0
-        self._steps = 0  # of the task
-        self._own_steps = 0  # of these, in this process
+        self._steps = 0  # of the current task
+        self._process_steps = 0  # of these, the ones made in this process
         self._started = 0.0
         self._epochs = 0
         self._total = 0
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         if not self.quiet:
             self.console.print(literal(text), highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Say one line that matters even when quiet."""
+        """Print a warning, even if quiet."""
         self.console.print(literal(f"warning: {text}"), highlight=False, soft_wrap=True)
 
     def transfer(self, label: str, done: int, total: int | None) -> None:
-        """Follow bytes, of a download say: a bar on a terminal, else a line every ten seconds."""
+        """Show transferred bytes: a bar on a terminal, otherwise a line every ten seconds."""
         of_all = f" of {total / 1e6:.0f}" if total else ""
         columns = DownloadColumn(), TransferSpeedColumn()
         self._follow(label, done, total, f"{done / 1e6:.0f}{of_all} MB", *columns)
 
     def count(self, label: str, done: int, total: int) -> None:
-        """Follow a number of images in the same way; on no terminal, only what takes long."""
+        """Show a number of images likewise; without a terminal, only if it takes long."""
         if self._shown_label != label:
             self._shown_label, self._shown = label, time.monotonic()
         self._follow(label, done, total, f"{done:,} of {total:,}", MofNCompleteColumn())
@@ -108,7 +106,7 @@ class ConsoleDisplay:
 
     def start_task(self, task: int, tasks: int, epochs: int, steps: int) -> None:
         """Begin a task (1-based) of `steps` optimiser steps."""
-        self._images = self._steps = self._own_steps = 0
+        self._images = self._steps = self._process_steps = 0
         self._epochs, self._total = epochs, steps
         self._started = self._shown = time.monotonic()
         if self.quiet or not self.console.is_terminal or steps == 0:
@@ -122,10 +120,10 @@ class ConsoleDisplay:
         self._bar.start()
 
     def step(self, strategy: Any) -> None:
-        """Follow one optimiser step; read the loss only when it is shown."""
+        """Show one optimiser step; the loss is read only when it is shown."""
         self._images += len(strategy.mb_y)
-        self._own_steps += 1
-        self._steps = strategy.task_steps  # with those of an earlier process
+        self._process_steps += 1
+        self._steps = strategy.task_steps  # including those of an earlier process
         now = time.monotonic()
         if self._bar is None or now - self._shown < _REFRESH_SECONDS:
             return
@@ -144,13 +142,13 @@ class ConsoleDisplay:
         trained = ""
         if self._images:
             trained = f", trained in {seconds:.1f} s"
-            if self._own_steps == self._steps:
+            if self._process_steps == self._steps:
                 trained += f" at {self._images / max(1e-9, seconds):.0f} images/s"
         shown = "-" if accuracy is None else f"{accuracy:.1f} %"
         self.note(f"{self._run} task {task}/{tasks}: accuracy over classes seen {shown}{trained}")
 
     def stop(self) -> None:
-        """Remove the live bar, if there is one."""
+        """Remove the live bar, if any."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -1,4 +1,4 @@
-"""Curves over tasks and the accuracy matrix, as PNG and SVG without dates or random ids."""
+"""Curves over tasks and the accuracy matrix, as reproducible PNG and SVG (no dates, no ids)."""
 
 import contextlib
 import textwrap
@@ -14,22 +14,22 @@ from matplotlib.ticker import MaxNLocator
 
 from cl_clipfit.errors import UserError
 from cl_clipfit.report.style import (
-    _STYLE,
     MARKERS,
     PALETTE,
-    _plain,
-    _title,
+    STYLE,
     new_figure,
+    plain_text,
+    run_title,
     save_figure,
 )
 from cl_clipfit.report.tables import by_strategy, columns, value
 
 ZERO_SHOT = "zero-shot"
-_ONE_TASK = ("base-to-novel", "transfer")  # protocols without a stream, as a rule
+_ONE_TASK = ("base-to-novel", "transfer")  # protocols that usually have a single task
 _PANELS = {
     "accuracy": "accuracy over all classes seen (%)",
     "forgetting": "forgetting, all classes (points)",
-    "retention": "retention of the probes (points)",
+    "retention": "retention on the probes (points)",
 }
 
 
@@ -45,7 +45,7 @@ def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> Non
         marker = MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
         axes.plot(
             steps, curves.mean(0), color=colour, marker=marker,
-            markersize=4, linewidth=1.8, label=_plain(name),
+            markersize=4, linewidth=1.8, label=plain_text(name),
         )  # fmt: skip
         if len(curves) > 1:
             axes.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.15, lw=0)
@@ -59,18 +59,18 @@ def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> Non
     else:
         axes.axhline(0, color="0.4", linewidth=0.8, zorder=0)
         low, high = axes.get_ylim()
-        if high - low < 2:  # a flat line must look flat
+        if high - low < 2:  # a nearly constant curve must look flat
             axes.set_ylim(-5, 5)
 
 
 def _zero_shot_line(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
-    """Draw the line to beat: the model as it was before training."""
-    curves = results[0]["curves"]  # the zero-shot one may go on to tasks that are only tested
+    """Draw the zero-shot model, the baseline to beat."""
+    curves = results[0]["curves"]  # its zero-shot curve may extend to tasks that are only tested
     curve = np.array(curves["zero_shot"][: len(curves["accuracy"])], dtype=float)
     style: Any = {"color": "0.35", "linestyle": "--", "linewidth": 1.4, "zorder": 1}
-    known = curve[~np.isnan(curve)]
-    if len(known) == 1:  # a line of one point would not be seen
-        axes.axhline(known[0], label=ZERO_SHOT, **style)
+    valid = curve[~np.isnan(curve)]
+    if len(valid) == 1:  # a line through one point is invisible
+        axes.axhline(valid[0], label=ZERO_SHOT, **style)
     else:
         axes.plot(curve, label=ZERO_SHOT, **style)
 
@@ -88,8 +88,8 @@ def _matrix(axes: Axes, matrix: Sequence[Sequence[float | None]]) -> None:
     columns = range(0, values.shape[1], every)
     axes.set_xticks(columns, [str(j + 1) for j in columns])
     axes.set_yticks(range(0, values.shape[0], every))
-    axes.set_xlabel("accuracy on task")
-    axes.set_ylabel("after task")
+    axes.set_xlabel("test task")
+    axes.set_ylabel("after training task")
     axes.set_title("accuracy among all classes (%)", fontsize=10, loc="left")
     axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
 
@@ -99,8 +99,8 @@ def _curve_names(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def plot_run(result: dict[str, Any], path: Path) -> None:
-    """Draw a run's curves and its all-classes matrix."""
-    with matplotlib.rc_context(_STYLE):
+    """Draw a run's curves and its accuracy matrix over all classes."""
+    with matplotlib.rc_context(STYLE):
         panels = _curve_names([result])
         figure = new_figure(7.2, 6)
         axes = figure.subplots(2, 2).flatten()
@@ -113,7 +113,9 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
         _matrix(axes[-1], result["all_classes_matrix"])
-        figure.suptitle(f"{_plain(result['label'])}, seed {result['seed']}: {_title(result)}")
+        figure.suptitle(
+            f"{plain_text(result['label'])}, seed {result['seed']}: {run_title(result)}"
+        )
         save_figure(figure, path)
 
 
@@ -122,23 +124,23 @@ def _check_lengths(groups: Mapping[str, list[dict[str, Any]]]) -> None:
         for other in others:
             if any(len(first["curves"][key]) != len(other["curves"][key]) for key in _PANELS):
                 raise UserError(
-                    f"{name}: seed {other['seed']} has curves of other lengths than seed"
-                    f" {first['seed']}: --fresh repeats them"
+                    f"{name}: seed {other['seed']} has curves of a different length than seed"
+                    f" {first['seed']}: repeat the runs with --fresh"
                 )
 
 
 def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the curves of several runs: mean over seeds, the band from lowest to highest.
+    """Draw the curves of several runs: the mean over seeds, and a band from minimum to maximum.
 
-    Where a protocol trains one task there are no curves: the columns of its table are drawn. Where
-    no curve has a number nothing is, and a figure of an earlier command goes.
+    A protocol with a single task has no curves: the columns of its table are drawn instead. If no
+    curve has a value, nothing is drawn, and the figure of an earlier command is removed.
 
     Raises:
-        UserError: results of a strategy whose curves differ in length.
+        UserError: the curves of a strategy differ in length between seeds.
     """
     groups = by_strategy(results)
     if results[0].get("protocol") in _ONE_TASK and len(results[0]["curves"]["accuracy"]) == 2:
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(STYLE):
             _save_compared(_columns(groups), results, path)
         return
     _check_lengths(groups)
@@ -149,7 +151,7 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
             with contextlib.suppress(OSError):
                 path.with_name(f"{path.name}.{kind}").unlink()
         return
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = new_figure(3.1 * len(panels), 3.2)
         axes = figure.subplots(1, len(panels), squeeze=False)
         for ax, key in zip(axes[0], panels, strict=True):
@@ -160,59 +162,60 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _save_compared(figure: Figure, results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Add title and legend and save."""
+    """Add the title and the legend, and save."""
     seeds = max(len(group) for group in by_strategy(results).values())
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     note = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
-    figure.suptitle(_title(results[0]) + note)
+    figure.suptitle(run_title(results[0]) + note)
     save_figure(figure, path)
 
 
 def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Draw the accuracies of the table, a place a column and a marker a strategy."""
-    every = [result for group in groups.values() for result in group]
-    known = {c: t for c, t in columns(every).items() if c != "retention"}
-    shown = {c: t for c, t in known.items() if any(value(r, c) is not None for r in every)}
-    figure = new_figure(2.4 + 1.1 * len(shown), 3.4)
+    """Draw the accuracies of the table: one position per column, one marker per strategy."""
+    results = [result for group in groups.values() for result in group]
+    accuracies = {c: t for c, t in columns(results).items() if c != "retention"}
+    titles = {c: t for c, t in accuracies.items() if any(value(r, c) is not None for r in results)}
+    figure = new_figure(2.4 + 1.1 * len(titles), 3.4)
     axes = figure.subplots()
     for index, (name, group) in enumerate(groups.items()):
-        rows = np.array([[value(r, column) for column in shown] for r in group], dtype=float)
+        rows = np.array([[value(r, column) for column in titles] for r in group], dtype=float)
         middle, low, high = rows.mean(0), rows.min(0), rows.max(0)
-        places = np.arange(len(shown)) + 0.5 * ((index + 0.5) / len(groups) - 0.5)
+        places = np.arange(len(titles)) + 0.5 * ((index + 0.5) / len(groups) - 0.5)
         axes.errorbar(
-            places, middle, (middle - low, high - middle), label=_plain(name), linestyle="none",
+            places, middle, (middle - low, high - middle), label=plain_text(name), linestyle="none",
             color="0.35" if name == ZERO_SHOT else PALETTE[index % len(PALETTE)],
             marker=MARKERS[index % len(MARKERS)], markersize=6,
         )  # fmt: skip
-    axes.set_xticks(range(len(shown)), [_plain(title) for title in shown.values()])
+    axes.set_xticks(range(len(titles)), [plain_text(title) for title in titles.values()])
     axes.set_ylabel("accuracy (%)")
     return figure
 
 
 def _towers(layers: Sequence[str]) -> dict[str, list[str]]:
-    """Sort layers by tower."""
+    """Group layers by tower."""
     towers: dict[str, list[str]] = {"text tower": [], "image tower": []}
     for layer in layers:
         towers["image tower" if ".visual." in layer else "text tower"].append(layer)
-    return {name: found for name, found in towers.items() if found}
+    return {name: members for name, members in towers.items() if members}
 
 
 def plot_changes(
     result: dict[str, Any],
     path: Path,
     changes: Sequence[Mapping[str, float]] | None = None,
-    title: str = "what moved",
+    title: str = "parameter change",
     rows_are: str = "after task",
 ) -> None:
-    """Draw how far every layer's tuned values moved, task by task.
+    """Draw how much the trained parameters of each layer changed, task by task.
 
     Args:
         result: of the run.
-        path: where, without ending.
-        changes: root mean square change by layer, a task each; default from the pretrained values.
-        title: what is drawn.
-        rows_are: what the numbers of the rows count.
+        path: of the figure, without its suffix.
+        changes: one mapping per task, from layer to root mean square change; by default, the change
+            from the pretrained values.
+        title: of the figure.
+        rows_are: label of the vertical axis.
     """
     changes = result["change_by_layer"] if changes is None else changes
     if not any(changes):
@@ -220,7 +223,7 @@ def plot_changes(
     towers = _towers(list(changes[-1]))
     widths = [3 + len(layers) for layers in towers.values()]
     upright = max(widths) > 9
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = new_figure(3 + 0.3 * sum(widths), 4.2 if upright else 3.6)
         axes = figure.subplots(1, len(towers), squeeze=False, width_ratios=widths)
         for ax, (tower, layers) in zip(axes[0], towers.items(), strict=True):
@@ -230,13 +233,15 @@ def plot_changes(
             ax.set_xticks(range(len(layers)), labels, rotation=90 if upright else 0)
             rows = range(0, len(changes), 1 + len(changes) // 15)
             ax.set_yticks(rows, [str(t + 1) for t in rows])
-            ax.set_xlabel("layer (blocks by number)")
+            ax.set_xlabel("layer (numbers are blocks)")
             ax.set_ylabel(rows_are)
             ax.set_title(tower, fontsize=10, loc="left")
             ax.grid(False)
             bar = figure.colorbar(image, ax=ax, fraction=0.08, pad=0.02)
             bar.set_label("root mean square change", fontsize=8)
-        heading = f"{title}: {_plain(result['label'])}, seed {result['seed']}: {_title(result)}"
-        letters = int(10 * figure.get_figwidth())  # that fit into a line
+        heading = (
+            f"{title}: {plain_text(result['label'])}, seed {result['seed']}: {run_title(result)}"
+        )
+        letters = int(10 * figure.get_figwidth())  # that fit on a line
         figure.suptitle(textwrap.fill(heading, letters, break_on_hyphens=False))
         save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""How all figures look."""
+"""The look that all figures share."""
 
 import io
 from pathlib import Path
@@ -10,14 +10,12 @@ from matplotlib.figure import Figure
 from cl_clipfit.errors import printable
 from cl_clipfit.storage.run_folder import write_atomic
 
-# Okabe and Ito's colour-blind safe palette, darkest contrasts first; markers tell lines apart too.
+# Okabe and Ito's colour-blind safe palette, highest contrast first; markers differ as well.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
 
 MARKERS = "osD^vPX"
 
-
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -27,14 +25,13 @@ _STYLE: Any = {
     "svg.fonttype": "path",
 }
 
+MAX_NAME_LENGTH = 200  # characters; longer names are cut
 
-_LONGEST_NAME = 200  # characters that are drawn
 
-
-def _plain(text: str) -> str:
-    """Keep names from being read as TeX, and from having no end."""
+def plain_text(text: str) -> str:
+    """Escape a name that matplotlib would read as TeX, and cut one that is too long."""
     text = printable(text)
-    text = text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
+    text = text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}..."
     return text.replace("$", r"\$")
 
 
@@ -53,7 +50,8 @@ def save_figure(figure: Figure, path: Path) -> None:
         write_atomic(path.with_name(f"{path.name}.{kind}"), data.getvalue())
 
 
-def _title(result: dict[str, Any]) -> str:
+def run_title(result: dict[str, Any]) -> str:
+    """Return scenario and model of a run, for the title of its figures."""
     model = result["model"]
     names = f"{result['scenario']}, {model['architecture']} ({model['pretrained']})"
-    return _plain(names)
+    return plain_text(names)

@@ -1,4 +1,4 @@
-"""The table at the end of a command, and its CSV: which columns, the scenario's protocol says."""
+"""The table at the end of a command and its CSV; the protocol determines the columns."""
 
 import statistics
 import textwrap
@@ -19,7 +19,7 @@ COLUMNS = {
     "forgetting_all_classes": "forgetting\n(all classes)",
     "retention": "retention",
 }
-# Of protocols other than class-incremental and domain-incremental streams.
+# For protocols other than class-incremental and domain-incremental streams.
 _COLUMNS = {
     "mtil": {
         "transfer": "Transfer\ntask-aware",
@@ -35,14 +35,14 @@ _COLUMNS = {
         "retention": "retention",
     },
 }
-_PROBE = "probe: "  # a column of its last accuracy, in place of a metric's name
+_PROBE = "probe: "  # prefix of a column that is a probe's last accuracy, not a metric
 _MOST_PROBES = 8
-_WIDE = 6  # with more columns, intervals stand below their means, and lines and costs go
+_WIDE = 6  # with more columns, intervals go below their means; rules and cost columns are dropped
 _NARROW: Any = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
 
 
 def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the columns of the results' protocol: metric, or probe, and title."""
+    """Return the columns of the results' protocol: titles by metric or probe."""
     protocol = results[0].get("protocol", "class-incremental")
     if protocol != "transfer":
         return _COLUMNS.get(protocol, COLUMNS)
@@ -51,7 +51,7 @@ def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     probes = {_PROBE + n: "\n".join(map(literal, textwrap.wrap(n, letters))) for n in names}
     return {
         "last_accuracy": "last\naccuracy",
-        "probe_accuracy": "mean of\nprobes",
+        "probe_accuracy": "mean over\nprobes",
         **probes,
         "retention": "retention",
     }
@@ -61,12 +61,12 @@ def _probe_names(results: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result["probes"]))
 
 
-def value(found: dict[str, Any], column: str) -> float | None:
-    """Return a column's number, of a result or of anything else with metrics and probes."""
+def value(scored: dict[str, Any], column: str) -> float | None:
+    """Return the value of a column, for a result or any other mapping with metrics and probes."""
     if column.startswith(_PROBE):
-        accuracies = found["probes"].get(column.removeprefix(_PROBE))
+        accuracies = scored["probes"].get(column.removeprefix(_PROBE))
         return accuracies[-1] if accuracies else None
-    return found["metrics"].get(column)
+    return scored["metrics"].get(column)
 
 
 def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -78,11 +78,11 @@ def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, A
 
 
 def _cell(values: Sequence[float | None], between: str = " ") -> str:
-    known = [v for v in values if v is not None]
-    if not known:
+    measured = [v for v in values if v is not None]
+    if not measured:
         return "-"
-    mean = f"{statistics.fmean(known):.1f}"
-    return f"{mean}{between}± {confidence_interval(known):.1f}" if len(known) > 1 else mean
+    mean = f"{statistics.fmean(measured):.1f}"
+    return f"{mean}{between}± {confidence_interval(measured):.1f}" if len(measured) > 1 else mean
 
 
 def confidence_interval(values: Sequence[float]) -> float:
@@ -99,21 +99,21 @@ def confidence_interval(values: Sequence[float]) -> float:
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> Table:
-    """Return one row a strategy: mean (± 95 % confidence interval) over its seeds, in percent.
+    """Return one row per strategy: mean (± 95 % confidence interval) over its seeds, in percent.
 
-    Below a method that names other weights to be compared with, a row for each of these.
+    A method that is compared with other weights has a row for each of them below its own.
     """
     shown = columns(results)
     wide = len(shown) > _WIDE
     between = "\n" if wide else " "
     layout = {**_NARROW, "caption": _left_out(results)} if wide else {}
-    table = Table(title=_title(results), **layout)
+    table = Table(title=_table_title(results), **layout)
     table.add_column("strategy", overflow="fold")
     for title in shown.values():
         table.add_column(title, justify="right", overflow="fold")
     if not wide:
-        table.add_column("trained\nparameters", justify="right", overflow="fold")
-        table.add_column("seconds\na run", justify="right", overflow="fold")
+        table.add_column("trainable\nparameters", justify="right", overflow="fold")
+        table.add_column("seconds\nper run", justify="right", overflow="fold")
     for name, group in by_strategy(results).items():
         seconds = [sum(map(sum, r["timings"].values())) for r in group]
         parameters = f"{group[0]['model']['trainable_parameters']:,}"
@@ -122,13 +122,13 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
             *(_cell([value(r, key) for r in group], between) for key in shown),
             *(() if wide else (parameters, f"{statistics.fmean(seconds):.1f}")),
         )
-        for other, found in compared(group).items():
-            cells = [_cell([value(f, key) for f in found], between) for key in shown]
+        for other, scored in compared(group).items():
+            cells = [_cell([value(f, key) for f in scored], between) for key in shown]
             table.add_row(f"  {literal(other)}", *cells, style="dim")
     return table
 
 
-def _title(results: Sequence[dict[str, Any]]) -> str:
+def _table_title(results: Sequence[dict[str, Any]]) -> str:
     seeds = max(len(group) for group in by_strategy(results).values())
     scenario = literal(results[0]["scenario"])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
@@ -139,25 +139,25 @@ def _title(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _left_out(results: Sequence[dict[str, Any]]) -> str:
-    """Say what a wide table has no room for."""
+    """Return the caption that names what a wide table omits."""
     more = _probe_names(results)[_MOST_PROBES:]
-    costs = "trained parameters, seconds"
+    costs = "trainable parameters, seconds"
     return f"also in result.json: {literal(', '.join([*more, costs]))}"
 
 
 def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return what the weights that runs were compared with reached, by their name."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Return the scores of the weights that the runs are compared with, by name."""
+    others: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         for name, other in ((result.get("merge") or {}).get("compared") or {}).items():
-            found.setdefault(name, []).append(other)
-    return found
+            others.setdefault(name, []).append(other)
+    return others
 
 
 def text_cell(text: str) -> str:
-    """Return a name as a cell of CSV: a spreadsheet runs what begins as a formula does.
+    """Return a name as a CSV cell that no spreadsheet runs as a formula.
 
-    Such a name gets an apostrophe in front, which spreadsheets take as "this is text".
+    A name that starts like a formula gets a leading apostrophe, which marks it as text.
 
     Example:
         >>> text_cell("=1+1"), text_cell("clipfit")
@@ -168,18 +168,18 @@ def text_cell(text: str) -> str:
 
 
 def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) -> str:
-    """Return one line a run with all its metrics, and one for each it was compared with.
+    """Return one line per run with all its metrics, and one for each model it is compared with.
 
-    Where the probes are what is asked for (protocol "transfer"), each has a column.
+    In the protocol "transfer", every probe has a column.
     """
     names = list(dict.fromkeys(name for r in results for name in r["metrics"]))
     if results[0].get("protocol") == "transfer":
         names += [_PROBE + name for name in _probe_names(results)]
     rows = []
     for r, folder in zip(results, folders, strict=True):
-        found = {r["label"]: r}
-        found |= {f"{r['label']} / {name}": others[0] for name, others in compared([r]).items()}
-        for label, other in found.items():
+        scored = {r["label"]: r}
+        scored |= {f"{r['label']} / {name}": others[0] for name, others in compared([r]).items()}
+        for label, other in scored.items():
             values = [value(other, name) for name in names]
             scenario, strategy = text_cell(r["scenario"]), text_cell(label)
             rows.append([scenario, strategy, r["seed"], *values, text_cell(folder)])
@@ -187,17 +187,17 @@ def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) ->
 
 
 def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Table:
-    """Return one row for every mode of a bank, in percent.
+    """Return one row per mode of a bank, in percent.
 
     Args:
-        result: of the run that the bank belongs to.
+        result: the run that the bank belongs to.
         modes: what `commands.evaluate.ModeResult.summary` returns.
     """
     shown = columns([result])
     title = f"{literal(result['scenario'])}, bank of {literal(result['label'])}, percent"
     table = Table(title=title, **(_NARROW if len(shown) > _WIDE else {}))
     table.add_column("mode", overflow="fold")
-    for title in [*shown.values(), "last, labels of\nthe chosen task", "sent to their\nown task"]:
+    for title in [*shown.values(), "last, labels of\nchosen task", "routed to\ncorrect task"]:
         table.add_column(title, justify="right", overflow="fold")
     for mode in modes:
         settings = ", ".join(f"{key}={value}" for key, value in mode["settings"].items())
@@ -212,7 +212,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
 
 
 def modes_csv(modes: Sequence[dict[str, Any]]) -> str:
-    """Return one line a mode with all its metrics."""
+    """Return one line per mode with all its metrics."""
     names = list(modes[0]["metrics"])
     rows = [
         [

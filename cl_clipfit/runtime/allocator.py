@@ -1,21 +1,21 @@
-"""How the C library treats the memory of freed tensors. Imports nothing heavy: it comes first."""
+"""How the C library treats the memory of freed tensors. Loaded first: it imports nothing heavy."""
 
 import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt parameters, from glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what tensors free for those of the next step, in huge pages where it can.
+    """Let glibc keep the memory of freed tensors for the next step, in huge pages if possible.
 
-    By default it gives every large block back to the system at once, so that each step of training
-    on a CPU has gigabytes mapped and cleared anew. Call it before PyTorch allocates. What the
-    environment says about huge pages (THP_MEM_ALLOC_ENABLE, read by PyTorch) is left alone.
+    By default, glibc returns every large block to the system immediately, so that each training
+    step on a CPU maps and clears gigabytes again. Call this before PyTorch allocates memory. An
+    existing value of THP_MEM_ALLOC_ENABLE (huge pages, read by PyTorch) is kept.
 
     Returns:
-        whether it has an effect: on Linux with glibc.
+        whether it has an effect, which requires Linux and glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

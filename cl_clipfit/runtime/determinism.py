@@ -11,8 +11,8 @@ import torch
 from cl_clipfit.errors import UserError
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_CUBLAS_VALUES = (":4096:8", ":16:8")  # at which NVIDIA's cuBLAS promises the same bits
-_REMEDY = "leave out --deterministic, or use --device cpu"
+_CUBLAS_VALUES = (":4096:8", ":16:8")  # values for which cuBLAS guarantees bitwise reproducibility
+_REMEDY = "omit --deterministic, or use --device cpu"
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ def exact_fp32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Compute in exact fp32 for a `with` block and, where on, by deterministic kernels alone.
+    """Compute in exact fp32 in a `with` block, and if `on`, with deterministic kernels only.
 
-    It must begin before anything is computed on a GPU: cuBLAS reads its setting once. Bits are
-    those of one machine, one version of PyTorch and one number of threads.
+    Enter it before anything is computed on a GPU: cuBLAS reads its setting once. Results are
+    reproducible on one machine, with one version of PyTorch and one number of threads.
 
     Args:
-        on: whether kernels are to be deterministic.
+        on: whether to restrict PyTorch to deterministic kernels.
 
     Raises:
-        UserError: an operation has no such kernel.
+        UserError: an operation has no deterministic kernel.
     """
     with exact_fp32(), _deterministic_kernels() if on else contextlib.nullcontext():
         yield
@@ -91,7 +91,7 @@ def _deterministic_kernels() -> Iterator[None]:
 
 
 def explain_nondeterminism(error: BaseException) -> str | None:
-    """Say which operation has no deterministic kernel; None where the error is another one.
+    """Return a message that names the operation without a deterministic kernel, or None.
 
     Example:
         >>> error = RuntimeError("put_ does not have a deterministic implementation, but you set")
@@ -102,12 +102,12 @@ def explain_nondeterminism(error: BaseException) -> str | None:
     text = str(error)
     if not isinstance(error, RuntimeError):
         return None
-    if found := re.search(r"(\S.*?) does not have a deterministic implementation", text):
-        operation = found[1].rpartition("Error: ")[2].strip("`'\" ")
+    if match := re.search(r"(\S.*?) does not have a deterministic implementation", text):
+        operation = match[1].rpartition("Error: ")[2].strip("`'\" ")
         return f"--deterministic: {operation} has no deterministic kernel here: {_REMEDY}"
     if _CUBLAS in text and "not deterministic" in text:
         return (
-            f"--deterministic: matrix products on this GPU began without it: {_REMEDY}, or set"
+            f"--deterministic: cuBLAS was initialised without it on this GPU: {_REMEDY}, or set"
             f" {_CUBLAS}={_CUBLAS_VALUES[0]} before the program starts"
         )
     return None

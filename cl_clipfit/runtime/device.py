@@ -1,4 +1,4 @@
-"""What a run ran on: devices, versions, memory."""
+"""The environment of a run: device, versions, memory."""
 
 import contextlib
 import importlib.metadata
@@ -16,28 +16,28 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "avalanche-lib", "numpy"
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn `--device` into a device; `auto` takes the first GPU, else the processor.
+    """Resolve `--device`; `auto` takes the first CUDA device if there is one, else the CPU.
 
     Raises:
-        UserError: a device this machine does not have.
+        UserError: this machine does not have the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    found = {
+    available = {
         "cpu": 1,
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
     }[device.type]
-    if (device.index or 0) >= found:
+    if (device.index or 0) >= available:
         raise UserError(
-            f"--device {name}: this machine has {found or 'no'} {device.type} device(s)"
+            f"--device {name}: this machine has {available or 'no'} {device.type} device(s)"
         )
     return device
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return versions and hardware, without names of people, hosts or folders."""
+    """Return versions and hardware, without user, host or folder names."""
     from cl_clipfit import __version__
 
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
@@ -54,11 +54,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak: on the GPU, or of this process where the system can."""
+    """Reset the peak memory: of the GPU, or of this process if the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    # Where this is not Linux, or not allowed, the peak is that of the whole process so far.
+    # Elsewhere than on Linux, or without permission, the peak is that of the process so far.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM end a command in good order; a second one ends it at once.
+"""SIGINT and SIGTERM end a command gracefully; a second signal ends it immediately.
 
-A step under way is finished, and a checkpoint written after it. Elsewhere nothing can be lost:
-files appear whole or not at all, and what is finished of a run is in its checkpoints.
+A training step in progress is completed, and a checkpoint is written after it. Nothing else can be
+lost: files are written atomically, and the completed part of a run is in its checkpoints.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal ended the command; not an `Exception`, so that no method's code swallows it.
+    """A signal ended the command; not an `Exception`, so that no strategy's code swallows it.
 
     Attributes:
-        exit_code: 128 and the signal's number.
-        advice: how to go on.
+        exit_code: 128 plus the signal's number.
+        advice: how to resume.
     """
 
     def __init__(self, number: int) -> None:
@@ -35,7 +35,7 @@ class _State:
 
 @contextlib.contextmanager
 def graceful() -> Iterator[None]:
-    """Raise `Stopped` on SIGINT and SIGTERM in a `with` block, at once or when a step is done."""
+    """Raise `Stopped` on SIGINT and SIGTERM in a `with` block, immediately or after the step."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
@@ -49,7 +49,7 @@ def graceful() -> Iterator[None]:
 
 
 def _handle(number: int, frame: Any) -> None:
-    if os.getpid() != _State.owner:  # a worker process, which its parent ends
+    if os.getpid() != _State.owner:  # a worker process; its parent ends it
         if number == signal.SIGTERM:
             os._exit(128 + number)
         return
@@ -60,15 +60,15 @@ def _handle(number: int, frame: Any) -> None:
 
 
 def in_worker(number: int) -> None:
-    """Let a worker process outlive a signal that its whole group gets, until its parent ends it.
+    """Let a worker process ignore a signal to its process group, until its parent ends it.
 
-    The step under way needs its batch. Errors are sent whole. To be a `worker_init_fn` of PyTorch's
-    loaders.
+    The training step in progress needs its batch. Errors are sent with their messages. Use it as
+    the `worker_init_fn` of a PyTorch `DataLoader`.
 
     Args:
-        number: of the worker.
+        number: index of the worker.
     """
-    from cl_clipfit.runtime.workers import send_errors_whole  # with PyTorch
+    from cl_clipfit.runtime.workers import send_errors_whole  # imports PyTorch
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     send_errors_whole()
@@ -76,7 +76,7 @@ def in_worker(number: int) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Let a signal in a `with` block wait for the next `check`, or for its end."""
+    """Defer signals in a `with` block to the next `check`, or to the end of the block."""
     outer, _State.deferring = _State.deferring, True
     try:
         yield
@@ -87,11 +87,11 @@ def deferred() -> Iterator[None]:
 
 
 def pending() -> bool:
-    """Tell whether a signal came that waits."""
+    """Return whether a deferred signal is pending."""
     return _State.pending is not None
 
 
 def check() -> None:
-    """Raise `Stopped` if a signal came that waits."""
+    """Raise `Stopped` if a deferred signal is pending."""
     if _State.pending is not None:
         raise Stopped(_State.pending)

@@ -1,1 +1,1 @@
-"""A run's folder on disk: atomic files, lock, manifest, checkpoints, result."""
+"""A run's folder on disk: atomic writes, lock, manifest, checkpoints, result."""

@@ -1,7 +1,7 @@
-"""The last two states of an unfinished run, each one file that is read whole or not at all.
+"""The last two states of an unfinished run, each in one file whose hash is checked on reading.
 
 A checkpoint is a safetensors file: tensors, and everything else as JSON in its header. Its name
-holds the SHA-256 hash of its bytes, so that any change of any byte is noticed.
+contains the SHA-256 hash of its bytes, so that any change to any byte is detected.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from cl_clipfit.storage.files import read_bytes, reading, removing, sha256, writ
 FOLDER = "checkpoints"
 KEPT = 2
 SCHEMA = 3
-MANY = 64  # integers, such as the classes of a long stream: from here on they are a tensor
+MANY = 64  # longer sequences of integers, such as the classes of a long stream, become a tensor
 INT64 = 2**63
 LARGEST_STATE = 1 << 38  # bytes
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{64})\.safetensors")
@@ -34,7 +34,7 @@ _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque":
 
 
 class UnsupportedError(TypeError):
-    """A value that no checkpoint can hold."""
+    """A value that a checkpoint cannot hold."""
 
 
 class Checkpoints:
@@ -42,92 +42,92 @@ class Checkpoints:
 
     Args:
         folder: of the run.
-        warn: told about damaged files.
+        warn: receives warnings about damaged files.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder, self.warn = folder / FOLDER, warn
         self._damaged: set[Path] = set()
-        self.newest: Path | None = None  # of those that are whole, written or read here
+        self.newest: Path | None = None  # the newest intact one that was written or read here
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state, then drop all but the last `KEPT`, and those that `load` found damaged.
+        """Write a state, then delete all but the last `KEPT` and those that `load` found damaged.
 
         Args:
-            state: of dictionaries, lists, tuples, tensors, numbers, strings and None.
+            state: nested dictionaries, lists, tuples, tensors, numbers, strings and None.
 
         Raises:
-            UserError: the folder cannot be written; earlier checkpoints stay.
-            UnsupportedError: it holds something else.
+            UserError: the folder cannot be written; earlier checkpoints are kept.
+            UnsupportedError: the state contains a value of another type.
         """
         tensors: dict[str, Tensor] = {}
         text = json.dumps({"schema": SCHEMA, "state": pack(state, tensors)})
         data = save(tensors, {"state": text})
-        known = self._files()
-        number = known[-1][0] + 1 if known else 1
+        existing = self._files()
+        number = existing[-1][0] + 1 if existing else 1
         file = self.folder / f"{number:06d}-{sha256(data)}.safetensors"
         write_atomic(file, data)
         self.newest = file
-        whole = [file for file in self._whole() if file != self.newest]
-        for old in whole[: len(whole) + 1 - KEPT]:
+        intact = [file for file in self._intact() if file != self.newest]
+        for old in intact[: len(intact) + 1 - KEPT]:
             _remove(old)
         for old in self._damaged:
-            with contextlib.suppress(UserError):  # it is in nobody's way
+            with contextlib.suppress(UserError):  # a damaged file does no harm
                 _remove(old)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the newest whole state; None where nothing was saved yet.
+        """Return the newest intact state, or None if nothing was saved yet.
 
         Raises:
-            UserError: there are files, and none of them is whole; nothing is deleted.
+            UserError: there are checkpoints, and none of them is intact; nothing is deleted.
         """
         files = self._files()
         for _, digest, file in reversed(files):
             try:
                 data = read_bytes(file, LARGEST_STATE)
             except UserError as error:
-                self.warn(f"{error}: trying the one before")
+                self.warn(f"{error}: trying the previous checkpoint")
             else:
                 if sha256(data) == digest:
                     self.newest = file
                     return _read(data, file)
-                self.warn(f"{file} is damaged: trying the one before")
+                self.warn(f"{file} is damaged: trying the previous checkpoint")
             self._damaged.add(file)
         if files:
             raise UserError(
-                f"{self.folder}: none of {len(files)} checkpoints is whole: restore one, or begin"
-                " again with --fresh"
+                f"{self.folder}: none of the {len(files)} checkpoints is intact: restore one, or"
+                " restart with --fresh"
             )
         return None
 
     def one_before(self) -> bool:
-        """Tell whether there is a whole one besides the newest."""
-        return len(self._whole()) > 1
+        """Return whether there is an intact checkpoint besides the newest."""
+        return len(self._intact()) > 1
 
     def clear(self) -> None:
-        """Remove all checkpoints, and their folder where nothing else is in it.
+        """Remove all checkpoints, and their folder if it is empty then.
 
         Raises:
             UserError: they cannot be removed.
         """
         for _, _, file in self._files():
             _remove(file)
-        for rest in self.folder.glob(".*.safetensors.*"):  # of writes that were killed
-            _remove(rest)
+        for leftover in self.folder.glob(".*.safetensors.*"):  # left by interrupted writes
+            _remove(leftover)
         with writing(self.folder):
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
-    def _whole(self) -> list[Path]:
-        """Return those that were not found damaged, the oldest first."""
+    def _intact(self) -> list[Path]:
+        """Return the checkpoints that are not known to be damaged, oldest first."""
         return [file for _, _, file in self._files() if file not in self._damaged]
 
     def _files(self) -> list[tuple[int, str, Path]]:
-        """Return number, hash and path of every checkpoint, the oldest first."""
+        """Return number, hash and path of every checkpoint, oldest first."""
         with reading(self.folder):
             paths = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        found = ((_NAME.fullmatch(path.name), path) for path in paths)
-        return sorted((int(match[1]), match[2], path) for match, path in found if match)
+        matches = ((_NAME.fullmatch(path.name), path) for path in paths)
+        return sorted((int(match[1]), match[2], path) for match, path in matches if match)
 
 
 def _remove(file: Path) -> None:
@@ -142,29 +142,28 @@ def _read(data: bytes, file: Path) -> dict[str, Any]:
         if content["schema"] == SCHEMA:
             state = unpack(content["state"], load(data))
             if not isinstance(state, dict):
-                raise TypeError("no dictionary")
+                raise TypeError("not a dictionary")
             return state
     except (
         struct.error, SafetensorError, ValueError, LookupError, TypeError, StopIteration,
         AttributeError, RecursionError,
-    ) as error:  # fmt: skip  # whoever writes a file can name it by its hash
-        raise UserError(f"{file} is no checkpoint: begin again with --fresh") from error
+    ) as error:  # fmt: skip  # anyone can name a file after its hash
+        raise UserError(f"{file} is not a checkpoint: restart with --fresh") from error
     raise UserError(
-        f"{file} has schema {content['schema']}, this version reads {SCHEMA}: begin again with"
-        " --fresh"
+        f"{file} has schema {content['schema']}, this version reads {SCHEMA}: restart with --fresh"
     )
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Turn a value into JSON, with its tensors put aside by number.
+    """Convert a value to JSON, with its tensors stored separately under numbers.
 
     Args:
-        value: see `Checkpoints.save`; NumPy's arrays and numbers too. Dictionaries have strings or
-            integers as keys.
-        tensors: where to put copies of them, on the CPU.
+        value: as for `Checkpoints.save`, or NumPy arrays and numbers. The keys of dictionaries
+            are strings or integers.
+        tensors: receives copies of the tensors, on the CPU.
 
     Raises:
-        UnsupportedError: anything else, such as a parameter or a tensor with a graph.
+        UnsupportedError: any other type, such as a parameter or a tensor that requires gradients.
 
     Example:
         >>> pack({"a": [1, (2.5, None)]}, {})
@@ -172,15 +171,15 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """
     if isinstance(value, Tensor):
         if isinstance(value, torch.nn.Parameter) or value.requires_grad:
-            raise UnsupportedError("a tensor with gradients")
+            raise UnsupportedError("a tensor that requires gradients")
         if value.is_meta or value.is_complex() or value.layout != torch.strided:
-            raise UnsupportedError("a tensor of a kind that safetensors has not")
+            raise UnsupportedError("a tensor of a kind that safetensors does not support")
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name, "cpu": value.device.type == "cpu"}
     if type(value) in (dict, OrderedDict):
         if not all(type(key) in (str, int) for key in value):
-            raise UnsupportedError("a dictionary with other keys than strings and integers")
+            raise UnsupportedError("a dictionary with keys other than strings and integers")
         items = [[key, pack(item, tensors)] for key, item in value.items()]
         return {"dict" if type(value) is dict else "ordered": items}
     if isinstance(value, deque) and value.maxlen is not None:
@@ -200,7 +199,7 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpack(value: Any, tensors: dict[str, Tensor], device: Any = "cpu") -> Any:
-    """Return what `pack` was given; tensors that were not on the CPU go to `device`."""
+    """Invert `pack`; tensors that were not on the CPU are moved to `device`."""
     if not isinstance(value, dict):
         return value
     kind, items = next(iter(value.items()))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and are read as they were written or not at all."""
+"""Atomic writes, checked reads, and errors of the operating system as messages."""
 
 import contextlib
 import csv
@@ -12,32 +12,29 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cl_clipfit.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
-LARGEST = 256 << 20  # bytes of a file that is read whole and is none of weights
+LARGEST = 256 << 20  # bytes of a file that is read at once and does not contain weights
 
 
 def writing(path: Path) -> AbstractContextManager[None]:
-    """Turn an error of the operating system in a `with` block into "cannot write PATH: why"."""
+    """Convert an `OSError` in a `with` block to "cannot write PATH: reason"."""
     return _explaining("write", path)
 
 
 def reading(path: Path | None = None) -> AbstractContextManager[None]:
-    """Turn an error of the operating system in a `with` block into "cannot read PATH: why".
+    """Convert an `OSError` in a `with` block to "cannot read PATH: reason".
 
     Args:
-        path: what is read; default: the file that the error names.
+        path: of the file; by default, the file that the error names.
     """
     return _explaining("read", path)
 
 
 def removing(path: Path) -> AbstractContextManager[None]:
-    """Turn an error of the operating system in a `with` block into "cannot remove PATH: why"."""
+    """Convert an `OSError` in a `with` block to "cannot remove PATH: reason"."""
     return _explaining("remove", path)
 
 
@@ -51,13 +48,13 @@ def _explaining(verb: str, path: Path | None) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that it appears whole or not at all, with the permissions of the umask.
+    """Write a file atomically, with the permissions of the umask.
 
     Raises:
         UserError: the folder cannot be written.
     """
     data = data.encode() if isinstance(data, str) else data
-    # `tempfile` would make the file 0600 for good: whoever opens it plainly gets the umask's mode.
+    # `tempfile` would leave the file with mode 0600; `open` applies the umask.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,17 +71,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
-_TEMPORARY = re.compile(r"\.[^.]+\..+\.[a-z0-9_]{8}")  # none of a lock: "..lock.x"
+_TEMPORARY = re.compile(r"\.[^.]+\..+\.[a-z0-9_]{8}")  # does not match a lock: "..lock.x"
 
 
 def is_temporary(name: str) -> bool:
-    """Tell whether a file's name is one that `write_atomic` gives a file until it is whole."""
+    """Return whether a file's name is one that `write_atomic` uses while it writes."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut, where the system can do that at all."""
-    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems refuse
+    """Make a rename in a folder survive a power failure, if the system supports it."""
+    with contextlib.suppress(OSError):  # some file systems refuse
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -93,41 +90,41 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
-    """Read a file whole.
+    """Read a whole file.
 
     Args:
         path: the file.
-        most: bytes that it may have.
+        most: the largest accepted size in bytes.
 
     Raises:
-        UserError: it is missing, cannot be read, is larger than that or than the memory, or is no
-            file: a pipe never ends.
+        UserError: it is missing, unreadable, too large, or not a regular file (a pipe may never
+            end).
     """
     with reading(path):
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{path} is no file: put back what was there")
+                raise UserError(f"{path} is not a regular file: restore the file")
             size = f"{path} has {status.st_size:,} bytes"
             if status.st_size > most:
-                raise UserError(f"{size}, and {most:,} at most are read")
+                raise UserError(f"{size}, more than the {most:,} that are accepted")
             return path.read_bytes()
         except MemoryError as error:
-            raise UserError(f"{size}, which memory cannot hold") from error
+            raise UserError(f"{size}, which do not fit in memory") from error
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing: restore the file, or train again") from error
 
 
 def has_holes(path: Path) -> bool:
-    """Tell whether most of a large file was never written: such a one can be of any size."""
-    with contextlib.suppress(OSError):  # it is told by whoever reads the file
+    """Return whether a large file is mostly holes: a sparse file can have any size."""
+    with contextlib.suppress(OSError):  # reading the file reports the error
         status = path.stat()
         blocks = getattr(status, "st_blocks", None)
         if blocks is None or status.st_size <= LARGEST or blocks * 512 >= status.st_size / 2:
             return False
         if not hasattr(os, "SEEK_HOLE"):
             return True
-        with path.open("rb") as file:  # some file systems of networks count no blocks at all
+        with path.open("rb") as file:  # some network file systems do not count blocks
             return os.lseek(file.fileno(), 0, os.SEEK_HOLE) < status.st_size
     return False
 
@@ -142,17 +139,17 @@ _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 
 
 def row(value: dict[str, Any]) -> str:
-    """Render a record for `seal`, on a line of its own."""
+    """Render a record for `seal`, on one line."""
     return json.dumps(value, allow_nan=False)
 
 
 def seal(value: dict[str, Any], **rows: Sequence[str]) -> bytes:
-    """Render JSON that holds its own hash: `unseal` notices any change of any byte.
+    """Render JSON that contains its own hash, so that `unseal` detects any change to any byte.
 
     Args:
         value: not empty.
-        rows: lists of records, rendered by `row`, so that a list that gets longer and longer is
-            not rendered as a whole each time.
+        rows: lists of records, rendered by `row`, so that a growing list is not rendered again
+            each time.
     """
     text = json.dumps(value, indent=1, allow_nan=False).removesuffix("\n}")
     for key, records in rows.items():
@@ -163,24 +160,24 @@ def seal(value: dict[str, Any], **rows: Sequence[str]) -> bytes:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Return what was given to `seal`.
+    """Invert `seal`, and check the hash.
 
     Raises:
-        ValueError: the data are not, byte for byte, what `seal` returned.
+        ValueError: the data differ from what `seal` returned.
     """
     start = data.rfind(b",\n")
     tail = _SEAL.fullmatch(data, max(start, 0))
     if tail is None:
         raise ValueError("no hash")
     if sha256(data[:start] + _END.encode()) != tail[1].decode():
-        raise ValueError("other bytes than those written")
+        raise ValueError("the hash does not match")
     value: dict[str, Any] = json.loads(data)
     del value["sha256"]
     return value
 
 
 def render_json(value: Any) -> bytes:
-    """Return strict JSON (no NaN), one value a line."""
+    """Return strict JSON (no NaN), one value per line."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 

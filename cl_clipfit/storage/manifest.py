@@ -1,7 +1,7 @@
-"""`MANIFEST.sha256`: the hash of every file of a run folder, as `sha256sum -c` reads it.
+"""`MANIFEST.sha256`: the hash of every file of a run folder, in the format of `sha256sum -c`.
 
-Paths are relative, with "/" on every system, and sorted by their bytes. Left out are the manifest
-itself, files whose names begin with "." (locks, files being written) and the folder `checkpoints`.
+Paths are relative and sorted by their bytes. The manifest itself, files whose names start with "."
+(locks, files being written) and the folder `checkpoints` are excluded.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from cl_clipfit.storage.lock import hold
 MANIFEST = "MANIFEST.sha256"
 CHECKPOINTS = "checkpoints"
 _LARGEST_MANIFEST = 16 << 20  # bytes
-_MOST_PROBLEMS = 100  # with the lines of a manifest
+_MOST_PROBLEMS = 100  # that are reported about the lines of a manifest
 _OF_ANY_SIZE = (".safetensors", ".pt")  # weights
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
-_ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}  # those of sha256sum
+_ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}  # as sha256sum escapes them
 _ESCAPED = {after: before for before, after in _ESCAPES.items()}
 
 
 def write_manifest(folder: Path, coming: Mapping[str, bytes] | None = None) -> None:
-    """Write the manifest of a folder; links, which no manifest covers, are left out.
+    """Write the manifest of a folder; symbolic links are excluded.
 
     Args:
         folder: of a run.
-        coming: content, by name, of files that are written next.
+        coming: content of files that are written next, by name.
 
     Raises:
         UserError: the folder or a file cannot be read, or the manifest cannot be written.
@@ -43,18 +43,18 @@ def write_manifest(folder: Path, coming: Mapping[str, bytes] | None = None) -> N
 
 
 def run_around(file: Path) -> Path | None:
-    """Return the run folder that a file is in, or would be; None where it is in none."""
+    """Return the run folder that contains a file or its future path, or None."""
     return next((p for p in file.absolute().parents if (p / MANIFEST).is_file()), None)
 
 
 @contextlib.contextmanager
 def adding(folder: Path) -> Iterator[None]:
-    """Hold a finished run's folder, and put into its manifest what a `with` block writes there.
+    """Lock a finished run's folder, and add what a `with` block writes there to its manifest.
 
-    Other files keep the hashes they have in it, whatever became of them.
+    The hashes of other files stay as they are, even if those files have changed.
 
     Raises:
-        UserError: another process writes the folder, it is not there, or it cannot be written.
+        UserError: another process holds the folder, or it is missing or not writable.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} has vanished: put it back and repeat the command")
@@ -63,55 +63,55 @@ def adding(folder: Path) -> Iterator[None]:
         yield
         with reading():
             if not os.path.lexists(folder / MANIFEST):
-                return  # of a run without a manifest, as older versions left it
+                return  # a run of an older version, without a manifest
             digests, problems = _parse(read_bytes(folder / MANIFEST, _LARGEST_MANIFEST))
             after = _stamps(folder)
             written = [name for name, stamp in after.items() if before.get(name) != stamp]
             digests |= {name: _digest(folder / name) for name in written}
             digests = {n: d for n, d in digests.items() if n in after or n not in before}
-        if not problems:  # a damaged one is left for `verify` to tell
+        if not problems:  # a damaged manifest is left for `verify` to report
             write_atomic(folder / MANIFEST, _render(digests))
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Return what tells a file from one that was written in its place."""
-    found = {}
+    """Return inode, time and size of each file, which change when the file is replaced."""
+    stamps = {}
     for name, regular in _walk(folder):
         if regular:
             status = (folder / name).stat()
-            found[name] = status.st_ino, status.st_mtime_ns, status.st_size
-    return found
+            stamps[name] = status.st_ino, status.st_mtime_ns, status.st_size
+    return stamps
 
 
 def check_manifest(folder: Path) -> list[str]:
     """Compare a folder with its manifest.
 
     Returns:
-        a sentence for every file that is changed, missing, unexpected or no regular file, and for
-        whatever is wrong with the manifest itself; none where all is as it was written.
+        a sentence for every file that is changed, missing, unexpected or not a regular file, and
+        for every defect of the manifest itself; empty if everything is as it was written.
     """
     try:
-        found = dict(_walk(folder))
+        present = dict(_walk(folder))
     except OSError as error:
         return [f"cannot read {show_name(str(error.filename))}: {error.strerror or error}"]
     file = folder / MANIFEST
     if file.is_symlink():
-        return [f"{MANIFEST} is a link: put the file itself in its place"]
+        return [f"{MANIFEST} is a symbolic link: replace it by the file itself"]
     if not os.path.lexists(file):
         return [
-            f"{MANIFEST} is missing: it was deleted, or the run is of an older version;"
+            f"{MANIFEST} is missing: it was deleted, or an older version wrote the run;"
             " repeat the run with --fresh, which writes one"
         ]
     try:
         listed, problems = _parse(read_bytes(file, _LARGEST_MANIFEST))
     except UserError as error:
         return [str(error)]
-    if len(problems) == _MOST_PROBLEMS:  # what it lists is not known
+    if len(problems) == _MOST_PROBLEMS:  # the rest was not read
         return problems
-    for name in sorted({*found, *listed}, key=os.fsencode):
-        if found.get(name) is False:
-            problems.append(f"{show_name(name)} is a link or another thing that is no file")
-        elif name not in found:
+    for name in sorted({*present, *listed}, key=os.fsencode):
+        if present.get(name) is False:
+            problems.append(f"{show_name(name)} is a symbolic link or not a regular file")
+        elif name not in present:
             problems.append(f"{show_name(name)} is missing")
         elif name not in listed:
             problems.append(f"{show_name(name)} is not in the manifest")
@@ -121,23 +121,23 @@ def check_manifest(folder: Path) -> list[str]:
 
 
 def show_name(name: str) -> str:
-    """Return a file's name so that it fits in one line of any terminal."""
+    """Return a file's name in printable characters, on one line."""
     return name if name.isprintable() else ascii(name)
 
 
-def _compare(folder: Path, name: str, wanted: str) -> list[str]:
+def _compare(folder: Path, name: str, expected: str) -> list[str]:
     try:
         size = (folder / name).stat().st_size
         if size > LARGEST and PurePosixPath(name).suffix not in _OF_ANY_SIZE:
             return [f"{show_name(name)} is changed: it has {size:,} bytes"]
-        if has_holes(folder / name):  # which would be hashed for ever
+        if has_holes(folder / name):  # hashing it would take forever
             return [f"{show_name(name)} is changed: most of its {size:,} bytes are holes"]
-        found = _digest(folder / name)
+        digest = _digest(folder / name)
     except OSError as error:
         return [f"cannot read {show_name(name)}: {error.strerror or error}"]
-    if found == wanted:
+    if digest == expected:
         return []
-    return [f"{show_name(name)} is changed: its SHA-256 is {found[:12]}, {wanted[:12]} was written"]
+    return [f"{show_name(name)} is changed: its SHA-256 is {digest[:12]}, expected {expected[:12]}"]
 
 
 def _walk(folder: Path, below: str = "") -> Iterator[tuple[str, bool]]:
@@ -171,16 +171,16 @@ def _digest(path: Path) -> str:
 def _render(digests: Mapping[str, str]) -> bytes:
     lines = []
     for raw, digest in sorted((os.fsencode(name), digest) for name, digest in digests.items()):
-        escaped = re.sub(rb"[\\\n\r]", lambda found: _ESCAPES[found[0]], raw)
+        escaped = re.sub(rb"[\\\n\r]", lambda match: _ESCAPES[match[0]], raw)
         mark = b"" if escaped == raw else b"\\"
         lines.append(mark + digest.encode() + b"  " + escaped + b"\n")
     return b"".join(lines)
 
 
 def _parse(data: bytes) -> tuple[dict[str, str], list[str]]:
-    """Return the hashes by name, and a sentence for all that is not as `_render` writes it.
+    """Return the hashes by name, and a sentence for every deviation from `_render`.
 
-    Reading ends where very much is wrong.
+    Reading stops after `_MOST_PROBLEMS` problems.
     """
     digests: dict[str, str] = {}
     problems: list[str] = []
@@ -190,26 +190,26 @@ def _parse(data: bytes) -> tuple[dict[str, str], list[str]]:
         if len(problems) == _MOST_PROBLEMS - 1:
             problems.append(f"{where}: the last {len(lines) - number + 1:,} lines were not read")
             break
-        if (parts := _LINE.fullmatch(line)) is None:
+        if (match := _LINE.fullmatch(line)) is None:
             problems.append(f"{where} is damaged")
             continue
-        escaped, digest, raw = parts.groups()
+        escaped, digest, raw = match.groups()
         if escaped:
-            raw = re.sub(rb"\\[\\nr]", lambda found: _ESCAPED[found[0]], raw)
+            raw = re.sub(rb"\\[\\nr]", lambda char: _ESCAPED[char[0]], raw)
         try:
             name = os.fsdecode(raw)
         except UnicodeDecodeError:
-            problems.append(f"{where} is damaged: no system has such a file name")
+            problems.append(f"{where} is damaged: the file name is not valid")
             continue
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             problems.append(f"{where} names {show_name(name)}, which is outside the folder")
         elif name in digests:
-            problems.append(f"{where} names {show_name(name)} a second time")
+            problems.append(f"{where} repeats {show_name(name)}")
         elif str(path) != name or not _covered(name):
-            problems.append(f"{where} names {show_name(name)}, which no manifest does")
+            problems.append(f"{where} names {show_name(name)}, which a manifest does not cover")
         else:
             digests[name] = digest.decode()
     if not problems and _render(digests) != data:
-        problems.append(f"{MANIFEST} is damaged: its order, escapes or end are not as written")
+        problems.append(f"{MANIFEST} is damaged: its order, escapes or end have been changed")
     return digests, problems

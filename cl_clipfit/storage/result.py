@@ -1,4 +1,4 @@
-"""`result.json` as it is read: whole, of this version, and made of what a run writes."""
+"""Read and validate `result.json`: complete, of this version, with the fields that a run writes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ Matrix = Annotated[list[Values], Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
-    # More keys than these are kept: methods and later versions add theirs.
+class _Section(BaseModel):
+    # Additional keys are kept: methods and later versions add their own.
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class _Board(_Part):
-    """Tables of one model over a stream, and what follows from them."""
+class _Board(_Section):
+    """Tables of one model over a stream, and the metrics computed from them."""
 
     accuracy_matrix: Matrix
     all_classes_matrix: Matrix
@@ -37,25 +37,25 @@ class _Board(_Part):
     def _check_tables(self) -> Self:
         for table in (self.accuracy_matrix, self.all_classes_matrix, self.task_aware_matrix):
             if len({len(row) for row in table}) != 1 or len(table) != len(self.accuracy_matrix):
-                raise ValueError("tables have a row for each task, all of one length")
+                raise ValueError("tables need one row per task, all of the same length")
         for name in ("accuracy", "forgetting", "retention"):
             if len(self.curves.get(name, [])) != len(self.accuracy_matrix):
-                raise ValueError(f"the curve {name} has a value for each row of the tables")
+                raise ValueError(f"the curve {name} needs one value per row of the tables")
         return self
 
 
-class _Task(_Part):
+class _Task(_Section):
     classes: list[str]
     train_samples: Count
     test_samples: Count
 
 
-class _Merge(_Part):
+class _Merge(_Section):
     tasks: list[dict[str, Any]]
     compared: dict[str, _Board]
 
 
-class _Model(_Part):
+class _Model(_Section):
     architecture: str
     pretrained: str
     weights_sha256: str
@@ -63,12 +63,12 @@ class _Model(_Part):
     trainable_parameters: Count
 
 
-class _Origin(_Part):
+class _Origin(_Section):
     sha256: str
 
 
-class _Merged(_Part):
-    """Where the weights of a run come from that trained none of its own."""
+class _Merged(_Section):
+    """The origin of the weights of a run that was merged, not trained."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     method: str
@@ -77,7 +77,7 @@ class _Merged(_Part):
     bank: str
 
 
-class _Host(_Part):
+class _Host(_Section):
     name: str
     options: dict[str, Any]
 
@@ -107,7 +107,7 @@ class _Result(_Board):
     @model_validator(mode="after")
     def _check_zero_shot(self) -> Self:
         if len(self.curves.get("zero_shot", [])) < len(self.accuracy_matrix):
-            raise ValueError("the curve zero_shot has a value for each row of the tables")
+            raise ValueError("the curve zero_shot needs one value per row of the tables")
         return self
 
 
@@ -153,10 +153,10 @@ class Result:
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """Return the `result.json` of a complete run; None where there is none.
+    """Return the `result.json` of a complete run, or None if there is none.
 
     Raises:
-        UserError: a result that cannot be read, of another version, or not what a run writes.
+        UserError: the result cannot be read, has another schema, or is not valid.
     """
     if not is_file(file):
         return None

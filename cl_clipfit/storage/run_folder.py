@@ -1,4 +1,4 @@
-"""The run folder: its name, its files, written whole or not at all."""
+"""The run folder: its name, and its files, which are written atomically."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ from cl_clipfit.storage.result import RESULT, SCHEMA, read_result
 if TYPE_CHECKING:
     from cl_clipfit.storage.checkpoints import Checkpoints
 
-MERGED_FROM = "merged_from"  # in the config.yaml of a run that was merged from another one
+MERGED_FROM = "merged_from"  # key in the config.yaml of a run that was merged from another run
 CONFIG = "config.yaml"
-NAN_BATCH = "nan-batch.json"  # of a run that stopped because its loss was no number
-DIGITS = 8  # of a run's digest in its folder's name; older versions kept no more of it
+NAN_BATCH = "nan-batch.json"  # of a run that stopped on a NaN or infinite loss
+DIGITS = 8  # of a run's digest in its folder's name; older versions stored only these
 _ROUNDING = ("micro_batch", "compile")
-# What a run and the commands on it leave, and a repeated run takes away; its bank goes too.
+# Files that a run and the commands on it write; a repeated run removes them, and its bank too.
 LEFT_BEHIND = (
     RESULT, "accuracy_matrix.csv", "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*",
     "plane-*.*", "bank/index.json", "bank/task-*.safetensors", "checkpoints/*.safetensors",
@@ -39,8 +39,8 @@ class RunFolder:
     """One run's folder, `SCENARIO-STRATEGY-sSEED-HASH/` under the output folder.
 
     Attributes:
-        digest: of all settings that change numbers; its first `DIGITS` are in the folder's name.
-        changed: settings that a resumed run has not had before, "name: old -> new".
+        digest: of all settings that affect results; its first `DIGITS` are in the folder's name.
+        changed: settings in which a resumed run differs from before, "name: old -> new".
     """
 
     changed: Sequence[str] = ()
@@ -50,20 +50,20 @@ class RunFolder:
         self.path = output / f"{scenario}-{strategy}-s{seed}-{digest[:DIGITS]}"
 
     def check_links(self) -> None:
-        """Refuse folders that lead elsewhere: what is in them is written, and removed.
+        """Refuse symbolic links: the files in these folders are written and removed.
 
         Raises:
-            UserError: the run's folder, the bank's, or that of the checkpoints, is a link.
+            UserError: the run's folder, its bank or its checkpoints folder is a symbolic link.
         """
         for path in (self.path, self.path / "bank", self.path / CHECKPOINTS):
             if path.is_symlink():
-                raise UserError(f"{path} is a link: put the folder in its place")
+                raise UserError(f"{path} is a symbolic link: replace it by the folder itself")
 
     def finished_result(self) -> dict[str, Any] | None:
-        """Return the result of a complete run; None where there is none.
+        """Return the result of a complete run, or None if there is none.
 
         Raises:
-            UserError: a result that cannot be read, or that was made with other settings.
+            UserError: the result cannot be read, or was made with other settings.
         """
         result = read_result(self.path / RESULT)
         if result is not None:
@@ -71,44 +71,44 @@ class RunFolder:
         return result
 
     def has_digest(self, digest: str) -> bool:
-        """Return whether a digest, as a run of this or an older version kept it, is this run's."""
+        """Return whether a digest, as stored by this or an older version, is this run's."""
         return digest in (self.digest, self.digest[:DIGITS])
 
     def check_digest(self, digest: str) -> None:
         """Refuse a result or a checkpoint in the folder that was made with other settings.
 
         Raises:
-            UserError: it was.
+            UserError: the digest is another run's.
         """
         if self.has_digest(digest):
             return
         if digest[:DIGITS] == self.digest[:DIGITS]:
             raise UserError(
-                f"{self.path}: it holds a run with other settings, whose digest begins alike"
+                f"{self.path} holds a run with other settings, whose digest has the same prefix"
                 f" ({digest[: 2 * DIGITS]}, not {self.digest[: 2 * DIGITS]}): choose another"
                 " folder with --output"
             )
         raise UserError(
-            f"{self.path}: it was made with other settings, since --force-resume went on with"
-            " them: --fresh repeats the run"
+            f"{self.path} was made with other settings, since --force-resume resumed it with"
+            " them: repeat the run with --fresh"
         )
 
     def rounding_changes(self, config: Mapping[str, Any]) -> list[str]:
-        """Name settings that `config.yaml` has not and that change numbers by rounding alone."""
+        """Return the changed settings that affect results only by rounding, "name: old -> new"."""
         if not is_file(self.path / CONFIG):
             return []
         before = read_config(self.path / CONFIG, (MERGED_FROM,))
         return changed_settings(*({k: c.get(k) for k in _ROUNDING} for c in (before, config)))
 
     def checkpoints(self, warn: Callable[[str], None]) -> "Checkpoints":
-        """Return what is kept of the run until it is finished; see `Checkpoints`."""
-        from cl_clipfit.storage.checkpoints import Checkpoints  # with PyTorch
+        """Return the checkpoints of the run, which exist until it is finished."""
+        from cl_clipfit.storage.checkpoints import Checkpoints  # imports PyTorch
 
         self.check_links()
         return Checkpoints(self.path, warn)
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Create the folder, clear what an earlier run of the same settings left, write config."""
+        """Create the folder, remove the files of an earlier run, and write `config.yaml`."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for pattern in LEFT_BEHIND:
@@ -117,7 +117,7 @@ class RunFolder:
         self.write_config(config)
 
     def begin_again(self, config: dict[str, Any]) -> None:
-        """Write `config.yaml` anew, where a resumed run may have other settings."""
+        """Rewrite `config.yaml`: a resumed run may have other settings."""
         with removing(self.path / NAN_BATCH):
             (self.path / NAN_BATCH).unlink(missing_ok=True)
         self.write_config(config)
@@ -127,7 +127,7 @@ class RunFolder:
         write_yaml(self.path / CONFIG, config)
 
     def sweep(self) -> None:
-        """Remove what a killed process was about to write; the caller holds the folder."""
+        """Remove temporary files of a killed process; the caller holds the lock of the folder."""
         self.check_links()
         with writing(self.path):
             for folder in (self.path, self.path / "bank", self.path / CHECKPOINTS):
@@ -136,16 +136,16 @@ class RunFolder:
                         stale.unlink()
 
     def require(self) -> None:
-        """Refuse to go on in a folder that was removed meanwhile: it would hold half a run.
+        """Refuse to continue in a folder that was removed meanwhile: it would hold half a run.
 
         Raises:
-            UserError: it was, or another process has made it again.
+            UserError: the folder is gone, or another process has created it again.
         """
         require(self.path)
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write `accuracy_matrix.csv`, the manifest, and `result.json`, which completes the run."""
-        self.require()  # to write makes the folder again
+        self.require()  # writing would create the folder again
         if not (self.path / CONFIG).is_file():
             raise UserError(f"{self.path / CONFIG} has vanished during the run: repeat the command")
         matrix = result["accuracy_matrix"]
@@ -158,11 +158,11 @@ class RunFolder:
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Name the settings that differ, "name: old -> new"; plug-ins have no order."""
-    found = []
+    """Return the settings that differ, "name: old -> new"; the order of plug-ins is ignored."""
+    changes = []
     for key in {**before, **after}:
         old, new = before.get(key), after.get(key)
         same = sorted(old or ()) == sorted(new or ()) if key == "plugin" else old == new
         if not same:
-            found.append(f"{key}: {old} -> {new}")
-    return found
+            changes.append(f"{key}: {old} -> {new}")
+    return changes

@@ -127,13 +127,13 @@ def test_routing_refuses_what_it_cannot_do() -> None:
         route(features[:, :3], statistics)
     with pytest.raises(ValueError, match="unknown rule"):
         route(features, statistics, "nearest")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="outside of 0 to 1"):
+    with pytest.raises(ValueError, match="outside 0 to 1"):
         route(features, statistics, "gaussian", 1.5)
     one_each = [class_statistics(features[::4], labels[::4])]
     with pytest.raises(ValueError, match="two different images"):
         route(features, one_each, "gaussian")
     few = [class_statistics(features[:5], labels[:5])]
-    with pytest.raises(ValueError, match="5 images give no covariance of 6 dimensions"):
+    with pytest.raises(ValueError, match="5 images are too few for a covariance of 6 dimensions"):
         route(features, few, "gaussian", 0)
     flat = [class_statistics(features * torch.tensor([1, 1, 1, 1, 1, 0]), labels)]
     with pytest.raises(ValueError, match="singular"):

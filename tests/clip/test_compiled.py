@@ -96,7 +96,7 @@ def test_another_image_tower_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         model.image_features(torch.randn(1, 3, 16, 16))
         model.image_features(torch.randn(1, 3, 16, 16))
-    assert caplog.text.count("not an open_clip ViT and runs as it is") == 1
+    assert caplog.text.count("not an open_clip ViT and is not compiled") == 1
 
 
 def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     model = build()
     model.compiles = True
     model.add_classes(NAMES)
-    with pytest.raises(UserError, match=r"^--compile: .*compiler fails.*leave it out$") as raised:
+    with pytest.raises(UserError, match=r"^--compile: .*compiler fails.*omit it$") as raised:
         loss_and_gradients(model, torch.randn(2, 3, 16, 16))
     assert "no g++ here" in str(raised.value)
 

@@ -153,7 +153,7 @@ def test_text_towers_without_a_causal_mask_run_at_full_length(
         torch.testing.assert_close(model.encode_prompts(tokens), expected)
         model.encode_prompts(tokens)
     assert [r.message for r in caplog.records if "causal" in r.message] == [
-        "this text tower is not a causal one of open_clip's: no prompt is shortened"
+        "this text tower is not a causal one of open_clip: prompts are encoded at full length"
     ]
     assert model._towers.tokens(model.clip, tokens) == len(NAMES) * 12
 

@@ -54,8 +54,8 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     real = CLIPClassifier.image_features
 
     def counting(self: CLIPClassifier, images: Tensor) -> Tensor:
-        known = self._known_images is not None and images is self._known_images[0]
-        if images.dim() == 4 and not known:
+        cached = self._given_images is not None and images is self._given_images[0]
+        if images.dim() == 4 and not cached:
             found.append(len(images))
         return real(self, images)
 

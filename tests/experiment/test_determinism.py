@@ -391,7 +391,7 @@ def test_deterministic_names_the_operation_that_has_no_such_kernel() -> None:
         torch.zeros(3).put_(*UNKNOWN_ORDER)
     assert str(caught.value) == (
         "--deterministic: put_ has no deterministic kernel here:"
-        " leave out --deterministic, or use --device cpu"
+        " omit --deterministic, or use --device cpu"
     )
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(RuntimeError, match="inconsistent tensor size"), deterministic(True):
@@ -427,7 +427,7 @@ def test_only_errors_of_determinism_are_explained(error: Exception, said: str | 
     else:
         assert text is not None
         assert said in text
-        assert "leave out --deterministic, or use --device cpu" in text
+        assert "omit --deterministic, or use --device cpu" in text
 
 
 def test_a_deterministic_run_gives_the_same_bits_twice(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_a_method_without_a_deterministic_kernel_is_named(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert re.search(
         r"strategy shuffled failed in task 1 \(shuffled.py, line \d+\): --deterministic: \S*put_\S*"
-        " has no deterministic kernel here: leave out --deterministic, or use --device cpu$",
+        " has no deterministic kernel here: omit --deterministic, or use --device cpu$",
         line,
     )
     assert not list((tmp_path / "out").glob("*/result.json"))

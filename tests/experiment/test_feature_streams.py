@@ -146,7 +146,7 @@ def test_the_logit_scale_is_taken(tmp_path: Path) -> None:
     model = FeatureClassifier(source.text, source.logit_scale)
     model.add_classes(source.class_names)
     assert float(model.logit_scale) == pytest.approx(20)
-    with pytest.raises(UserError, match="hold 7 classes, 8 are asked for"):
+    with pytest.raises(UserError, match="hold 7 classes, 8 are needed"):
         model.add_classes(["one more"])
     with pytest.raises(UserError, match="no text tower"):
         model.encode_names(["dog"])

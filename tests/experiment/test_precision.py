@@ -28,7 +28,7 @@ from tests.support.tiny import PLUGIN, TRAINED, build_source, build_tiny
 CPU, GPU, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 QUIET = ConsoleDisplay(Console(quiet=True), quiet=True)
 BF16 = [*TRAINED, "--precision", "bf16", "--device", "cpu"]
-SLOW = "warning: precision: bf16 in software"
+SLOW = "warning: precision: bf16 is emulated"
 X86 = "processor\t: 0\nmodel name\t: X\nflags\t\t: fpu sse2 {}\nvmx flags\t: bf16\nbugs\t\t: none\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 2000.00\nFeatures\t: fp asimd {}\nCPU part\t: 0xd4f\n"
 
@@ -74,7 +74,9 @@ def test_auto_follows_the_generation_of_the_gpu(
 def test_bf16_is_obeyed_without_hardware_and_refused_where_it_is_unknown(flags: set[str]) -> None:
     assert not precision.has_bf16(CPU)
     assert precision.resolve_precision("bf16", CPU, 128) == "bf16"
-    with pytest.raises(UserError, match=r"--precision bf16 is not offered on mps: choose --device"):
+    with pytest.raises(
+        UserError, match=r"--precision bf16 is not supported on mps: choose --device"
+    ):
         precision.resolve_precision("bf16", MPS, 768)
 
 
@@ -142,7 +144,7 @@ def test_auto_is_the_run_of_what_it_resolves_to(
     auto = prepared(*TRAINED, "--device", "cpu")
     (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("precision"))
     assert line == (
-        "precision: bf16 (the processor multiplies bfloat16 in hardware; --precision fp32 for"
+        "precision: bf16 (the CPU supports bfloat16 in hardware; --precision fp32 for"
         " exact numbers)"
     )
     asked = prepared(*BF16)
@@ -202,7 +204,7 @@ def test_a_run_records_its_precision_and_is_repeated_in_it(
     stamp = (run / "result.json").stat().st_mtime_ns
     assert main(again) == 0
     error = capsys.readouterr().err.splitlines()
-    assert error == [f"{SLOW}, slowly: this processor cannot multiply it"]
+    assert error == [f"{SLOW}, slowly: this CPU has no hardware for it"]
     assert (run / "result.json").stat().st_mtime_ns == stamp  # found, and not run anew
     exact = run.parent.parent / "exact"
     assert main([*again[:2], *PLUGIN, "--precision", "auto", "--output", str(exact)]) == 0

@@ -219,7 +219,7 @@ def test_a_run_folder_that_is_a_link_is_left_alone(
     unfinished.symlink_to(place)
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     line = refused(*JOB, "image-norms", "--output", unfinished.parent)
-    assert f"{unfinished} is a link" in line
+    assert f"{unfinished} is a symbolic link" in line
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 

@@ -96,7 +96,7 @@ def test_one_task_and_tasks_without_images_can_be_drawn(drawn: list[Figure]) -> 
 def test_curves_of_different_lengths_are_refused_by_name(drawn: list[Figure]) -> None:
     longer = result("full", seed=1)
     longer["curves"] = {key: [*curve, 1.0] for key, curve in longer["curves"].items()}
-    with pytest.raises(UserError, match="full: seed 1 has curves of other lengths than seed 0"):
+    with pytest.raises(UserError, match="seed 1 has curves of a different length than seed 0"):
         figures.plot_comparison([result("full"), longer], Path("x"))
     figures.plot_comparison([result("full"), {**longer, "label": "other"}], Path("x"))
     assert len(drawn) == 1
@@ -206,7 +206,7 @@ def test_five_probes_are_readable_at_120_columns(seeds: int) -> None:
     for number in numbers:
         assert words.count(number) >= 2
     assert text.count("± 2.5") == (2 * 7 if seeds == 3 else 0)  # 4.303 / sqrt(3)
-    assert "trained parameters, seconds" in text  # said where the columns had to go
+    assert "trainable parameters, seconds" in text  # said where the columns had to go
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -230,7 +230,7 @@ def test_more_probes_than_fit_are_named_and_all_in_the_csv() -> None:
     assert cells(table, 1)[0] == "  host"
     assert cells(table, 1)[3] == "71.0"
     text = rendered(table)
-    assert "probe-8, probe-9, trained parameters" in " ".join(text.split())
+    assert "probe-8, probe-9, trainable parameters" in " ".join(text.split())
     rows = list(csv.DictReader(io.StringIO(comparison_csv([one], ["folder"]))))
     assert [row["strategy"] for row in rows] == ["clipfit", "clipfit / host"]
     assert [float(row["probe: probe-9"]) for row in rows] == [79.0, 80.0]

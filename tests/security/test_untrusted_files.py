@@ -123,7 +123,7 @@ def test_very_many_features_of_no_columns_are_refused(tmp_path: Path, suffix: st
 def test_a_table_of_terabytes_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "words.txt").open("wb") as opened:
         opened.truncate(1 << 40)  # a sparse file takes no room on the disk
-    refused(lambda: read_table(tmp_path / "words.txt", 1), "at most are read")
+    refused(lambda: read_table(tmp_path / "words.txt", 1), "that are accepted")
 
 
 # Pickles of images.

@@ -276,7 +276,7 @@ def test_where_none_is_whole_nothing_is_touched(
     for file in listed(files):
         damage(file)
     before = {p.name: p.read_bytes() if p.is_file() else None for p in listed(files)}
-    with pytest.raises(UserError, match=r"none of 2 checkpoints is whole.*--fresh") as caught:
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints is intact.*--fresh") as caught:
         files.load()
     assert "\n" not in str(caught.value)
     assert len(warned) == 2

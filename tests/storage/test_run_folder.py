@@ -41,13 +41,13 @@ def test_a_finished_run_is_recognised_by_its_whole_digest(
     written = (run / "result.json").read_bytes()
     assert main(command) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: {run}: it holds a run with other settings")
+    assert line.startswith(f"error: {run} holds a run with other settings")
     assert line.endswith("choose another folder with --output")
     assert (run / "result.json").read_bytes() == written
 
     edit(run, "0" * 8)  # of a forced run of an older version
     assert main(command) == 2
-    assert "--fresh repeats the run" in capsys.readouterr().err
+    assert "repeat the run with --fresh" in capsys.readouterr().err
 
 
 def test_a_run_that_is_opened_again_has_its_digest_compared(

@@ -299,7 +299,7 @@ def test_what_allows_no_context_is_one_clear_line(tiny: Build) -> None:
         fits.add_classes(["dog", "red cat"])
     assert fits.class_names == ["cat"]  # nothing was added
     assert len(fits.zero_shot_text_features) == len(fits._tokens) == 1
-    with pytest.raises(UserError, match="learned context already"):
+    with pytest.raises(UserError, match="already has a learned context"):
         learn_context(fits)
     with pytest.raises(UserError, match="SimpleTokenizer, and this model has OtherTokenizer"):
         learn_context(CLIPClassifier(tiny().clip, OtherTokenizer()))

@@ -1,1 +1,1 @@
-"""Fast image and text towers."""
+"""Fast encoders for the image and text towers of open_clip."""

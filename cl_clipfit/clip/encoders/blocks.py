@@ -1,8 +1,8 @@
 """The pre-norm residual block of open_clip's towers, on packed rows and in two precisions.
 
-The modules stay open_clip's own: here are only the arithmetic and its order. Rows of all samples
-lie in one matrix (T, width). In bf16 the matrix products and attention are bfloat16 over copies of
-the frozen weights made once; the residual stream, LayerNorms and whatever trains stay in fp32.
+The modules are open_clip's; this file only defines the arithmetic and its order. The rows of all
+samples form one matrix (T, width). In bf16, matrix products and attention use bfloat16 and cached
+copies of the frozen weights; the residual stream, LayerNorms and trainable parameters stay in fp32.
 """
 
 import weakref
@@ -24,12 +24,12 @@ from cl_clipfit.clip.encoders.stock import QUICK, plain, plain_norm
 class WeightCopies:
     """Copies of frozen weights in the type of the matrix products.
 
-    One is made again once its weight changes in place. A copy of this object is empty: its weights
-    will be others.
+    A copy is renewed when its weight changes in place. A copy of this object is empty, because its
+    weights will be different ones.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, str], tuple[Any, int, Tensor]] = {}
+        self._copies: dict[tuple[int, str], tuple[Any, int, Tensor]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightCopies":
         return WeightCopies()
@@ -38,30 +38,30 @@ class WeightCopies:
         return WeightCopies, ()
 
     def of(self, parameter: Tensor, owner: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
-        """Return `parameter` in another type; one that trains anew each time, with gradients."""
+        """Return `parameter` in another type; a trainable one is converted anew, with gradients."""
         if parameter.dtype == dtype:
             return parameter
         key, version = (id(owner), name), parameter._version
         if parameter.requires_grad:
-            self._known.pop(key, None)  # fused optimisers change it and leave its version
+            self._copies.pop(key, None)  # fused optimisers change it but not its version
             return parameter.to(dtype)
-        known = self._known.get(key)
-        if known is None or known[0]() is not parameter or known[1] != version:
+        cached = self._copies.get(key)
+        if cached is None or cached[0]() is not parameter or cached[1] != version:
             copied = _copied(parameter, dtype)
-            known = self._known[key] = (weakref.ref(parameter), version, copied)
-        elif known[2].device != parameter.device:  # .to() moves a parameter in its place
+            cached = self._copies[key] = (weakref.ref(parameter), version, copied)
+        elif cached[2].device != parameter.device:  # .to() moves a parameter in place
             copied = _copied(parameter, dtype)
-            known = self._known[key] = (known[0], version, copied)
-        return known[2]
+            cached = self._copies[key] = (cached[0], version, copied)
+        return cached[2]
 
 
-@torch.inference_mode(False)  # it is for training too
+@torch.inference_mode(False)  # the copy is also used in training
 def _copied(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return parameter.detach().to(dtype)
 
 
 def known_blocks(transformer: nn.Module) -> bool:
-    """Tell whether `Arithmetic.run` computes what these blocks do."""
+    """Return whether `Arithmetic.run` supports these blocks."""
     from open_clip.transformer import ResidualAttentionBlock, Transformer
 
     blocks: Iterable[Any] = getattr(transformer, "resblocks", ())
@@ -99,7 +99,7 @@ def _known_parts(block: Any) -> bool:
 def norm(module: Any, rows: Tensor, samples: int) -> Tensor:
     """Apply a LayerNorm to rows (T, width) of `samples` of equal length, in fp32.
 
-    A LayerNorm with a forward of its own, or of another class, sees (samples, T / samples, width).
+    A LayerNorm of another class, or with a replaced forward, gets (samples, T / samples, width).
     """
     if plain_norm(module):
         return F.layer_norm(rows, module.normalized_shape, module.weight, module.bias, module.eps)
@@ -107,12 +107,12 @@ def norm(module: Any, rows: Tensor, samples: int) -> Tensor:
 
 
 class Arithmetic:
-    """The products of a pass: their type, and the copies of weights in it.
+    """The matrix products of a pass: their type, and copies of the weights in that type.
 
     Args:
         copies: of the weights of one tower.
         dtype: torch.float32 or torch.bfloat16.
-        compiled: what runs plain blocks in place of this.
+        compiled: runs supported blocks instead, if given.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class Arithmetic:
         """Run blocks on rows (T, width) of `samples` of equal length N.
 
         Args:
-            blocks: for which `known_blocks` holds.
-            rows: what enters the first.
-            samples: how many.
-            hidden: (samples, 1, N, N), True where a row must not look.
-            recompute: keep the input of each block alone, and compute the rest again in the
-                backward pass.
+            blocks: blocks that satisfy `known_blocks`.
+            rows: the input of the first block.
+            samples: number of samples.
+            hidden: (samples, 1, N, N), True where a row must not attend.
+            recompute: store only the input of each block, and recompute the rest in the backward
+                pass.
         """
         for block in blocks:
             if recompute and torch.is_grad_enabled():
@@ -154,8 +154,8 @@ class Arithmetic:
         shape = shape_of(block, samples) if self.compiled else None
         if self.compiled and shape:
             return self.compiled(rows, self._weights(block), shape, hidden)
-        found = self.attention(block, rows, samples, hidden)
-        rows = self.add_linear(rows, block.attn.out_proj, found, block.ls_1)
+        attended = self.attention(block, rows, samples, hidden)
+        rows = self.add_linear(rows, block.attn.out_proj, attended, block.ls_1)
         return self.mlp(block, rows, samples)
 
     def _weights(self, block: Any) -> list[Tensor]:
@@ -171,13 +171,13 @@ class Arithmetic:
         ]  # fmt: skip
 
     def attention(self, block: Any, rows: Tensor, samples: int, hidden: Tensor | None) -> Tensor:
-        """Return what every row finds, (T, width), in the products' type; see `run`."""
+        """Return the attention's output, (T, width), in the products' type; see `run`."""
         normed = norm(block.ln_1, rows, samples).to(self.dtype)
         qkv = self.linear(block.attn, normed, "in_proj_")
         return self_attention(qkv, samples, block.attn.num_heads, hidden)
 
     def mlp(self, block: Any, rows: Tensor, samples: int) -> Tensor:
-        """Add what a block's second half computes to the rows, in fp32."""
+        """Add the output of a block's MLP to the rows, in fp32."""
         hidden = self.linear(block.mlp.c_fc, norm(block.ln_2, rows, samples).to(self.dtype))
         hidden = activation(block.mlp.gelu)(hidden)
         return self.add_linear(rows, block.mlp.c_proj, hidden, block.ls_2)
@@ -185,9 +185,9 @@ class Arithmetic:
     def add_linear(
         self, rows: Tensor, module: Any, inputs: Tensor, layer_scale: nn.Module
     ) -> Tensor:
-        """Add a linear layer of the inputs, scaled where a block does that, to the rows, in fp32.
+        """Add a linear layer of the inputs, with the block's layer scale, to the rows, in fp32.
 
-        The bias is added last: in fp32, and without a copy of it for every row.
+        The bias is added last: in fp32, and without expanding it to every row.
         """
         if not isinstance(layer_scale, nn.Identity):
             return rows + layer_scale(self.linear(module, inputs))
@@ -195,7 +195,7 @@ class Arithmetic:
 
 
 def activation(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return what computes an activation module's function fastest."""
+    """Return the fastest implementation of an activation module."""
     from open_clip.transformer import QuickGELU
 
     if plain(module, QuickGELU):
@@ -204,7 +204,7 @@ def activation(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 class _QuickGelu(torch.autograd.Function):
-    """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, whose passes over memory are half as many."""
+    """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, which needs half as many passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A block of a tower through `torch.compile`, and how long the compiler took."""
+"""Run the blocks of a tower through `torch.compile`, and measure the compilation time."""
 
 import functools
 import time
@@ -14,17 +14,17 @@ from cl_clipfit.clip.encoders.attention import self_attention
 from cl_clipfit.clip.encoders.stock import QUICK, plain, plain_norm
 from cl_clipfit.errors import UserError
 
-_SHAPES = 3  # for which PyTorch compiles anew, before sizes are variables to it
+_SHAPES = 3  # sizes that PyTorch compiles for separately, before it makes them dynamic
 
 
 class Shape(NamedTuple):
-    """What a block computes besides its weights.
+    """The settings of a block other than its weights.
 
     Attributes:
-        samples: of equal length in the rows.
-        heads: of the attention.
+        samples: number of samples of equal length in the rows.
+        heads: number of attention heads.
         eps: of both LayerNorms.
-        activation: "quick", or the approximation of GELU, "none" or "tanh".
+        activation: "quick", or the `approximate` setting of GELU, "none" or "tanh".
     """
 
     samples: int
@@ -34,13 +34,13 @@ class Shape(NamedTuple):
 
 
 class CompiledBlock:
-    """The blocks of a tower, one compiled function for all.
+    """One compiled function for all blocks of a tower.
 
-    The compiler runs when the first rows of a shape come; this pass is made twice then, and what
-    the first one took longer is its time. After the first shapes it has one function for all.
+    The compiler runs on the first rows of a shape; that pass is run twice, and the difference is
+    the compilation time. After the first shapes, one function with dynamic sizes serves all.
 
     Attributes:
-        seconds: that the compiler took so far.
+        seconds: total compilation time so far.
     """
 
     def __init__(self) -> None:
@@ -49,18 +49,18 @@ class CompiledBlock:
 
     @functools.cached_property
     def _function(self) -> Any:
-        return torch.compile(plain_block)  # not before it is used: that imports the compiler
+        return torch.compile(plain_block)  # only when used: this imports the compiler
 
     def __call__(
         self, rows: Tensor, weights: Sequence[Tensor], shape: Shape, hidden: Tensor | None
     ) -> Tensor:
-        """Compute what `plain_block` does."""
+        """Run `plain_block`, compiled."""
         trained = tuple(weight.requires_grad for weight in weights)
         kind = rows.shape[1], rows.requires_grad, trained, weights[2].dtype, shape[1:]
-        known = self._shapes.setdefault(kind, set())
+        sizes = self._shapes.setdefault(kind, set())
         size = len(rows), shape.samples
-        if size not in known and len(known) < _SHAPES:
-            known.add(size)
+        if size not in sizes and len(sizes) < _SHAPES:
+            sizes.add(size)
             first, second = (self._time(rows, weights, shape, hidden) for _ in range(2))
             self.seconds += max(0.0, first - second)
         return self._function(rows, weights, shape, hidden)
@@ -68,7 +68,7 @@ class CompiledBlock:
     def _time(
         self, rows: Tensor, weights: Sequence[Tensor], shape: Shape, hidden: Tensor | None
     ) -> float:
-        """Return the seconds of a forward and backward pass that nothing is kept of.
+        """Return the seconds of a forward and backward pass, and discard its results.
 
         Raises:
             UserError: PyTorch's compiler fails.
@@ -76,25 +76,27 @@ class CompiledBlock:
         from torch._dynamo.exc import TorchDynamoException
 
         start = time.perf_counter()
-        alone = rows.detach().requires_grad_(rows.requires_grad)
+        leaf = rows.detach().requires_grad_(rows.requires_grad)
         try:
-            with saved_tensors_hooks(_as_it_is, _as_it_is):  # a checkpoint counts what is saved
-                found = self._function(alone, weights, shape, hidden)
-            inputs = [t for t in (alone, *weights) if t.requires_grad]
+            with saved_tensors_hooks(
+                _identity, _identity
+            ):  # an outer checkpoint counts saved tensors
+                output = self._function(leaf, weights, shape, hidden)
+            inputs = [t for t in (leaf, *weights) if t.requires_grad]
             if inputs:
-                torch.autograd.grad(found, inputs, torch.ones_like(found))
+                torch.autograd.grad(output, inputs, torch.ones_like(output))
         except TorchDynamoException as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = " ".join(lines[:2])
             raise UserError(
-                f"--compile: PyTorch's compiler fails on this machine ({reason}); leave it out"
+                f"--compile: PyTorch's compiler fails on this machine ({reason}); omit it"
             ) from error
         if rows.device.type == "cuda":
             torch.cuda.synchronize(rows.device)
         return time.perf_counter() - start
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
@@ -108,15 +110,15 @@ def plain_block(
         weights: weight and bias of the first LayerNorm, of queries, keys and values, of the output
             of the attention, of the second LayerNorm, and of both linear layers.
         shape: see `Shape`.
-        hidden: (samples, 1, N, N), True where a row must not look.
+        hidden: (samples, 1, N, N), True where a row must not attend.
     """
-    gain_1, bias_1, qkv, qkv_bias, out, out_bias, gain_2, bias_2, up, up_bias, down, down_bias = (
+    scale_1, bias_1, qkv, qkv_bias, out, out_bias, scale_2, bias_2, up, up_bias, down, down_bias = (
         weights
     )
-    normed = F.layer_norm(rows, rows.shape[1:], gain_1, bias_1, shape.eps[0]).to(qkv.dtype)
-    found = self_attention(F.linear(normed, qkv, qkv_bias), shape.samples, shape.heads, hidden)
-    rows = rows + F.linear(found, out) + out_bias
-    normed = F.layer_norm(rows, rows.shape[1:], gain_2, bias_2, shape.eps[1]).to(up.dtype)
+    normed = F.layer_norm(rows, rows.shape[1:], scale_1, bias_1, shape.eps[0]).to(qkv.dtype)
+    attended = self_attention(F.linear(normed, qkv, qkv_bias), shape.samples, shape.heads, hidden)
+    rows = rows + F.linear(attended, out) + out_bias
+    normed = F.layer_norm(rows, rows.shape[1:], scale_2, bias_2, shape.eps[1]).to(up.dtype)
     inner = F.linear(normed, up, up_bias)
     if shape.activation == "quick":
         inner = inner * torch.sigmoid(QUICK * inner)
@@ -126,7 +128,7 @@ def plain_block(
 
 
 def shape_of(block: Any, samples: int) -> Shape | None:
-    """Return what a known block computes besides its weights; None where it is not a plain one."""
+    """Return the settings of a supported block, or None if it cannot be compiled."""
     from open_clip.transformer import QuickGELU
 
     norms, activation = (block.ln_1, block.ln_2), block.mlp.gelu

@@ -1,8 +1,8 @@
-"""Prompts without padding, in which what several begin with stands once.
+"""Prompts without padding, with shared prefixes encoded once.
 
-With causal attention the features of a token depend on the tokens before it alone. So what prompts
-have in common at their start needs encoding once, and what follows the end token not at all: they
-form a tree of tokens, in which each looks back along its own branch.
+With causal attention, the features of a token depend only on the tokens before it. A shared prefix
+of prompts is therefore encoded once, and tokens after the end token not at all: the prompts form a
+tree of tokens, in which each token attends along its branch.
 """
 
 import bisect
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Of a bundle, about: attention costs as much more as there are, and the more bundles there are, the
-# more often the first tokens of all prompts are repeated.
+# Approximate rows per bundle: more rows make attention more expensive; fewer rows give more
+# bundles, in which the prefix shared by all prompts is repeated more often.
 _ROWS = 96
 
 
@@ -26,9 +26,9 @@ class Packed:
 
     Attributes:
         ids: (B S,), token ids.
-        positions: (B S,), of each token in its prompts.
-        hidden: (B, 1, S, S), True where a token must not look: it sees itself and those before it
-            in its prompts.
+        positions: (B S,), position of each token in its prompts.
+        hidden: (B, 1, S, S), True where a token must not attend: it attends to itself and the
+            tokens before it in its prompts.
         last: (P,), the row of each prompt's end token.
     """
 
@@ -41,12 +41,12 @@ class Packed:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Packed":
-        """Move all tensors to a device, which nothing waits for."""
+        """Copy all tensors to a device asynchronously."""
         return Packed(**{name: to_device(value, device) for name, value in vars(self).items()})
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the CPU to a device without waiting for it."""
+    """Copy a tensor from the CPU to a device asynchronously."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
@@ -57,10 +57,10 @@ def pack(prompts: Sequence[Sequence[int]], limit: int) -> tuple[list[Packed], Te
 
     Args:
         prompts: token ids.
-        limit: of the rows of a part; a prompt that is longer is a part of its own.
+        limit: of rows per part; a longer prompt forms its own part.
 
     Returns:
-        the parts, and where each prompt is among the prompts of all parts, (P,).
+        the parts, and the index of each prompt among the prompts of all parts, (P,).
 
     Example:
         >>> (packed,), order = pack([[1, 5, 6, 7, 2], [1, 5, 6, 8, 9, 2]], limit=100)
@@ -105,9 +105,9 @@ class _Tree:
             before = prompt
 
     def hidden(self, room: int) -> Any:
-        """Return (room, room), False where a row sees another; one that is left over sees itself.
+        """Return (room, room), False where a row attends to another; a padding row sees itself.
 
-        So no row of the softmax is empty.
+        Thus no row of the softmax is empty.
         """
         hidden = np.ones((room, room), dtype=bool)
         for row, parent in enumerate(self.parents):
@@ -119,7 +119,7 @@ class _Tree:
 
 
 def _join(trees: Sequence[_Tree], room: int) -> Packed:
-    """Put each tree into `room` rows, filled up with its first token."""
+    """Put each tree into `room` rows, padded with its first token."""
     ids, positions, last = [], [], []
     for number, tree in enumerate(trees):
         spare = room - len(tree.ids)
@@ -131,27 +131,27 @@ def _join(trees: Sequence[_Tree], room: int) -> Packed:
 
 
 def _edges(prompts: Sequence[Sequence[int]], rows: int) -> list[int]:
-    """Divide sorted prompts into runs whose trees have about equally many rows.
+    """Divide sorted prompts into runs whose trees have about the same number of rows.
 
     Args:
         prompts: token ids.
-        rows: of a tree, at most; or as many as the longest prompt has.
+        rows: at most this many per tree, or the length of the longest prompt if that is more.
 
     Returns:
-        where each run starts, and the number of prompts.
+        the start of each run, and the number of prompts.
     """
     lengths = [len(prompt) for prompt in prompts]
     shared = [0, *(_shared(a, b) for a, b in itertools.pairwise(prompts))]
     longest = max(lengths)
     rooms = range(longest, max(longest, rows) + 1)
     fewest = len(_fill(lengths, shared, rooms[-1]))
-    # The smallest room in which there are no more of them: then none is nearly empty.
+    # The smallest room that needs no more runs, so that no run is nearly empty.
     least = bisect.bisect_left(rooms, -fewest, key=lambda room: -len(_fill(lengths, shared, room)))
     return [*_fill(lengths, shared, rooms[least]), len(prompts)]
 
 
 def _fill(lengths: Sequence[int], shared: Sequence[int], room: int) -> list[int]:
-    """Return where runs start that each fill as much of a room as they can."""
+    """Return the starts of runs that fill a room greedily."""
     starts: list[int] = []
     used = 0
     for i, (length, common) in enumerate(zip(lengths, shared, strict=True)):
@@ -164,7 +164,7 @@ def _fill(lengths: Sequence[int], shared: Sequence[int], room: int) -> list[int]
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two prompts have in common at their start."""
+    """Return the length of the common prefix of two prompts."""
     count = 0
     for one, other in zip(a, b, strict=False):
         if one != other:

@@ -1,6 +1,6 @@
-"""open_clip's causal text towers on packed prompts: no padding, shared beginnings encoded once.
+"""open_clip's causal text towers on packed prompts: no padding, shared prefixes encoded once.
 
-Same weights, same result as open_clip's `encode_text`: to 1e-5 in fp32, gradients too.
+The results equal those of open_clip's `encode_text` to 1e-5 in fp32, including gradients.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ from cl_clipfit.clip.encoders.blocks import Arithmetic, known_blocks, norm
 from cl_clipfit.clip.encoders.packing import Packed
 from cl_clipfit.clip.encoders.stock import plain, plain_norm
 
-_known_masks: Any = WeakIdKeyDictionary()
+_checked_masks: Any = WeakIdKeyDictionary()
 
 
 def known_tower(clip: nn.Module) -> bool:
-    """Tell whether this model's text tower is a causal one that `encode_packed` computes.
+    """Return whether `encode_packed` supports this model's text tower.
 
-    Another class, attention without a causal mask, a class token, or anything hooked to one of its
-    modules or put in the place of one is not.
+    It does not support other classes, attention without a causal mask, a class token, or a module
+    that has hooks or was replaced.
     """
     from open_clip.model import CLIP, CustomTextCLIP
     from open_clip.transformer import TextTransformer
@@ -41,19 +41,19 @@ def known_tower(clip: nn.Module) -> bool:
         and tower.token_embedding.weight.dtype == torch.float32
         and known_blocks(tower.transformer)
         and plain_norm(tower.ln_final)
-        # A token has other neighbours here than in its prompt: hooks would see them.
+        # Packing changes the neighbours of a token, which hooks would see.
         and all(plain_norm(b.ln_1) and plain_norm(b.ln_2) for b in tower.transformer.resblocks)
     )
 
 
 def _causal(mask: Tensor | None) -> bool:
-    """Tell whether a mask (L, L) hides what comes later and nothing else; looked at once."""
+    """Return whether a mask (L, L) is exactly causal; the result is cached."""
     if mask is None:
         return False
-    version, causal = _known_masks.get(mask, (None, False))
+    version, causal = _checked_masks.get(mask, (None, False))
     if version != mask._version:
         causal = torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
-        _known_masks[mask] = mask._version, causal
+        _checked_masks[mask] = mask._version, causal
     return causal
 
 
@@ -62,7 +62,7 @@ def _pooling(tower: Any) -> str:
 
 
 def end_positions(clip: nn.Module, tokens: Tensor) -> Tensor:
-    """Return where the prompts (P, L) of a model end: the tokens that the features are read at."""
+    """Return the positions of the end tokens of prompts (P, L), where features are read."""
     tower: Any = getattr(clip, "text", clip)
     if _pooling(tower) == "argmax":
         return tokens.argmax(1)
@@ -81,20 +81,20 @@ def encode_packed(
     """Encode packed prompts: features (P, d), not normalised.
 
     Args:
-        clip: a model for which `known_tower` holds.
+        clip: a model that satisfies `known_tower`.
         packed: the prompts, on the device.
         arithmetic: of the tower.
-        context: (n, width), what takes the places of learned words; see `context`.
-        recompute: keep little for the backward pass; see `Arithmetic.run`.
+        context: (n, width), embeddings of the learned words; see `clip.context`.
+        recompute: store less for the backward pass; see `Arithmetic.run`.
     """
     tower: Any = getattr(clip, "text", clip)
     *blocks, final = tower.transformer.resblocks
     rows, bundles, hidden = _embed(tower, packed, context), len(packed.hidden), packed.hidden
     rows = arithmetic.run(blocks, rows, bundles, hidden, recompute)
-    # From here on, no token but the end tokens asks for anything.
-    found = arithmetic.attention(final, rows, bundles, hidden).index_select(0, packed.last)
+    # From here on, only the end tokens are needed.
+    attended = arithmetic.attention(final, rows, bundles, hidden).index_select(0, packed.last)
     ends = rows.index_select(0, packed.last)
-    ends = arithmetic.add_linear(ends, final.attn.out_proj, found, final.ls_1)
+    ends = arithmetic.add_linear(ends, final.attn.out_proj, attended, final.ls_1)
     ends = arithmetic.mlp(final, ends, len(ends))
     features = norm(tower.ln_final, ends, len(ends))
     projection = tower.text_projection
@@ -106,7 +106,7 @@ def encode_packed(
 def _embed(tower: Any, packed: Packed, context: Tensor | None) -> Tensor:
     rows = F.embedding(packed.ids, tower.token_embedding.weight)
     if context is not None:
-        # Copies of the start token hold the places of the context, from position 1 on.
+        # Copies of the start token mark the positions of the context, from position 1.
         within = (packed.positions > 0) & (packed.positions <= len(context))
         learned = (packed.ids == packed.ids[0]) & within
         place = (packed.positions - 1).clamp(0, len(context) - 1)

@@ -1,4 +1,4 @@
-"""How a model's towers are run: by the fast encoders where these know them, else by open_clip."""
+"""Run a model's towers: with the fast encoders if supported, otherwise with open_clip."""
 
 import contextlib
 import logging
@@ -25,9 +25,9 @@ class Pass:
     """How the towers compute.
 
     Attributes:
-        precision: of the products.
-        recompute: keep little for the backward pass; see `Arithmetic.run`.
-        compile: run the blocks through `torch.compile` where a gradient is asked for.
+        precision: of the matrix products.
+        recompute: store less for the backward pass; see `Arithmetic.run`.
+        compile: run the blocks through `torch.compile` if gradients are needed.
     """
 
     precision: Precision = "fp32"
@@ -36,15 +36,15 @@ class Pass:
 
 
 TEXT_PART = 8192  # tokens encoded at once
-_FULL_LENGTH_PART = 256  # prompts encoded at once, where they are not packed
-_PLANS = 8  # packed sets of prompts that are kept
+_FULL_LENGTH_PART = 256  # prompts encoded at once if they are not packed
+_PLANS = 8  # cached packed sets of prompts
 _log = logging.getLogger(__name__)
 
 
 class Towers:
     """The encoders of a model, with copies of its weights and its packed prompts.
 
-    A deep copy starts empty. Nothing here belongs to the state of the model.
+    A deep copy starts empty. Nothing here is part of the model's state.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Towers:
         self._ids: Any = WeakIdKeyDictionary()  # token ids of a tensor, as lists
         self._unchanged: tuple[list[Tensor | None], Any, Tensor] | None = None
         self._compiled = CompiledBlock()
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Towers":
         return Towers()
@@ -62,18 +62,18 @@ class Towers:
         return Towers, ()
 
     def knows_image(self, clip: nn.Module) -> bool:
-        """Tell whether the fast encoder runs the image tower."""
+        """Return whether the fast encoder supports the image tower."""
         from open_clip.model import CLIP, CustomTextCLIP
 
-        own = type(clip) in (CLIP, CustomTextCLIP) and "encode_image" not in vars(clip)
-        return own and vision.known_tower(clip.visual)  # type: ignore[arg-type]
+        stock = type(clip) in (CLIP, CustomTextCLIP) and "encode_image" not in vars(clip)
+        return stock and vision.known_tower(clip.visual)  # type: ignore[arg-type]
 
     def embed(self, clip: Any, images: Tensor, how: Pass) -> Tensor:
-        """Return what enters the blocks of a tower that `knows_image`: (B, N, width)."""
+        """Return the embedded patches of a tower that `knows_image`: (B, N, width)."""
         return vision.embed_patches(clip.visual, images, self._arithmetic(0, how))
 
     def encode_embedded(self, clip: Any, embedded: Tensor, how: Pass) -> Tensor:
-        """Encode what `embed` returned: (B, d), not normalised."""
+        """Encode the output of `embed`: (B, d), not normalised."""
         arithmetic = self._arithmetic(0, how)
         return vision.encode_embedded(clip.visual, embedded, arithmetic, how.recompute)
 
@@ -82,13 +82,15 @@ class Towers:
         if self.knows_image(clip):
             return self.encode_embedded(clip, self.embed(clip, images, how), how)
         if how.compile:
-            self._tell("--compile: this image tower is not an open_clip ViT and runs as it is")
-        with _own_precision(images.device, how.precision):
+            self._log_once(
+                "--compile: this image tower is not an open_clip ViT and is not compiled"
+            )
+        with _autocast(images.device, how.precision):
             if how.recompute and torch.is_grad_enabled():
-                found = checkpoint(clip.encode_image, images, use_reentrant=False)
+                features = checkpoint(clip.encode_image, images, use_reentrant=False)
             else:
-                found = clip.encode_image(images)
-        return found.float() if how.precision == "bf16" else found
+                features = clip.encode_image(images)
+        return features.float() if how.precision == "bf16" else features
 
     def encode_prompts(
         self, clip: Any, prompts: Sequence[Tensor], context: Tensor | None, how: Pass
@@ -97,7 +99,7 @@ class Towers:
 
         Args:
             clip: the model.
-            prompts: token ids; the same tensor objects are packed once.
+            prompts: token ids; the same tensor objects are packed only once.
             context: learned words; see `clip.context`.
             how: see `Pass`.
         """
@@ -106,52 +108,52 @@ class Towers:
         parts, order = self._packed(clip, prompts)
         arithmetic = self._arithmetic(1, how)
         again = torch.is_grad_enabled() and len(parts) > 1
-        found = []
+        features = []
         for packed in parts:
             inputs = clip, packed, arithmetic, context
-            if again:  # keep the activations of one part at a time
-                found.append(
+            if again:  # store the activations of one part at a time
+                features.append(
                     checkpoint(text.encode_packed, *inputs, how.recompute, use_reentrant=False)
                 )
             else:
-                found.append(text.encode_packed(*inputs, how.recompute))
-        return torch.cat(found)[order]
+                features.append(text.encode_packed(*inputs, how.recompute))
+        return torch.cat(features)[order]
 
     @property
     def compile_seconds(self) -> float:
-        """What `torch.compile` took so far."""
+        """The seconds that `torch.compile` took so far."""
         return self._compiled.seconds
 
     def forget(self) -> None:
-        """Drop what was made of the weights; it is made again when it is needed."""
+        """Drop everything derived from the weights; it is recomputed when needed."""
         self._copies = WeightCopies(), WeightCopies()
         self._unchanged = None
 
     def unchanged(
         self, clip: Any, context: Tensor | None, state: Any, make: Callable[[], Tensor]
     ) -> Tensor:
-        """Return text features that `make` makes, or a copy of the last ones if nothing changed.
+        """Return the text features from `make`, or a copy of the last ones if nothing changed.
 
         Args:
-            clip: the model; where something in it trains, or its text tower is not a known one,
-                features are made.
-            context: learned words, which may train.
+            clip: the model; if its text tower is trainable or not supported, the features are
+                always recomputed.
+            context: learned words, which may be trainable.
             state: what the features depend on besides modules and weights.
             make: encodes the text.
         """
         weights = [*self.text_weights(clip), context]
         trained = any(p is not None and p.requires_grad for p in weights)
         if trained or not text.known_tower(clip):
-            self._unchanged = None  # fused optimisers change weights and leave their versions
+            self._unchanged = None  # fused optimisers change weights but not their versions
             return make()
-        # A weight changes in place, which its version counts, or it is another tensor.
+        # A weight changes in place, which increments its version, or is replaced by another tensor.
         state = state, [id(m) for m in getattr(clip, "text", clip).modules()]
         versions = [(p.device, p._version) for p in weights if p is not None]
-        known = self._unchanged
-        if known is not None and known[1] == (state, versions):
-            same = all(a is b for a, b in zip(known[0], weights, strict=True))
-            if same:
-                return known[2].clone()
+        cached = self._unchanged
+        if cached is not None and cached[1] == (state, versions):
+            identical = all(a is b for a, b in zip(cached[0], weights, strict=True))
+            if identical:
+                return cached[2].clone()
         made = make()
         self._unchanged = weights, (state, versions), made.clone()
         return made
@@ -162,24 +164,24 @@ class Towers:
         return [p for p in clip.parameters() if id(p) not in visual]
 
     def tokens(self, clip: Any, prompts: Sequence[Tensor]) -> int:
-        """Return how many tokens a pass over these prompts encodes."""
+        """Return the number of tokens that a pass over these prompts encodes."""
         if not text.known_tower(clip):
             return sum(t.numel() for t in prompts)
         return sum(len(part) for part in self._packed(clip, prompts)[0])
 
     def _packed(self, clip: Any, prompts: Sequence[Tensor]) -> tuple[list[Packed], Tensor]:
-        """Return packed parts, on the model's device, and where each prompt is among their rows."""
+        """Return packed parts, on the model's device, and the index of each prompt among them."""
         device = clip.logit_scale.device
         key = device, *map(id, prompts)
         if key not in self._plans:
             ids = [row for tokens in prompts for row in self._rows(clip, tokens)]
-            with torch.inference_mode(False):  # they are for training too
+            with torch.inference_mode(False):  # they are also used in training
                 parts, order = pack(ids, TEXT_PART)
                 parts = [part.to(device) for part in parts]
                 order = to_device(order, device)
             while len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
-            # The prompts are held, since ids of objects that are gone are used again.
+            # Keep a reference to the prompts: ids of deleted objects are reused.
             self._plans[key] = list(prompts), parts, order
         _, parts, order = self._plans[key]
         return parts, order
@@ -195,14 +197,16 @@ class Towers:
     def _encode_full_length(
         self, clip: Any, prompts: Sequence[Tensor], context: Tensor | None, how: Pass
     ) -> Tensor:
-        self._tell("this text tower is not a causal one of open_clip's: no prompt is shortened")
+        self._log_once(
+            "this text tower is not a causal one of open_clip: prompts are encoded at full length"
+        )
         tokens = torch.cat(list(prompts)).to(clip.logit_scale.device)
         parts = tokens.split(_FULL_LENGTH_PART)
 
-        def encode(part: Tensor) -> Tensor:
-            with context_in_place(clip, context), _own_precision(part.device, how.precision):
-                found = clip.encode_text(part)
-            return found.float() if how.precision == "bf16" else found
+        def encode(chunk: Tensor) -> Tensor:
+            with context_in_place(clip, context), _autocast(chunk.device, how.precision):
+                features = clip.encode_text(chunk)
+            return features.float() if how.precision == "bf16" else features
 
         again = torch.is_grad_enabled() and (how.recompute or len(parts) > 1)
         return torch.cat(
@@ -214,15 +218,15 @@ class Towers:
         compiled = self._compiled if how.compile and torch.is_grad_enabled() else None
         return Arithmetic(self._copies[tower], dtype, compiled)
 
-    def _tell(self, message: str) -> None:
+    def _log_once(self, message: str) -> None:
         """Log a line once."""
-        if message not in self._told:
-            self._told.add(message)
+        if message not in self._logged:
+            self._logged.add(message)
             _log.info(message)
 
 
-def _own_precision(device: torch.device, precision: Precision) -> Any:
-    """Let open_clip's own forward compute in a precision."""
+def _autocast(device: torch.device, precision: Precision) -> Any:
+    """Return a context in which open_clip's forward computes in a precision."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

@@ -1,8 +1,7 @@
 """open_clip's ViT image towers, encoded with fewer and faster operations.
 
-Same weights, same result as open_clip's own forward: to 1e-5 in fp32, to bfloat16's rounding in
-bf16. Where only the class token is read, the last block computes nothing for the other tokens but
-their keys and values.
+The results equal those of open_clip's forward to 1e-5 in fp32, and to bfloat16's rounding in bf16.
+If only the class token is read, the last block computes only keys and values of the other tokens.
 """
 
 from typing import Any
@@ -17,10 +16,10 @@ from cl_clipfit.clip.encoders.stock import plain
 
 
 def known_tower(visual: nn.Module) -> bool:
-    """Tell whether this is an open_clip ViT that `encode_embedded` computes.
+    """Return whether `encode_embedded` supports this tower.
 
-    Another class, a pooling by attention, dropped patches, or anything hooked to one of its modules
-    or put in the place of one is not; LayerNorms may be hooked or replaced.
+    It does not support other classes than open_clip's ViT, attention pooling, patch dropout, or a
+    module that has hooks or was replaced, except for LayerNorms.
     """
     from open_clip.transformer import VisionTransformer
 
@@ -39,10 +38,10 @@ def known_tower(visual: nn.Module) -> bool:
 
 
 def embed_patches(visual: Any, images: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """Return what enters the first LayerNorm: (B, N, width), in fp32.
+    """Return the input of the first LayerNorm: (B, N, width), in fp32.
 
     Args:
-        visual: a tower for which `known_tower` holds.
+        visual: a tower that satisfies `known_tower`.
         images: float (B, 3, H, W), preprocessed.
         arithmetic: of the tower.
     """
@@ -56,13 +55,13 @@ def embed_patches(visual: Any, images: Tensor, arithmetic: Arithmetic) -> Tensor
 def encode_embedded(
     visual: Any, embedded: Tensor, arithmetic: Arithmetic, recompute: bool = False
 ) -> Tensor:
-    """Encode what `embed_patches` returned: (B, d), not normalised.
+    """Encode the output of `embed_patches`: (B, d), not normalised.
 
     Args:
-        visual: a tower for which `known_tower` holds.
+        visual: a tower that satisfies `known_tower`.
         embedded: (B, N, width).
         arithmetic: of the tower.
-        recompute: keep little for the backward pass; see `Arithmetic.run`.
+        recompute: store less for the backward pass; see `Arithmetic.run`.
     """
     samples = len(embedded)
     rows = norm(visual.ln_pre, embedded.flatten(0, 1), samples)
@@ -84,9 +83,9 @@ def _last_block(block: Any, rows: Tensor, samples: int, arithmetic: Arithmetic) 
     query = arithmetic.linear(block.attn, tokens, "in_proj_", slice(width))
     pairs = arithmetic.linear(block.attn, normed, "in_proj_", slice(width, None))
     key, value = pairs.view(samples, -1, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
-    found = attend(query.view(samples, heads, 1, -1), key, value).reshape(samples, width)
+    attended = attend(query.view(samples, heads, 1, -1), key, value).reshape(samples, width)
     tokens = rows.view(samples, -1, width)[:, 0]
-    tokens = arithmetic.add_linear(tokens, block.attn.out_proj, found, block.ls_1)
+    tokens = arithmetic.add_linear(tokens, block.attn.out_proj, attended, block.ls_1)
     return arithmetic.mlp(block, tokens, samples)
 
 

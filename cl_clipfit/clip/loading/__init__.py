@@ -1,1 +1,1 @@
-"""Models by name: open_clip's, files, folders, the bundled one."""
+"""Load models by name: from open_clip, a file or a folder, or the bundled one."""

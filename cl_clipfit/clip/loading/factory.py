@@ -28,7 +28,7 @@ from cl_clipfit.clip.loading.untrusted_config import check_config
 from cl_clipfit.clip.loading.untrusted_weights import check_checkpoint, check_folder
 from cl_clipfit.errors import UserError
 
-RANDOM_SEED = 0  # of the weights of ARCH:random
+RANDOM_SEED = 0  # for the weights of ARCH:random
 
 
 def create_classifier(
@@ -40,8 +40,8 @@ def create_classifier(
         name: `mini`; `ARCH:TAG` with an open_clip tag, downloaded by open_clip; `ARCH:TAG:FILE`,
             the same from a file; `ARCH:FILE` with any checkpoint; `ARCH:random` for untrained
             weights; `hf-hub:ORG/REPO`; `local-dir:FOLDER`.
-        device: where the model goes.
-        precision: arithmetic of the towers; see `CLIPClassifier`.
+        device: to put the model on.
+        precision: of the towers; see `CLIPClassifier`.
 
     Raises:
         UserError: unknown architecture or tag, activation mismatch, a file that cannot be loaded,
@@ -50,7 +50,7 @@ def create_classifier(
     architecture, pretrained = parse_model(name)
     weights = check_model(name)
     local = architecture.startswith("local-dir:")
-    label = Path(architecture).name if local else architecture  # folders are private
+    label = Path(architecture).name if local else architecture  # the path of a folder is private
     clip = _load(architecture, weights)
     tokenizer = _tokenizer(architecture)
     bundled = architecture == MINI and not pretrained
@@ -75,12 +75,12 @@ def check_model(name: str) -> Weights:
 
 @contextlib.contextmanager
 def _patient_hub() -> Iterator[None]:
-    """Take weights from the hub's cache at once where there is no network, without its chatter.
+    """Use the hub's cache immediately if there is no network, and silence its logging.
 
-    It is told nothing about who uses them, unless HF_HUB_DISABLE_TELEMETRY=0 asks for that.
+    Telemetry is disabled unless HF_HUB_DISABLE_TELEMETRY=0 is set.
 
     The hub client retries for a minute before it gives up. A host name that cannot be resolved
-    needs no retry; behind a proxy the resolver knows nothing, so there the client is left alone.
+    needs no retry; behind a proxy it need not be resolvable, so the client is not changed then.
     """
     from huggingface_hub import constants
 
@@ -93,7 +93,7 @@ def _patient_hub() -> Iterator[None]:
             socket.getaddrinfo(host, None)
         except OSError:
             constants.HF_HUB_OFFLINE = True
-    logging.disable(logging.CRITICAL)  # open_clip logs as errors what is reported here
+    logging.disable(logging.CRITICAL)  # open_clip logs errors that are reported here
     try:
         yield
     finally:
@@ -115,7 +115,7 @@ def _load(architecture: str, weights: Weights) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]), _patient_hub():
             torch.manual_seed(RANDOM_SEED)
-            _check_strangers(architecture)
+            _check_untrusted(architecture)
             return open_clip.create_model(architecture, **options)
     except UserError:
         raise
@@ -123,7 +123,7 @@ def _load(architecture: str, weights: Weights) -> nn.Module:
         raise UserError(_load_message(architecture, weights, error)) from error
 
 
-def _check_strangers(architecture: str) -> None:
+def _check_untrusted(architecture: str) -> None:
     """Check the files of a folder, or of the hub, before open_clip reads them."""
     from open_clip.pretrained import download_pretrained_from_hf
 
@@ -188,7 +188,7 @@ def _tokenizer(architecture: str) -> Any:
 
 
 def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of a module's state, in name order."""
+    """Return the SHA-256 over names, types, shapes and values of a module's state, by name."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Model names and what they stand for: `ARCH`, `ARCH:TAG`, `ARCH:FILE`, `ARCH:TAG:FILE`."""
+"""Parse and check model names: `ARCH`, `ARCH:TAG`, `ARCH:FILE`, `ARCH:TAG:FILE`."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
 def parse_model(name: str) -> tuple[str, str]:
-    """Split `ARCH[:PRETRAINED]`; PRETRAINED is "" where none is given.
+    """Split `ARCH[:PRETRAINED]`; PRETRAINED is "" if none is given.
 
     Example:
         >>> parse_model("ViT-B-32:laion2b_s34b_b79k")
@@ -32,11 +32,11 @@ def parse_model(name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights come from: a file, a tag, both (the tag then says how they were trained).
+    """The source of weights: a file, a tag, or both (the tag then tells how they were trained).
 
     Attributes:
-        tag: tag of open_clip's list, "random", or "" where a file comes without one.
-        file: checkpoint file, or "" to download the tag's.
+        tag: a tag of open_clip, "random", or "" for a file without a tag.
+        file: checkpoint file, or "" to download the weights of the tag.
     """
 
     tag: str
@@ -44,12 +44,12 @@ class Weights:
 
     @property
     def label(self) -> str:
-        """Name for people; the hash of the weights tells files apart, and folders are private."""
+        """Name to display: without folders, which are private; a hash distinguishes files."""
         return Path(self.file).name if self.file else self.tag or "hub"
 
 
 def resolve_weights(architecture: str, pretrained: str) -> Weights:
-    """Tell tags, files and their combination apart, with every check that needs no weights.
+    """Resolve a tag, a file or both, with every check that does not need the weights.
 
     Raises:
         UserError: an unknown architecture or tag, no weights named, or an activation mismatch.
@@ -57,9 +57,9 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
     import open_clip
 
     if architecture not in open_clip.list_models():
-        known = nearest(architecture, open_clip.list_models())
+        suggestion = nearest(architecture, open_clip.list_models())
         raise UserError(
-            f"unknown model architecture '{architecture}'. {known}"
+            f"unknown model architecture '{architecture}'. {suggestion}"
             " All are listed by: python run.py list models"
         )
     if architecture == MINI and not pretrained:
@@ -72,7 +72,7 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
         )
     if pretrained == "random":
         return Weights("random")
-    # A tag comes first, as in open_clip: a file of that name must not turn the checks off.
+    # A tag takes precedence, as in open_clip: a file of that name must not disable the checks.
     tag, _, file = pretrained.partition(":")
     if open_clip.get_pretrained_cfg(architecture, tag):
         _check_activation(architecture, tag)
@@ -88,48 +88,48 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
 
 
 def preprocessing_of(architecture: str, weights: Weights) -> dict[str, Any]:
-    """Return how images were prepared in training, which open_clip applies to downloads alone.
+    """Return the preprocessing of training, which open_clip applies only to downloads.
 
-    A file without a tag gets what all tags of its architecture agree on.
+    A file without a tag gets the preprocessing that all tags of its architecture share.
 
     Raises:
-        UserError: they do not agree.
+        UserError: the tags differ.
     """
     import open_clip
     from open_clip.transform import PreprocessCfg
 
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     defaults = asdict(PreprocessCfg())
-    known = {}
+    variants = {}
     for tag in [weights.tag] if weights.tag else tags:
         config = open_clip.get_pretrained_cfg(architecture, tag)
         settings = {key: defaults[key] for key in _PREPROCESS_KEYS}
         settings |= {key: config[key] for key in settings if config.get(key) is not None}
-        known[repr(settings)] = settings
-    if len(known) > 1:
+        variants[repr(settings)] = settings
+    if len(variants) > 1:
         raise UserError(
-            f"weights of {architecture} were trained with different preprocessing: say which,"
+            f"weights of {architecture} were trained with different preprocessing: specify a tag,"
             f" --model {architecture}:TAG:{weights.file}. Tags: {', '.join(tags)}."
         )
-    return next(iter(known.values()), {})
+    return next(iter(variants.values()), {})
 
 
 def _check_activation(architecture: str, tag: str) -> None:
-    """Refuse a GELU that differs from the one the weights were trained with.
+    """Refuse a GELU other than the one that the weights were trained with.
 
-    open_clip compares the same two settings, and only warns. It also warns of tags that do not say
-    (roberta-ViT-B-32), whose weights were made with the architecture's own setting.
+    open_clip compares the same two settings, but only warns. It also warns about tags without the
+    setting (roberta-ViT-B-32), whose weights were trained with that of the architecture.
     """
     import open_clip
 
-    wanted = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
+    trained = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
     built = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
-    if wanted is None or wanted == built:
+    if trained is None or trained == built:
         return
     bare = architecture.removesuffix("-quickgelu")
-    right = f"{bare}-quickgelu" if wanted else bare
+    right = f"{bare}-quickgelu" if trained else bare
     hint = f" Use --model {right}:{tag}" if right in open_clip.list_models() else ""
     raise UserError(
-        f"weights '{tag}' were trained with {'QuickGELU' if wanted else 'plain GELU'}, which"
+        f"weights '{tag}' were trained with {'QuickGELU' if trained else 'plain GELU'}, which"
         f" {architecture} does not use (QuickGELU mismatch): every feature would be wrong.{hint}"
     )

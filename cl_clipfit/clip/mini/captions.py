@@ -1,7 +1,7 @@
 """Every caption of the mini CLIP's pre-training world, and which images each one fits.
 
 An image is described by *facts* ("letter b"; or "red", "striped", "circle"). A caption states some
-of them and fits every image of which all it states is true.
+of them, and fits every image for which all stated facts are true.
 """
 
 from dataclasses import dataclass, field
@@ -94,7 +94,7 @@ def sample_pairs(
             shapes.SHAPES[int(c * len(shapes.SHAPES))],
         )
         looks.append(look)
-        # Captions leave things out, as people do; "solid" is seldom worth a word.
+        # Captions omit facts, as people do; "solid" is rarely mentioned.
         keep = (0.6, 0.2 if look[1] == "solid" else 0.6, 0.9)
         said = tuple(f for f, m, k in zip(look, mention, keep, strict=True) if m < k)
         facts.append(look)

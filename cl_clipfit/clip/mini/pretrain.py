@@ -1,4 +1,4 @@
-"""Pre-train the bundled mini CLIP: `python -m cl_clipfit.clip.pretrain_mini --output FILE`.
+"""Pre-train the bundled mini CLIP: `python -m cl_clipfit.clip.mini.pretrain --output FILE`.
 
 Contrastive pre-training (Radford et al. 2021, arXiv 2103.00020) on procedurally drawn, captioned
 images. Two captions of a batch may fit the same image ("a circle", "a red circle"), so the targets
@@ -69,8 +69,8 @@ def _tokenize(captions: list[str]) -> Tensor:
 def build_compact(tokens: Tensor, seed: int) -> tuple[Any, Tensor, Tensor]:
     """Build the mini CLIP with a token table of the used rows only.
 
-    Training all 49,408 rows would cost most of a step for rows that never appear. The used ids are
-    kept sorted, so that the end token stays the largest and open_clip's arg-max pooling finds it.
+    Training all 49,408 rows would spend most of a step on rows that never occur. The used ids stay
+    sorted, so that the end token is still the largest and open_clip's arg-max pooling finds it.
 
     Returns:
         the model, the used token ids (V,), the captions (N, L) in compact ids.
@@ -89,7 +89,7 @@ def build_compact(tokens: Tensor, seed: int) -> tuple[Any, Tensor, Tensor]:
 def full_state(model: nn.Module, used: Tensor, seed: int) -> dict[str, Tensor]:
     """Return the fp16 state dict with the trained rows scattered into the full token table.
 
-    Rows never trained stay random, as at the start of any training: those words mean nothing.
+    Rows that were never trained keep their random initialisation: those words have no meaning.
     """
     config = json.loads((MINI_FOLDER / "mini.json").read_text())
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{line} {minutes:.1f} min", flush=True)
 
     save_file(pretrain(steps=arguments.steps, seed=arguments.seed, report=report), partial)
-    partial.replace(arguments.output)  # a run that is stopped leaves the old file alone
+    partial.replace(arguments.output)  # an interrupted run leaves the old file unchanged
     print(f"wrote {arguments.output} in {(time.monotonic() - started) / 60:.1f} min")
     return 0
 

@@ -150,8 +150,8 @@ def sample_classes(labels: Sequence[int], generator: Generator, severity: float 
 def shift_domain(images: Tensor, generator: Generator, severity: float) -> Tensor:
     """Move images (B, 3, 32, 32) away from the pre-training domain.
 
-    A fixed colour cast and a darker tone curve, which tuning can learn, and clutter, blur and
-    noise, which it can only learn to bear.
+    A fixed colour cast and a darker tone curve, which tuning can compensate, and clutter, blur and
+    noise, to which it can only become robust.
     """
     from torchvision.transforms.functional import gaussian_blur
 
