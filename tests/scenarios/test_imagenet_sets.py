@@ -217,7 +217,7 @@ def test_damaged_tables_of_tiny_imagenet_are_told(tmp_path: Path) -> None:
     table = root / "val" / "val_annotations.txt"
     whole = table.read_text()
     for text, message in (
-        (f"val_1.JPEG\t{WNIDS[7]}\t0\n", f"contradict each other about {WNIDS[7]}"),
+        (f"val_1.JPEG\t{WNIDS[7]}\t0\n", f"disagree about {WNIDS[7]}"),
         ("val_1.JPEG\n", "entry 1: expected 3 columns, got 1"),
         (
             f"val_999.JPEG\t{WNIDS[0]}\t0\n",
@@ -318,7 +318,7 @@ def test_imagenet_v2_counts_folders_as_numbers(tmp_path: Path) -> None:
         assert int(path.parent.name) == label
     assert source.test.labels.tolist() == list(range(1000))
     unpacked(tmp_path, {f"{V2}/1000/1.jpeg": b""})
-    with pytest.raises(UserError, match="1000 is no label from 0 to 999"):
+    with pytest.raises(UserError, match="1000 is not a label from 0 to 999"):
         load(imagenet_v2, tmp_path)
     part = load(imagenet_v2, unpacked(tmp_path / "b", folders(V2, ("10", "2", "999"), 1, "jpeg")))
     assert part.class_names == ("great white shark", "brambling", "toilet paper")

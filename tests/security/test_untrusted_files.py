@@ -356,10 +356,10 @@ def test_no_other_program_is_started_for_an_image(
     monkeypatch.setattr("subprocess.check_call", start)
     file = tmp_path / "x.jpg"
     Image.new("RGB", (8, 8)).save(file, "EPS")
-    refused(lambda: open_image(file), "no image of a known kind")
+    refused(lambda: open_image(file), "not an image of a supported format")
     for kind in ("PDF", "ICNS", "TGA"):
         Image.new("RGB", (16, 16)).save(file, kind)
-        refused(lambda: open_image(file), "no image of a known kind")
+        refused(lambda: open_image(file), "not an image of a supported format")
 
 
 def test_an_image_of_very_many_pixels_is_not_decoded(tmp_path: Path) -> None:
