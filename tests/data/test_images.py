@@ -13,8 +13,8 @@ from sklearn.datasets import load_sample_images
 from cl_clipfit.clip import CLIPClassifier, ModelIdentity
 from cl_clipfit.clip.preprocess import Preprocess
 from cl_clipfit.config.options import Recipe
+from cl_clipfit.data.images import lazy as images_module
 from cl_clipfit.data.images.lazy import ImageFiles, LazyImages, concatenate, hashed_by
-from cl_clipfit.data.images.lazy import lazy as images_module
 from cl_clipfit.data.images.loading import ImageLoader, memory_budget, sized
 from cl_clipfit.data.source import DataRequest, ImageSet, Source
 from cl_clipfit.data.streams import build_scenario

@@ -278,7 +278,7 @@ def test_results_are_fp32_in_the_order_of_the_first() -> None:
         (lambda v: merging.dare(v, [v], drop=1.0), "drop 1.0 must be at least 0 and below 1"),
         (lambda v: merging.dare(v, [v], drop=-0.1), "drop -0.1"),
         (lambda v: merging.fisher([v, v], [v]), "2 sets of values with 1 Fishers"),
-        (lambda v: merging.fisher([v], [row(a=[1.0, -1.0])]), "Fisher of tensor a has entries"),
+        (lambda v: merging.fisher([v], [row(a=[1.0, -1.0])]), "Fisher of tensor a has negative"),
         (lambda v: merging.fisher([v], [row(a=[1.0, math.nan])]), "Fisher of tensor a has"),
         (lambda v: merging.fisher([v], [v], floor=0.0), "floor 0.0 must be above 0"),
         (lambda v: merging.distance(v, v, v, {}), "tensor a does not belong to a group"),
