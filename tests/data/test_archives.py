@@ -417,7 +417,9 @@ def test_unpacked_folders_at_below_and_above(tmp_path: Path) -> None:
         get(archives, tmp_path / "at" / "other")
     shutil.rmtree(inner / "deep")
     for given in (inner, tmp_path / "at"):
-        with pytest.raises(UserError, match=r"expected the archives photos.tar.gz, or the unpacked"):
+        with pytest.raises(
+            UserError, match=r"expected the archives photos.tar.gz, or the unpacked"
+        ):
             get(archives, given)
 
 
