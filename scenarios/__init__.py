@@ -1,1 +1,1 @@
-"""One file for each stream. A file dropped in here is a new scenario."""
+"""One file per stream. To add a scenario, put a file here."""

@@ -20,7 +20,7 @@ CLASS_ORDER = "natural"
 
 
 class BaseToNovelOptions(Options):
-    """Which data set."""
+    """The data set to use."""
 
     dataset: str = Field("split-digits", description="any scenario: run.py list scenarios")
 
@@ -30,5 +30,5 @@ class BaseToNovelOptions(Options):
 
 
 def load(options: BaseToNovelOptions, request: DataRequest) -> Source:
-    """Read the data set; the larger half, in label order, are its base classes."""
+    """Read the data set; the first half of the classes, rounded up, are the base classes."""
     return base_and_novel(request.other(options.dataset, request.data_dir))

@@ -29,9 +29,9 @@ ARCHIVES = (
         "md5:3138e1922a9193bfa496528edbbc45d0",
     ),
 )
-EXPECTED = ("caltech-101/101_ObjectCategories.tar.gz",)  # an archive in the archive
+EXPECTED = ("caltech-101/101_ObjectCategories.tar.gz",)  # an archive inside the archive
 UNPACKED = "caltech101/101_ObjectCategories"
-NAMES = {  # where the folder's name does not read well
+NAMES = {  # for folders whose names do not read well
     "Faces": "off-center face",
     "Faces_easy": "centered face",
     "Leopards": "leopard",
@@ -50,7 +50,7 @@ NAMES = {  # where the folder's name does not read well
 class CaltechOptions(Options):
     """Settings of the split."""
 
-    split_seed: int = Field(42, ge=0, description="of the draw of the training images")
+    split_seed: int = Field(42, ge=0, description="seed of the draw of the training images")
 
 
 def load(options: CaltechOptions, request: DataRequest) -> Source:
@@ -71,7 +71,7 @@ def _find(request: DataRequest) -> tuple[Located, Path]:
     given = request.data_dir
     if given is not None and (given / UNPACKED).is_dir():
         return obtain(NAME, ARCHIVES, (UNPACKED,), request), given
-    located = obtain(NAME, ARCHIVES, EXPECTED, request, f"A folder with {UNPACKED} serves too")
+    located = obtain(NAME, ARCHIVES, EXPECTED, request, f"A folder with {UNPACKED} works too")
     inner = located.folder / EXPECTED[0]
     archive = Archive("", "", name=inner.name, into="caltech101")
     silent = DataRequest(inner, progress=request.progress)

@@ -1,8 +1,8 @@
-"""Train on one data set, test on others: which ones, `--probe` says.
+"""Train on one data set, test on others, which `--probe` names.
 
 The protocol of CoOp's successors (Zhou et al. 2022, arXiv 2203.05557): 16 shots of all classes of
-ImageNet, then ten other data sets zero-shot. Nine of them are here; UCF101 has no download of
-single frames: make a folder of it and name a scenario file that reads it.
+ImageNet, then ten other data sets zero-shot. Nine of them are included; UCF101 is not available
+for download as single frames: make a folder of them and name a scenario file that reads it.
 """
 
 from pydantic import Field
@@ -24,7 +24,7 @@ PROBES = (
 
 
 class CrossDatasetOptions(Options):
-    """What is trained on."""
+    """The data set to train on."""
 
     dataset: str = Field("split-imagenet1k", description="any scenario: run.py list scenarios")
 
@@ -35,5 +35,5 @@ class CrossDatasetOptions(Options):
 
 def load(options: CrossDatasetOptions, request: DataRequest) -> Source:
     """Read the data set from its folder in `--data-dir`, or from `--data-dir` itself."""
-    own = request.folder_of(options.dataset)
-    return request.other(options.dataset, own or request.data_dir)
+    folder = request.folder_of(options.dataset)
+    return request.other(options.dataset, folder or request.data_dir)

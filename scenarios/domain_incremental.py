@@ -1,7 +1,7 @@
-"""Your own images of several domains, a domain a task: DOMAIN/CLASS/*, the same classes in each.
+"""Your own images of several domains, one task per domain: DOMAIN/CLASS/*, with shared classes.
 
-Or DOMAIN/train/CLASS/* and DOMAIN/test/CLASS/*. The classes are those of all domains; one that a
-domain lacks is absent there.
+Alternatively DOMAIN/train/CLASS/* and DOMAIN/test/CLASS/*. The classes are those of all domains
+together; a domain may lack some of them.
 """
 
 from collections.abc import Sequence
@@ -73,22 +73,20 @@ def _in_order(root: Path, order: tuple[str, ...]) -> tuple[str, ...]:
     there = tuple(folder.name for folder in visible_folders(root))
     for name in order:
         if name not in there:
-            raise UserError(
-                f"{NAME}.order: {root} holds no domain '{name}'. {nearest(name, there)}"
-            )
+            raise UserError(f"{NAME}.order: {root} has no domain '{name}'. {nearest(name, there)}")
     if order and sorted(order) != sorted(there):
         raise UserError(f"{NAME}.order must name each domain once: {', '.join(sorted(there))}")
     if not there:
         raise UserError(f"{root} holds no domains: expected {root.name}/DOMAIN/CLASS/*.jpg")
     if {name.lower() for name in there} <= {"train", *TEST_PARTS}:
         raise UserError(
-            f"{root} holds {', '.join(there)} and no domains: --scenario folder reads it"
+            f"{root} holds {', '.join(there)}, not domains: use --scenario folder to read it"
         )
     return order or there
 
 
 def _join(names: list[str], trees: Sequence[Tree], sets: Sequence[ImageSet]) -> ImageSet:
-    """Put the domains' images one after the other, with labels of all domains' classes."""
+    """Concatenate the domains' images, with labels that count the classes of all domains."""
     labels, tasks = [], []
     for task, (tree, data) in enumerate(zip(trees, sets, strict=True)):
         labels.append(torch.tensor([names.index(name) for name in tree.names])[data.labels])

@@ -1,4 +1,4 @@
-"""EuroSAT, 10 kinds of land seen by satellite; a data set of the MTIL stream.
+"""EuroSAT, 10 kinds of land use seen by satellite; a data set of the MTIL stream.
 
 Helber et al. 2019, the RGB images of 64x64 pixels. There is no official split: 80% of all images
 are drawn for training with seed 42, as in ZSCL (Zheng et al. 2023, arXiv 2303.06628).
@@ -45,7 +45,7 @@ EXPECTED = tuple(f"eurosat/2750/{folder}" for folder in NAMES)
 class EurosatOptions(Options):
     """Settings of the split."""
 
-    split_seed: int = Field(42, ge=0, description="of the draw of the training images")
+    split_seed: int = Field(42, ge=0, description="seed of the draw of the training images")
 
 
 def load(options: EurosatOptions, request: DataRequest) -> Source:

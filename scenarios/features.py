@@ -1,7 +1,7 @@
 """Features computed elsewhere, in one file; for strategies that need no tower. No model is loaded.
 
 `--data-dir FILE.npz` (or `.safetensors`) with `train_x, train_y, test_x, test_y, text` and
-`classnames`; `logit_scale` where it is not 100.
+`classnames`, and `logit_scale` if it is not 100.
 """
 
 from cl_clipfit import DataRequest, Options, Source, UserError
@@ -22,7 +22,7 @@ def load(options: Options, request: DataRequest) -> Source:
     """Read the file that `--data-dir` names."""
     if request.data_dir is None or not request.data_dir.is_file():
         raise UserError(
-            f"{NAME}: --data-dir names a file .npz or .safetensors with train_x, train_y, test_x,"
-            " test_y, text and classnames"
+            f"{NAME}: --data-dir must name a .npz or .safetensors file with train_x, train_y,"
+            " test_x, test_y, text and classnames"
         )
     return read_features(request.data_dir)

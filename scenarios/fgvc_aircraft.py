@@ -1,8 +1,8 @@
 """FGVC-Aircraft, 100 aircraft variants; a data set of the MTIL stream.
 
 Maji et al. 2013, arXiv 1306.5151. Trained on its "train" images; its 3,333 "val" images are unused,
-as in ZSCL (Zheng et al. 2023, arXiv 2303.06628). torchvision knows no
-checksum of the archive, so results say that it is not verified.
+as in ZSCL (Zheng et al. 2023, arXiv 2303.06628). torchvision has no checksum for the archive, so
+results say that it is not verified.
 """
 
 from torchvision.datasets import FGVCAircraft

@@ -1,7 +1,7 @@
-"""Your own images in folders: train/CLASS/* and test/CLASS/*, or CLASS/* alone.
+"""Your own images in folders: train/CLASS/* and test/CLASS/*, or only CLASS/*.
 
 Class names are the folders' names. Without test images (`test`, `val` or `valid`), a fifth of each
-class is drawn to test.
+class is drawn as test images.
 """
 
 from cl_clipfit import DataRequest, Source, UserError

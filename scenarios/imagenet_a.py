@@ -1,7 +1,7 @@
 """ImageNet-A as a probe: natural photos that mislead a ResNet-50, test only.
 
 7,500 images of 200 classes of ImageNet (Hendrycks et al. 2021, "Natural Adversarial Examples"),
-ranked among the 200 classes alone.
+ranked among these 200 classes only.
 """
 
 from cl_clipfit import DataRequest, Options, Source
@@ -21,6 +21,6 @@ ARCHIVES = (Archive("https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar"
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """List the folder that the archive unpacks to; download it where there is none."""
+    """List the folder that the archive unpacks to, downloading it if it is missing."""
     located = obtain(NAME, ARCHIVES, [FOLDER], request)
     return wordnet_probe(located, FOLDER, CLASSES, NAME, request)

@@ -1,7 +1,7 @@
 """ImageNet-R as a probe: all renditions of 200 classes of ImageNet, test only.
 
-30,000 images of art, cartoons, toys and the like (Hendrycks et al. 2021), ranked among the 200
-classes alone.
+30,000 images of art, cartoons, toys and the like (Hendrycks et al. 2021), ranked among these 200
+classes only.
 """
 
 from cl_clipfit import DataRequest, Options, Source
@@ -21,6 +21,6 @@ ARCHIVES = (Archive("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """List the folder that the archive unpacks to; download it where there is none."""
+    """List the folder that the archive unpacks to, downloading it if it is missing."""
     located = obtain(NAME, ARCHIVES, [FOLDER], request)
     return wordnet_probe(located, FOLDER, CLASSES, NAME, request)

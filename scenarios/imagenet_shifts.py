@@ -20,7 +20,7 @@ PROBES = ("imagenet-v2", "imagenet-sketch", "imagenet-a", "imagenet-r", "objectn
 
 
 class ShiftsOptions(Options):
-    """What is trained on."""
+    """The data set to train on."""
 
     dataset: str = Field("split-imagenet1k", description="split-imagenet1k, or another scenario")
 
@@ -31,5 +31,5 @@ class ShiftsOptions(Options):
 
 def load(options: ShiftsOptions, request: DataRequest) -> Source:
     """Read ImageNet from its folder in `--data-dir`, or from `--data-dir` itself."""
-    own = request.folder_of(options.dataset)
-    return request.other(options.dataset, own or request.data_dir)
+    folder = request.folder_of(options.dataset)
+    return request.other(options.dataset, folder or request.data_dir)

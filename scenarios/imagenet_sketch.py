@@ -27,6 +27,6 @@ ARCHIVES = (
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """List the folder that the archive unpacks to; download it where there is none."""
+    """List the folder that the archive unpacks to, downloading it if it is missing."""
     located = obtain(NAME, ARCHIVES, [FOLDER], request)
     return wordnet_probe(located, FOLDER, CLASSES, NAME, request)

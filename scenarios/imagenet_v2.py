@@ -26,15 +26,16 @@ ARCHIVES = (
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """List the folder that the archive unpacks to; download it where there is none."""
+    """List the folder that the archive unpacks to, downloading it if it is missing."""
     located = obtain(NAME, ARCHIVES, [FOLDER], request)
     root, names = located.folder / FOLDER, list(class_names().values())
-    found = subfolders(root)
-    held = [str(label) for label in range(CLASSES) if str(label) in found]
-    strange = sorted(set(found) - set(held))
-    if strange or not held:
-        what = f"is no label from 0 to {CLASSES - 1}" if strange else "holds no folders 0, 1, 2 ..."
-        raise UserError(f"{root / (strange[0] if strange else '')} {what}")
+    folders = subfolders(root)
+    held = [str(label) for label in range(CLASSES) if str(label) in folders]
+    invalid = sorted(set(folders) - set(held))
+    if invalid:
+        raise UserError(f"{root / invalid[0]} is not a label from 0 to {CLASSES - 1}")
+    if not held:
+        raise UserError(f"{root} holds no folders 0, 1, 2 ...")
     if len(held) < CLASSES:
         request.note(f"{NAME}: {root} has only {len(held)} of {CLASSES} classes")
     return probe([names[int(label)] for label in held], read_folders(root, held), located.origin)

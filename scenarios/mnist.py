@@ -19,7 +19,7 @@ LICENCE = "none stated"
 MODEL = "ViT-B-16-quickgelu:openai"
 CLASS_ORDER = "natural"
 FOLDER = "MNIST/raw"
-HOST = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # torchvision's mirror; its home is gone
+HOST = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # torchvision's mirror; the host is gone
 ARCHIVES = tuple(
     Archive(f"{HOST}{file}", f"md5:{md5}", into=FOLDER) for file, md5 in MNIST.resources
 )

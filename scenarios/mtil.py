@@ -1,7 +1,7 @@
-"""Eleven data sets one after the other, each with its own prompt: multi-domain task-incremental.
+"""Eleven data sets one after another, each with its own prompt: multi-domain task-incremental.
 
-Zheng et al. 2023 (ZSCL, arXiv 2303.06628), orders I and II; Transfer, Average and Last are
-task-aware there, and the accuracy over all classes stands beside them here.
+Zheng et al. 2023 (ZSCL, arXiv 2303.06628), orders I and II. Transfer, Average and Last are
+task-aware, as in ZSCL; the accuracy over all classes is reported as well.
 """
 
 from pydantic import Field
@@ -45,6 +45,6 @@ def load(options: MtilOptions, request: DataRequest) -> Source:
     names = options.parts()
     if len(set(names)) != len(names):
         raise UserError(f"--set {NAME}.datasets: a data set is named twice")
-    alone = request.data_dir if len(names) == 1 else None
-    sources = {name: request.other(name, request.folder_of(name) or alone) for name in names}
+    given = request.data_dir if len(names) == 1 else None
+    sources = {name: request.other(name, request.folder_of(name) or given) for name in names}
     return one_after_the_other(sources)

@@ -1,7 +1,7 @@
 """ObjectNet as a probe: household objects, turned and out of place, test only.
 
-18,574 photos of the 113 classes that overlap ImageNet-1k, of 50,000 in all (Barbu et al. 2019), by
-ObjectNet's own names. The official images have a red border of 2 pixels, which published results
+18,574 of 50,000 photos, those of the 113 classes that overlap ImageNet-1k (Barbu et al. 2019), with
+ObjectNet's class names. The official images have a red border of 2 pixels, which published results
 cut off before resizing; here it is NOT cut off, so numbers may differ a little from those.
 """
 
@@ -24,22 +24,22 @@ OVERLAP = "mappings/objectnet_to_imagenet_1k.json"
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """List the folders of those classes that ImageNet-1k has too."""
+    """List the folders of the classes that are also in ImageNet-1k."""
     located = unpacked_by_hand(NAME, ["images", FOLDERS, OVERLAP], FOLDER, request, HELP)
     label_of, overlap = (read_json(located.folder / file)[0] for file in (FOLDERS, OVERLAP))
     for file, content in ((FOLDERS, label_of), (OVERLAP, overlap)):
         texts = [*content, *content.values()] if isinstance(content, dict) else [None]
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{located.folder / file} must map names to names")
-    lost = sorted(set(overlap) - set(label_of.values()))
-    if lost:
-        raise UserError(f"{located.folder / FOLDERS} names no folder of '{lost[0]}'")
+    missing = sorted(set(overlap) - set(label_of.values()))
+    if missing:
+        raise UserError(f"{located.folder / FOLDERS} names no folder for '{missing[0]}'")
     root = located.folder / "images"
-    there = set(subfolders(root))
-    wanted = sorted(folder for folder, label in label_of.items() if label in overlap)
-    held = [folder for folder in wanted if folder in there]
+    present = set(subfolders(root))
+    shared = sorted(folder for folder, label in label_of.items() if label in overlap)
+    held = [folder for folder in shared if folder in present]
     if not held:
-        raise UserError(f"{root} holds none of the {len(wanted)} folders that overlap ImageNet")
+        raise UserError(f"{root} holds none of the {len(shared)} folders that overlap ImageNet")
     if len(held) < CLASSES:
         request.note(f"{NAME}: {root} has only {len(held)} of {CLASSES} classes")
     return probe([label_of[folder] for folder in held], read_folders(root, held), located.origin)

@@ -1,6 +1,6 @@
 """Stanford Cars, 196 models in 10 tasks; also a data set of the MTIL stream.
 
-Krause et al. 2013. Its official host is gone: the files come by hand, and no checksum is published.
+Krause et al. 2013. The official host is gone: get the files by hand; no checksum is published.
 """
 
 from torchvision.datasets import StanfordCars
@@ -34,7 +34,7 @@ EXPECTED = tuple(
     )
 )
 HELP = (
-    "Its official host is gone. The files of any other copy serve too: the images in"
+    "The official host is gone. The files of any other copy work too: the images in"
     f" {FOLDER}/cars_train and {FOLDER}/cars_test, cars_meta.mat and cars_train_annos.mat in"
     f" {FOLDER}/devkit, {LABELS} in {FOLDER}; PATH is then the folder that holds {FOLDER}"
 )

@@ -1,4 +1,4 @@
-"""CIFAR-100, 10 tasks of 10 classes: the stream of the field.
+"""CIFAR-100, 10 tasks of 10 classes: the standard stream of the field.
 
 50,000 training and 10,000 test images of 32x32 pixels (Krizhevsky 2009).
 """
@@ -22,7 +22,7 @@ RECIPE = {"epochs": 3, "batch_size": 64, "lr": 5e-4, "augmentation": "crop-flip"
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """Read the archive, its unpacked folder or an image folder; download where none is named."""
+    """Read the archive, its unpacked folder or an image folder; download it if none is named."""
     path = request.data_dir
     if path is None:
         path = _download(request)
@@ -39,7 +39,7 @@ def load(options: Options, request: DataRequest) -> Source:
         )
         return _source(CifarData(CIFAR100.names, train, test, verified=False), "images", request)
     raise UserError(
-        f"--data-dir {path} holds no CIFAR-100: expected {CIFAR100.archive}, the folder"
+        f"--data-dir {path} does not hold CIFAR-100: expected {CIFAR100.archive}, the folder"
         f" {CIFAR100.folder} with train, test and meta, or images in train/CLASS/* and"
         " test/CLASS/*; without --data-dir it is downloaded"
     )
@@ -51,7 +51,7 @@ def _download(request: DataRequest) -> Path:
         return download(CIFAR100.url, target, CIFAR100.sha256, request)
     except UserError as error:
         raise UserError(
-            f"{error}, or anywhere. Then, without a network: python run.py --scenario {NAME}"
+            f"{error}, or anywhere else. Then run offline: python run.py --scenario {NAME}"
             f" --data-dir PATH_TO_IT --model {MODEL}:PATH_TO_WEIGHTS"
         ) from error
 

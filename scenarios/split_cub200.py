@@ -1,6 +1,6 @@
 """CUB-200-2011, 10 tasks of 20 species of birds.
 
-5,994 training and 5,794 test images in the official division (Wah et al. 2011).
+5,994 training and 5,794 test images in the official split (Wah et al. 2011).
 """
 
 from cl_clipfit import DataRequest, Options, Source, UserError
@@ -27,7 +27,7 @@ ARCHIVES = (
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """Read the folder that the archive unpacks to; download it where there is none."""
+    """Read the folder that the archive unpacks to, downloading it if it is missing."""
     expected = [f"{FOLDER}/{name}" for name in (*TABLES, "images")]
     located = obtain(NAME, ARCHIVES, expected, request)
     root = located.folder / FOLDER
@@ -39,13 +39,13 @@ def load(options: Options, request: DataRequest) -> Source:
             raise UserError(f"{root / name} and images.txt name different images")
     if list(classes) != [str(number) for number in range(1, len(classes) + 1)]:
         raise UserError(f"{root / 'classes.txt'} must number the classes 1, 2, 3 ...")
-    for name, table, known in (
+    for name, table, allowed in (
         ("image_class_labels.txt", labels, {*classes}),
         ("train_test_split.txt", is_train, {"0", "1"}),
     ):
-        strange = sorted({*table.values()} - known)
-        if strange:
-            raise UserError(f"{root / name} says '{strange[0]}', which is none of its values")
+        invalid = sorted({*table.values()} - allowed)
+        if invalid:
+            raise UserError(f"{root / name} contains '{invalid[0]}', which is not a valid value")
     train, test = (
         listed(
             [root / "images" / files[image] for image in files if is_train[image] == flag],

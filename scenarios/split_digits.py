@@ -25,7 +25,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """Return the digits, grey as three equal channels; the model's preprocessing enlarges them."""
+    """Return the digits as three equal grey channels; the model's preprocessing enlarges them."""
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = torch.from_numpy(pixels).unsqueeze(1).repeat(1, 3, 1, 1)

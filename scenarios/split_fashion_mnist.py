@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 5 tasks of 2 kinds of clothes.
+"""Fashion-MNIST, 5 tasks of 2 kinds of clothing.
 
 60,000 training and 10,000 test images of 28x28 grey pixels (Xiao et al. 2017).
 """

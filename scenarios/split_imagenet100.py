@@ -1,8 +1,8 @@
-"""100 classes of ImageNet-1k, 10 tasks of 10; needs a copy of your own.
+"""100 classes of ImageNet-1k, 10 tasks of 10; needs your own copy.
 
 By default the first 100 classes of `numpy.random.RandomState(1993).permutation(1000)`, in this
-order, the subset of LUCIR, PODNet and DER; a file of WordNet ids or class names gives another one.
-Accepted: an unpacked tree, train/WNID/* and val/WNID/*, of these classes at least.
+order, the subset of LUCIR, PODNet and DER; a file of WordNet ids or class names selects others.
+Accepted: an unpacked tree, train/WNID/* and val/WNID/*, with at least these classes.
 """
 
 from typing import Annotated
@@ -34,7 +34,7 @@ class SubsetOptions(Options):
     """Settings of the subset."""
 
     classes: Annotated[tuple[str, ...], BeforeValidator(read_names)] = Field(
-        (), description="WordNet ids or class names in label order, or a file of them, one a line"
+        (), description="WordNet ids or class names in label order, or a file with one per line"
     )
 
 
@@ -45,7 +45,7 @@ def load(options: SubsetOptions, request: DataRequest) -> Source:
         for label in np.random.RandomState(1993).permutation(1000)[:CLASSES]
     ]
     located = imagenet_tree(request)
-    help = f"or name those that are there: --set {NAME}.classes=FILE"
+    help = f"or name the classes that are present: --set {NAME}.classes=FILE"
     wnids, train, test = read_tree(located.folder, wnids, help)
     names = tuple(class_names()[wnid] for wnid in wnids)
     return Source(names, TEMPLATES, train, test, {**located.origin, "classes": len(wnids)})

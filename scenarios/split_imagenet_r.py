@@ -1,8 +1,8 @@
 """ImageNet-R, 10 tasks of 20 classes: art, cartoons, toys and other renditions.
 
-30,000 images of 200 classes of ImageNet (Hendrycks et al. 2021), without an official division into
+30,000 images of 200 classes of ImageNet (Hendrycks et al. 2021), without an official split into
 training and test images: a fifth of each class, drawn with a fixed seed, is the test set. `--split`
-takes a division that others have published. Labels count the classes by WordNet id.
+accepts a published split. Labels count the classes by WordNet id.
 """
 
 from pydantic import Field
@@ -25,11 +25,13 @@ ARCHIVES = (Archive("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"
 
 
 class RenditionOptions(Options):
-    """Settings of the division."""
+    """Settings of the split."""
 
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the draw of test images")
-    test_share: float = Field(0.2, gt=0, lt=1, description="share of each class that is tested")
-    partial: bool = Field(False, description="go on where classes are missing")
+    test_share: float = Field(
+        0.2, gt=0, lt=1, description="share of each class used as test images"
+    )
+    partial: bool = Field(False, description="use the classes that are present if some are missing")
 
 
 def load(options: RenditionOptions, request: DataRequest) -> Source:
@@ -39,12 +41,12 @@ def load(options: RenditionOptions, request: DataRequest) -> Source:
     wnids = held_classes(root, CLASSES, NAME, request)
     if len(wnids) < CLASSES and not options.partial:
         raise UserError(
-            f"{root} has only {len(wnids)} of {CLASSES} classes: unpack the archive again, or go on"
-            f" with these: --set {NAME}.partial=true"
+            f"{root} has only {len(wnids)} of {CLASSES} classes: unpack the archive again, or use"
+            f" only these: --set {NAME}.partial=true"
         )
     names = tuple(class_names()[wnid] for wnid in wnids)
-    everything = read_folders(root, wnids)
-    train, test = split_by_class(everything, options.test_share, options.split_seed, names)
+    data = read_folders(root, wnids)
+    train, test = split_by_class(data, options.test_share, options.split_seed, names)
     rule = {"split": "by class", "split_seed": options.split_seed, "split_test": options.test_share}
     origin = {**located.origin, "classes": len(wnids), **rule}
     return Source(names, TEMPLATES, train, test, origin)

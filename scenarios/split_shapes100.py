@@ -1,7 +1,7 @@
 """100 classes of coloured and textured shapes, 10 tasks of 10; drawn in a shifted domain.
 
-The offline twin of split CIFAR-100: 10 shapes x 10 attributes, with a colour cast, a dark tone
-curve, clutter, blur and noise that the mini CLIP did not see in pre-training.
+The offline counterpart of split CIFAR-100: 10 shapes x 10 attributes, with a colour cast, a dark
+tone curve, clutter, blur and noise that the mini CLIP did not see in pre-training.
 """
 
 import torch
@@ -26,8 +26,8 @@ class ShapesOptions(Options):
     """Settings of the drawing."""
 
     severity: float = Field(0.5, ge=0, le=1, description="distance from the pre-training domain")
-    train_images: int = Field(40, ge=1, le=1000, description="training images a class")
-    test_images: int = Field(20, ge=1, le=1000, description="test images a class")
+    train_images: int = Field(40, ge=1, le=1000, description="training images per class")
+    test_images: int = Field(20, ge=1, le=1000, description="test images per class")
 
 
 def load(options: ShapesOptions, request: DataRequest) -> Source:
@@ -36,7 +36,7 @@ def load(options: ShapesOptions, request: DataRequest) -> Source:
     def draw_set(per_class: int, seed: int) -> ImageSet:
         generator = torch.Generator().manual_seed(seed)
         labels = list(range(len(shapes.CLASS_NAMES))) * per_class
-        # one round of all classes at a time: the first images of a class do not depend on how many
+        # Draw all classes in rounds, so that a class's first images do not depend on the count.
         rounds = [
             shapes.sample_classes(range(len(shapes.CLASS_NAMES)), generator, options.severity)
             for _ in range(per_class)

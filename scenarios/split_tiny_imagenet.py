@@ -1,8 +1,8 @@
 """Tiny ImageNet, 10 tasks of 20 classes of 64x64 pixels.
 
 100,000 training images; the 10,000 validation images are the test set, since the official test
-images have no labels. Labels count the classes by WordNet id. Names are CLIP's where the class is
-one of ImageNet-1k's, else the first word that `words.txt` gives.
+images have no labels. Labels count the classes by WordNet id. Names are CLIP's if the class is in
+ImageNet-1k, else the first name in `words.txt`.
 """
 
 from cl_clipfit import DataRequest, Options, Source, UserError
@@ -35,7 +35,7 @@ EXPECTED = [
 
 
 def load(options: Options, request: DataRequest) -> Source:
-    """Read the folder that the archive unpacks to; download it where there is none."""
+    """Read the folder that the archive unpacks to, downloading it if it is missing."""
     located = obtain(NAME, ARCHIVES, [*EXPECTED, f"{FOLDER}/wnids.txt"], request)
     root = located.folder / FOLDER
     wnids = sorted(wnid for (wnid,) in read_table(root / "wnids.txt", 1))
@@ -46,7 +46,7 @@ def load(options: Options, request: DataRequest) -> Source:
     unnamed = [wnid for wnid in wnids if wnid not in words]
     if unknown or unnamed:
         where, what = (table, unknown) if unknown else (root / "words.txt", unnamed)
-        raise UserError(f"{where} and wnids.txt contradict each other about {what[0]}")
+        raise UserError(f"{where} and wnids.txt disagree about {what[0]}")
     return Source(
         class_names=tuple(
             class_names().get(wnid) or words[wnid].split(",")[0].strip() for wnid in wnids

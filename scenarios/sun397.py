@@ -1,8 +1,8 @@
 """SUN397, 397 kinds of scenes; a data set of the MTIL stream.
 
 Xiao et al. 2010. Of all 108,754 images 80% are drawn for training with seed 42, as in ZSCL (Zheng
-et al. 2023, arXiv 2303.06628), not by the ten published partitions of 50 + 50 images a class. The
-images are ordered by path before the draw: torchvision lists them as the file system happens to.
+et al. 2023, arXiv 2303.06628), not by the ten published partitions of 50 + 50 images per class. The
+images are sorted by path before the draw, since torchvision lists them in file system order.
 """
 
 from pydantic import Field
@@ -28,7 +28,7 @@ EXPECTED = ("SUN397/ClassName.txt", "SUN397/a")
 class Sun397Options(Options):
     """Settings of the split."""
 
-    split_seed: int = Field(42, ge=0, description="of the draw of the training images")
+    split_seed: int = Field(42, ge=0, description="seed of the draw of the training images")
 
 
 def load(options: Sun397Options, request: DataRequest) -> Source:

@@ -69,4 +69,4 @@ def test_the_reason_of_an_image_is_told_without_its_file(tmp_path: Path) -> None
     file = tmp_path / "x cannot be read as an image: y.png"
     file.write_bytes(b"none")
     images = LazyImages([ImageFiles((file,))], build_tiny().preprocess)
-    assert images.decode()[1] == [(0, "no image of a known kind")]
+    assert images.decode()[1] == [(0, "not an image of a supported format")]

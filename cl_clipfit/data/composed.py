@@ -1,4 +1,4 @@
-"""Data sets made of others: one after the other, or cut into classes to learn and to meet later."""
+"""Data sets made from others: joined one after another, or cut into base and novel classes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,19 +11,21 @@ from cl_clipfit.errors import UserError
 
 
 def one_after_the_other(sources: Mapping[str, Source]) -> Source:
-    """Join data sets into one whose tasks they are; each keeps its prompt templates.
+    """Join data sets into one, each a task of its own; each keeps its prompt templates.
 
-    Labels count on from data set to data set; names may repeat.
+    Labels continue from one data set to the next; names may repeat.
 
     Args:
         sources: data sets by name, in order.
 
     Raises:
-        UserError: one of features, of which only one can be used, or one with tasks of its own.
+        UserError: a data set consists of features, or already has tasks.
     """
     for name, source in sources.items():
         if source.text is not None or source.task_names:
-            raise UserError(f"{name}: it has features or tasks of its own and cannot be joined")
+            raise UserError(
+                f"{name}: a data set of features, or one with tasks of its own, cannot be joined"
+            )
     counts = [len(source.class_names) for source in sources.values()]
     starts = [sum(counts[:i]) for i in range(len(counts))]
 
@@ -33,20 +35,20 @@ def one_after_the_other(sources: Mapping[str, Source]) -> Source:
         images = concatenate([data.images for data in sets])
         return ImageSet(images, torch.cat(labels), torch.cat(tasks))
 
-    every = list(sources.values())
+    members = list(sources.values())
     templates = [
         source.templates if isinstance(source.templates[0], str) else source.templates[label]
-        for source in every
+        for source in members
         for label in range(len(source.class_names))
     ]
     return Source(
-        class_names=tuple(name for source in every for name in source.class_names),
+        class_names=tuple(name for source in members for name in source.class_names),
         templates=tuple(templates),
-        train=joined([source.train for source in every]),
-        test=joined([source.test for source in every]),
+        train=joined([source.train for source in members]),
+        test=joined([source.test for source in members]),
         origin={
             "kind": "several data sets",
-            "verified": all(bool(source.origin.get("verified", True)) for source in every),
+            "verified": all(bool(source.origin.get("verified", True)) for source in members),
             **{
                 f"{n} {key}": v for n, source in sources.items() for key, v in source.origin.items()
             },
@@ -56,16 +58,18 @@ def one_after_the_other(sources: Mapping[str, Source]) -> Source:
 
 
 def base_and_novel(source: Source) -> Source:
-    """Cut a data set into base classes, which are trained, and novel ones, which are only tested.
+    """Split a data set into base classes, which are trained, and novel ones, only tested.
 
     The first ceil(K / 2) classes in label order are the base classes.
 
     Raises:
-        UserError: fewer than two classes, or tasks of its own.
+        UserError: the data set has fewer than two classes, or already has tasks.
     """
     classes = len(source.class_names)
     if classes < 2 or source.task_names:
-        raise UserError("base-to-novel needs a data set of two or more classes, without own tasks")
+        raise UserError(
+            "base-to-novel needs a data set with at least two classes and no tasks of its own"
+        )
     base = (classes + 1) // 2
 
     def cut(data: ImageSet) -> ImageSet:

@@ -1,4 +1,4 @@
-"""Which class arrives when: options, files and the data themselves may say so."""
+"""Which class arrives when, as set by options, by files, or by the data set itself."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ class Layout:
     Attributes:
         order: original label of each arrival label.
         task_classes: arrival labels of each task; in a stream of domains tasks share classes.
-        task_names: names of the tasks; empty where they have none.
+        task_names: names of the tasks; empty if they have none.
     """
 
     order: list[int]
@@ -50,27 +50,27 @@ def make_layout(
     base_classes: int | None = None,
     tasks_file: Path | None = None,
 ) -> Layout:
-    """Decide which class arrives when; every class lands in a task.
+    """Decide which class arrives when; every class is assigned to a task.
 
     Args:
-        source: the data set; the tasks that it has of its own come first.
-        tasks: number of tasks, the one of the base classes among them; default 1.
+        source: the data set; tasks that it defines take precedence.
+        tasks: number of tasks, including that of the base classes; default 1.
         order: name or file of a class order, see `orders.class_order`; default natural.
-        base_classes: classes of the first task; the others share the rest.
+        base_classes: number of classes of the first task; the other tasks share the rest.
         tasks_file: YAML file that names each task's classes.
 
     Raises:
-        UserError: options that contradict each other or the data, more tasks than classes.
+        UserError: options contradict each other or the data, or there are more tasks than classes.
     """
     if source.task_names:
-        _refuse_with_own_tasks(source, tasks, order, base_classes, tasks_file)
-        return _own_layout(source)
+        _check_options(source, tasks, order, base_classes, tasks_file)
+        return _source_layout(source)
     names = source.class_names
     if tasks_file is not None:
         if base_classes is not None or order not in (None, "natural"):
             raise UserError(
-                f"--tasks {tasks_file}: the file says which classes arrive when, leave"
-                " --base-classes and --class-order out"
+                f"--tasks {tasks_file}: the file says which classes arrive when, so leave out"
+                " --base-classes and --class-order"
             )
         task_names, groups = read_tasks(tasks_file, names)
         starts = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
@@ -80,7 +80,8 @@ def make_layout(
     return Layout(arrival, split_tasks(len(names), tasks or 1, base_classes))
 
 
-def _refuse_with_own_tasks(source: Source, tasks: Any, order: Any, base: Any, file: Any) -> None:
+def _check_options(source: Source, tasks: Any, order: Any, base: Any, file: Any) -> None:
+    """Refuse options that contradict the tasks of the data set."""
     given = [
         option
         for option, value in (
@@ -92,13 +93,13 @@ def _refuse_with_own_tasks(source: Source, tasks: Any, order: Any, base: Any, fi
     ]
     if given:
         raise UserError(
-            f"{given[0]}: the data say which tasks there are ({len(source.task_names)}:"
-            f" {', '.join(source.task_names[:12])}), leave the option out"
+            f"{given[0]}: the data set defines its tasks ({len(source.task_names)}:"
+            f" {', '.join(source.task_names[:12])}), so leave out this option"
         )
 
 
-def _own_layout(source: Source) -> Layout:
-    """Arrange the tasks that the data have: classes by their first task, then by label."""
+def _source_layout(source: Source) -> Layout:
+    """Arrange the tasks of the data set: classes by their first task, then by label."""
     members: list[set[int]] = [set() for _ in source.task_names]
     for data in (source.train, source.test):
         assert data.tasks is not None

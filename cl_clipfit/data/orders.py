@@ -1,4 +1,4 @@
-"""Class orders by name or from a file, and the cut of an order into tasks."""
+"""Class orders by name or from a file, and how an order is split into tasks."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import numpy as np
 from cl_clipfit.config.text_files import read_text, scalar, yaml_node
 from cl_clipfit.errors import UserError, is_file, nearest
 
-# Of published results with OpenAI's weights: Continual-CLIP, ZSCL, MoE-Adapters, RAPF, MG-CLIP.
+# Used with OpenAI's weights by Continual-CLIP, ZSCL, MoE-Adapters, RAPF and MG-CLIP.
 DER_CIFAR100 = (
     87, 0, 52, 58, 44, 91, 68, 97, 51, 15, 94, 92, 10, 72, 49, 78, 61, 14, 8, 86, 84, 96, 18, 24,
     32, 45, 88, 11, 4, 67, 69, 66, 77, 47, 79, 93, 29, 50, 57, 83, 17, 81, 41, 12, 37, 59, 25, 20,
@@ -20,7 +20,7 @@ DER_CIFAR100 = (
     70, 90, 89, 43, 5, 42, 65, 76, 40, 30, 23, 85, 2, 95, 56, 48, 71, 64, 98, 13, 99, 7, 34, 55,
     54, 26, 35, 39
 )  # fmt: skip
-# Of published results on ImageNet-R with OpenAI's weights: RAPF, MG-CLIP.
+# Used on ImageNet-R with OpenAI's weights by RAPF and MG-CLIP.
 RAPF_IMAGENET_R = (
     29, 75, 18, 9, 62, 46, 133, 54, 89, 24, 135, 158, 119, 198, 49, 96, 32, 21, 79, 3, 65, 131,
     191, 30, 140, 113, 84, 95, 188, 167, 127, 164, 185, 170, 168, 136, 98, 12, 121, 186, 193,
@@ -36,7 +36,7 @@ RAPF_IMAGENET_R = (
 _LISTS = {"der-cifar100": DER_CIFAR100, "rapf-imagenet-r": RAPF_IMAGENET_R}
 NAMED_ORDERS = ("natural", "pycil-1993", *_LISTS)
 _SUFFIXES = (".txt", ".json", ".yaml", ".yml")
-_Entry = tuple[str, str]  # where in the file, and what it says
+_Entry = tuple[str, str]  # position in the file, and text
 
 
 def class_order(name: str, classes: int, names: Sequence[str] = ()) -> list[int]:
@@ -46,15 +46,15 @@ def class_order(name: str, classes: int, names: Sequence[str] = ()) -> list[int]
         name: `natural`; `pycil-1993`, the order of PyCIL, PROOF and their successors, which is
             `numpy.random.RandomState(1993).permutation`; `der-cifar100`, the order of 100 classes
             of DER (Yan et al. 2021), RAPF and others; `rapf-imagenet-r`, RAPF's order of the 200
-            classes of ImageNet-R; `seed:N`, as pycil-1993 with seed N; or a file: text with a class
-            a line, or a list in JSON or YAML. A class is its name or its original label; where a
-            number is both, it is the name.
+            classes of ImageNet-R; `seed:N`, like pycil-1993 with seed N; or a file: text with one
+            class per line, or a list in JSON or YAML. A class is given by its name or its original
+            label; a number that is both is taken as the name.
         classes: number of classes.
-        names: their names, by label; without them a file can give labels only.
+        names: class names by label; without them a file can only give labels.
 
     Raises:
-        UserError: an unknown name, an order of another number of classes, or a file that does not
-            give every class exactly once.
+        UserError: the name is unknown, the order is for another number of classes, or a file does
+            not list every class exactly once.
 
     Example:
         >>> class_order("pycil-1993", 100)[:5]
@@ -63,12 +63,12 @@ def class_order(name: str, classes: int, names: Sequence[str] = ()) -> list[int]
     if name == "natural":
         return list(range(classes))
     if name in _LISTS:
-        known = _LISTS[name]
-        if classes != len(known):
+        labels = _LISTS[name]
+        if classes != len(labels):
             raise UserError(
-                f"--class-order {name}: an order of {len(known)} classes, not of {classes}"
+                f"--class-order {name}: an order of {len(labels)} classes, not of {classes}"
             )
-        return list(known)
+        return list(labels)
     seed = order_seed(name)
     if seed is not None:
         return np.random.RandomState(seed).permutation(classes).tolist()
@@ -83,7 +83,7 @@ def class_order(name: str, classes: int, names: Sequence[str] = ()) -> list[int]
 
 
 def order_seed(name: str | None) -> int | None:
-    """Return the seed that a class order is drawn by; None where it is not drawn.
+    """Return the seed that a class order is drawn with; None if it is not drawn.
 
     Example:
         >>> [order_seed(name) for name in ("seed:4", "pycil-1993", "natural", None)]
@@ -95,12 +95,13 @@ def order_seed(name: str | None) -> int | None:
 
 
 def split_tasks(classes: int, tasks: int, base_classes: int | None = None) -> list[list[int]]:
-    """Cut arrival labels 0..classes-1 into `tasks` runs; earlier tasks take the remainder.
+    """Split arrival labels 0..classes-1 into `tasks` runs; earlier tasks take the remainder.
 
     Args:
         classes: number of classes.
-        tasks: number of tasks, the one of the base classes among them.
-        base_classes: classes of the first task; the others share the rest. Default: an equal share.
+        tasks: number of tasks, including that of the base classes.
+        base_classes: number of classes of the first task; the others share the rest. Default: an
+            equal share.
 
     Raises:
         UserError: more tasks than classes, or base classes that leave too few for the others.
@@ -118,7 +119,7 @@ def split_tasks(classes: int, tasks: int, base_classes: int | None = None) -> li
     given = f"--base-classes {base_classes} with --tasks {tasks}"
     left = classes - base_classes
     if tasks == 1 and left != 0:
-        raise UserError(f"{given}: a single task takes all {classes} classes, raise --tasks")
+        raise UserError(f"{given}: a single task takes all {classes} classes, increase --tasks")
     if tasks > 1 and left <= 0:
         raise UserError(
             f"{given}: there are {classes} classes, so none is left for the other tasks"
@@ -134,16 +135,17 @@ def read_tasks(file: Path, names: Sequence[str]) -> tuple[list[str], list[list[i
 
     Args:
         file: a list of lists, or a mapping of a task's name to its list, of class names or original
-            labels; where a number is both, it is the name. Everything is text: a class `no` or
-            `on` is no truth value.
+            labels; a number that is both is taken as the name. Everything is read as text: a class
+            `no` or `on` is not a boolean.
         names: class names by original label.
 
     Returns:
-        names of the tasks ("task 1" and so on where the file has none), and the original labels of
+        names of the tasks ("task 1" and so on if the file has none), and the original labels of
         each, in the order of the file.
 
     Raises:
-        UserError: no such file, no such structure, or a class that is missing, unknown or repeated.
+        UserError: the file does not exist or has another structure, or a class is missing, unknown
+            or repeated.
     """
     import yaml
 
@@ -158,7 +160,7 @@ def read_tasks(file: Path, names: Sequence[str]) -> tuple[list[str], list[list[i
         raise UserError(f"{place}: must be a list of lists of classes, or map task names to lists")
     repeated = [name for name, count in Counter(name for name, _ in groups).items() if count > 1]
     if repeated:
-        raise UserError(f"{place}: two tasks have the name '{repeated[0]}'")
+        raise UserError(f"{place}: two tasks are called '{repeated[0]}'")
     tasks = []
     for name, value in groups:
         if not isinstance(value, yaml.SequenceNode) or not value.value:
@@ -175,7 +177,7 @@ def _scalars(node: Any, place: str) -> list[_Entry]:
 
 
 def _read_list(file: Path, place: str) -> list[_Entry]:
-    """Read a list of classes: JSON or YAML by the file's ending, else one a line."""
+    """Read a list of classes: JSON or YAML by the file's suffix, else one per line."""
     suffix = file.suffix.lower()
     if suffix in (".yaml", ".yml"):
         import yaml
@@ -187,7 +189,7 @@ def _read_list(file: Path, place: str) -> list[_Entry]:
         try:
             values = json.loads(read_text(file, place), parse_int=str, parse_float=str)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: this is no JSON: {error}") from error
+            raise UserError(f"{place}: this is not valid JSON: {error}") from error
         if isinstance(values, list) and all(isinstance(value, str) for value in values):
             return [(f"entry {i}", value) for i, value in enumerate(values, 1)]
     else:
@@ -199,33 +201,34 @@ def _read_list(file: Path, place: str) -> list[_Entry]:
 def _permutation(
     entries: Sequence[_Entry], classes: int, names: Sequence[str], place: str
 ) -> list[int]:
-    """Return the label of each entry, after a check that every class has exactly one."""
+    """Return the label of each entry, checking that every class has exactly one entry."""
     by_name: dict[str, list[int]] = {}
     for label, name in enumerate(names):
         by_name.setdefault(name, []).append(label)
-    found: dict[int, str] = {}
+    places: dict[int, str] = {}
     for where, text in entries:
-        own = by_name.get(text)
-        if own is None and re.fullmatch("[0-9]{1,9}", text) and int(text) < classes:
-            own = [int(text)]
-        if own is None:
+        labels = by_name.get(text)
+        if labels is None and re.fullmatch("[0-9]{1,9}", text) and int(text) < classes:
+            labels = [int(text)]
+        if labels is None:
             hint = nearest(text, by_name)
             if not by_name or (hint.startswith("Known") and len(by_name) > 20):
                 hint = f"Labels are 0 to {classes - 1}."
             raise UserError(f"{place}, {where}: unknown class '{text}'. {hint}")
-        if len(own) > 1:
+        if len(labels) > 1:
             raise UserError(
-                f"{place}, {where}: {len(own)} classes have the name '{text}', use their labels"
-                f" {', '.join(map(str, own))}"
+                f"{place}, {where}: {len(labels)} classes are called '{text}', use their labels"
+                f" {', '.join(map(str, labels))}"
             )
-        if own[0] in found:
+        if labels[0] in places:
             raise UserError(
-                f"{place}, {where}: class '{text}' again, it is in {found[own[0]]} already"
+                f"{place}, {where}: class '{text}' is repeated, it is already in"
+                f" {places[labels[0]]}"
             )
-        found[own[0]] = where
-    missing = [label for label in range(classes) if label not in found]
+        places[labels[0]] = where
+    missing = [label for label in range(classes) if label not in places]
     if missing:
         first = f"'{names[missing[0]]}' (label {missing[0]})" if names else f"label {missing[0]}"
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-        raise UserError(f"{place}: every class must be there; {first}{more} missing")
-    return list(found)
+        raise UserError(f"{place}: every class must be listed; {first}{more} missing")
+    return list(places)

@@ -26,7 +26,8 @@ class ImageSet:
         images: uint8 (N, 3, H, W); or `ImageFiles`, which are decoded later; or float (N, d),
             features computed elsewhere, which stand for images.
         labels: int64 (N,).
-        tasks: int64 (N,), the task of each image where the data say so; None where classes do.
+        tasks: int64 (N,), the task of each image if the data set defines it; None if the classes
+            determine it.
     """
 
     images: Any  # Tensor | ImageFiles | LazyImages
@@ -58,16 +59,16 @@ class ImageSet:
 
 
 def _ignore(*details: Any) -> None:
-    """Say nothing."""
+    """Ignore a report."""
 
 
 def nested(name: str, folder: Path | None) -> "Source":
-    """Refuse: a scenario made of others must not be made of such again.
+    """Refuse to nest scenarios that are made from other scenarios.
 
     Raises:
         UserError: always.
     """
-    raise UserError(f"{name}: a scenario made of others cannot be part of another one")
+    raise UserError(f"{name}: a scenario made from others cannot be part of another one")
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ class DataRequest:
     """What a command says about where data is, for a scenario's `load`.
 
     Attributes:
-        data_dir: file or folder given with `--data-dir`; None where none is.
+        data_dir: file or folder given with `--data-dir`; None without the option.
         unverified: accept files that are not the official ones.
-        note: say one line to the user.
-        progress: told of a download: a label, the bytes so far, the bytes in all where known.
-        count: told of images read: a label, how many so far, how many in all.
-        other: load the data of another scenario, for streams made of several: its name, and its
+        note: show one line to the user.
+        progress: report a download: a label, the bytes so far, and the total if it is known.
+        count: report images read: a label, the number so far, and the total.
+        other: load the data of another scenario, for streams made from several: its name, and its
             `data_dir` or None.
     """
 
@@ -92,7 +93,7 @@ class DataRequest:
     other: Callable[[str, Path | None], "Source"] = nested
 
     def folder_of(self, name: str) -> Path | None:
-        """Return the folder of a data set in that of `--data-dir`; None where there is none."""
+        """Return the folder of a data set inside `--data-dir`; None if there is none."""
         folder = self.data_dir / name if self.data_dir else None
         return folder if folder and folder.is_dir() else None
 
@@ -103,16 +104,16 @@ class Source:
 
     Attributes:
         class_names: names in the order of the original labels 0..K-1; they may repeat.
-        templates: prompt templates with one "{}"; or a tuple of them for each class.
+        templates: prompt templates with one "{}", or a tuple of them per class.
         train: training images with original labels.
         test: test images with original labels.
-        origin: what kind of files it came from, and "verified": whether they are the official
-            ones; kept in `result.json`.
-        task_names: the tasks, where the data say which image belongs to which (`ImageSet.tasks`).
+        origin: the kind of files it was read from, and "verified": whether they are the official
+            ones; recorded in `result.json`.
+        task_names: the tasks, if the data set assigns images to them (`ImageSet.tasks`).
         trained_tasks: how many of these are trained; the others are only tested. Default all.
-        spare: lists images of neither part, which a split file may name; None where there are none.
-        text: (K, d), text features computed elsewhere, where images are features too.
-        logit_scale: with `text`: the factor on cosine similarities.
+        spare: lists images of neither part, which a split file may name; None if there are none.
+        text: (K, d), text features computed elsewhere, if the images are features too.
+        logit_scale: with `text`, the factor on cosine similarities.
     """
 
     class_names: tuple[str, ...]
@@ -132,7 +133,7 @@ class Source:
                 raise ValueError(f"origin['{key}'] must be text, a number or true/false")
         for name in (*self.class_names, *self.task_names):
             if has_control(name):
-                raise UserError(f"the name {name!r} holds control characters: give it another one")
+                raise UserError(f"the name {name!r} contains control characters: rename it")
         for kind, data in (("training", self.train), ("test", self.test)):
             _check_range(f"{kind} labels", data.labels, len(self.class_names), "class names")
             if (data.tasks is not None) != bool(self.task_names):
@@ -142,9 +143,9 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash over names, templates, images and labels.
+        """Return a hash of names, templates, images and labels.
 
-        Files count with their bytes up to `HASHED_BYTES` in all, beyond with names and sizes.
+        Files contribute their bytes, or their names and sizes if they exceed `HASHED_BYTES` in all.
         """
         digest = hashlib.sha256(repr((self.class_names, self.templates)).encode())
         if self.task_names or self.text is not None:
@@ -168,9 +169,9 @@ def _check_range(what: str, values: Tensor, count: int, names: str) -> None:
 
 
 def _shuffled_classes(data: ImageSet, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield every class with the indices of its samples, shuffled by a generator of its own.
+    """Yield every class with the indices of its samples, shuffled by a separate generator.
 
-    Where the data say which image belongs to which task: every class of every task.
+    If the data set assigns images to tasks, yield every class of every task.
     """
     generator = torch.Generator().manual_seed(seed)
     groups = data.labels if data.tasks is None else data.labels + data.tasks * _LABELS
@@ -180,19 +181,19 @@ def _shuffled_classes(data: ImageSet, seed: int) -> Iterator[tuple[int, Tensor]]
 
 
 def draw_share(data: ImageSet, share: float, seed: int, lone: Callable[[int], str]) -> Tensor:
-    """Draw a share of every class, at least one image and not all.
+    """Draw a share of every class, at least one image but not all.
 
     Args:
         data: images and labels.
-        share: between 0 and 1.
-        seed: of the draw.
-        lone: what to say of a class (its label) that has a single image.
+        share: share to draw, between 0 and 1.
+        seed: seed of the draw.
+        lone: returns the error message for a class, by label, that has only one image.
 
     Returns:
         mask (N,).
 
     Raises:
-        UserError: a class with a single image.
+        UserError: a class has only one image.
     """
     held = torch.zeros(len(data), dtype=torch.bool)
     for label, members in _shuffled_classes(data, seed):
@@ -204,18 +205,18 @@ def draw_share(data: ImageSet, share: float, seed: int, lone: Callable[[int], st
 
 
 def hold_out(data: ImageSet, fraction: float, names: Sequence[str]) -> tuple[ImageSet, ImageSet]:
-    """Split off a share of every class, at least one image, by a fixed draw.
+    """Hold out a share of every class, at least one image, by a draw with a fixed seed.
 
     Args:
         data: images and labels.
-        fraction: the share, between 0 and 1.
+        fraction: the share to hold out, between 0 and 1.
         names: class names by label, for the message.
 
     Returns:
-        the rest, and what was held out.
+        the remaining samples, and those held out.
 
     Raises:
-        UserError: a class with a single image.
+        UserError: a class has only one image.
     """
 
     def lone(label: int) -> str:
@@ -226,22 +227,22 @@ def hold_out(data: ImageSet, fraction: float, names: Sequence[str]) -> tuple[Ima
 
 
 def limit_images(data: ImageSet, limit: int) -> ImageSet:
-    """Keep at most `limit` images of each class, a fixed draw; their order stays."""
+    """Keep at most `limit` images per class, drawn with a fixed seed, in their original order."""
     chosen = [members[:limit] for _, members in _shuffled_classes(data, seed=0)]
     return data.subset(torch.cat(chosen).sort().values) if chosen else data
 
 
 def few_shots(data: ImageSet, shots: int, seed: int, names: Sequence[str]) -> ImageSet:
-    """Draw `shots` samples of each class with a generator of its own; order within is kept.
+    """Draw `shots` samples per class with a separate generator, in their original order.
 
     Args:
         data: images and labels.
-        shots: samples a class.
-        seed: of the draw.
+        shots: samples per class.
+        seed: seed of the draw.
         names: class names by label, for the message.
 
     Raises:
-        UserError: a class with fewer samples.
+        UserError: a class has fewer samples.
     """
     chosen = []
     for label, members in _shuffled_classes(data, seed):

@@ -1,4 +1,4 @@
-"""Streams as Avalanche benchmarks. Here, and here alone, labels are put in order of arrival."""
+"""Streams as Avalanche benchmarks. This is the only place where labels become arrival labels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ with lean_imports():
     from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
     from avalanche.benchmarks.utils import as_classification_dataset
 
-_BLUR_SEED, _ONLINE_SEED = 11, 12  # draws of their own, the same for every seed of a run
+_BLUR_SEED, _ONLINE_SEED = 11, 12  # of separate generators, independent of the run's seed
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Scenario:
     Attributes:
         name: name of the scenario.
         class_names: names in order of arrival; they may repeat.
-        templates: prompt templates, of all classes or a tuple for each.
+        templates: prompt templates, for all classes or a tuple per class.
         class_order: original label of each arrival label.
         task_classes: arrival labels of each task.
-        task_names: names of the tasks; empty where they have none.
+        task_names: names of the tasks; empty if they have none.
         train: training images of all tasks.
-        test: test images of all tasks; `test.tasks` says of which.
-        experiences: indices into `train`, (n,), of each experience; several a task where online.
+        test: test images of all tasks; `test.tasks` gives the task of each.
+        experiences: indices into `train`, (n,), of each experience; several per task if online.
         experience_tasks: the task, from 0, of each experience.
-        origin: hash of the data set, and what it came from.
+        origin: hash of the data set, and where it came from.
     """
 
     name: str
@@ -54,18 +54,18 @@ class Scenario:
 
     @property
     def trained_tasks(self) -> int:
-        """How many tasks are trained; further ones are only tested."""
+        """Return the number of trained tasks; further ones are only tested."""
         return self.experience_tasks[-1] + 1
 
     @property
     def test_tasks(self) -> Tensor:
-        """The task of each test image, from 0, (N,)."""
+        """Return the task of each test image, from 0, (N,)."""
         assert self.test.tasks is not None
         return self.test.tasks
 
     @cached_property
     def train_samples(self) -> list[int]:
-        """Number of training images of each task."""
+        """Return the number of training images of each task."""
         counts = [0] * len(self.task_classes)
         for index, task in zip(self.experiences, self.experience_tasks, strict=True):
             counts[task] += len(index)
@@ -73,16 +73,16 @@ class Scenario:
 
     @cached_property
     def test_samples(self) -> list[int]:
-        """Number of test images of each task."""
+        """Return the number of test images of each task."""
         return torch.bincount(self.test_tasks, minlength=len(self.task_classes)).tolist()
 
     @cached_property
     def benchmark(self) -> Any:
-        """An Avalanche benchmark with `train_stream` and `test_stream`, built when asked for.
+        """Return an Avalanche benchmark with `train_stream` and `test_stream`, built on first use.
 
-        Experiences of one task say so as Avalanche's online streams do: `is_first_subexp`,
-        `is_last_subexp`; `task_samples` is the number of images of their task, `task_places`
-        where theirs are among these.
+        As in Avalanche's online streams, `is_first_subexp` and `is_last_subexp` mark the first and
+        last experience of a task; `task_samples` is the number of images of the task, and
+        `task_places` gives the positions of the experience's images among them.
         """
         whole_train, whole_test = as_avalanche(self.train), as_avalanche(self.test)
         train = [whole_train.subset(index.tolist()) for index in self.experiences]
@@ -103,29 +103,29 @@ class Scenario:
 
     @cached_property
     def brought(self) -> list[list[int]]:
-        """The labels of which each trained task brings images; where blurry, also of others."""
+        """Return the labels that occur in each trained task; in a blurry stream, of any task."""
         return [
             self.train.labels[self._members(t)].unique().tolist() for t in range(self.trained_tasks)
         ]
 
     def _members(self, task: int) -> Tensor:
-        """Return which training images a task brings, (n,)."""
-        own = zip(self.experiences, self.experience_tasks, strict=True)
-        return torch.cat([index for index, t in own if t == task])
+        """Return the indices of a task's training images, (n,)."""
+        experiences = zip(self.experiences, self.experience_tasks, strict=True)
+        return torch.cat([index for index, t in experiences if t == task])
 
     def of_task(self, task: int) -> Any:
-        """Return the whole of a task, from 0, as one experience: its `dataset`."""
+        """Return an object whose `dataset` holds all training images of a task, from 0."""
         return SimpleNamespace(dataset=as_avalanche(self.train.subset(self._members(task))))
 
     def with_images(self, train: Any, test: Any) -> "Scenario":
-        """Return the same stream with other tensors in place of the images, features say."""
+        """Return the same stream with the images replaced, for example by features."""
         return replace(
             self, train=replace(self.train, images=train), test=replace(self.test, images=test)
         )
 
 
 class _Samples(Dataset):
-    """(image, label) pairs over images that need not be a tensor."""
+    """Pairs of (image, label); the images need not be a tensor."""
 
     def __init__(self, data: ImageSet) -> None:
         self.images, self.labels = data.images, data.labels
@@ -159,27 +159,27 @@ def build_scenario(
     seed: int = 0,
     load: Callable[[ImageSet], ImageSet] = lambda data: data,
 ) -> Scenario:
-    """Cut a data set into a stream, without touching global random state.
+    """Split a data set into a stream, without touching the global RNG state.
 
     Args:
         name: name of the scenario.
         source: the data set.
         tasks: as in `make_layout`.
         order: as in `make_layout`.
-        layout: in place of `tasks` and `order`.
-        shots: training images a class; default all.
-        validation: share of the training images, held out by a fixed draw, that takes the place of
-            the test images.
-        limit: at most so many images a class, of training and test images alike.
-        online: images of an experience; a task's training images arrive in so small ones, once.
-        blurry: share of the training images of every class that arrive in other tasks, evenly
-            (Bang et al. 2021, Rainbow Memory, "blurry-M"); test images stay where they are.
+        layout: replaces `tasks` and `order`.
+        shots: training images per class; default all.
+        validation: share of the training images, held out with a fixed seed, that replaces the
+            test images.
+        limit: maximum number of images per class, for both training and test images.
+        online: images per experience; each task is seen once, in experiences of this size.
+        blurry: share of each class's training images that is spread evenly over the other tasks
+            (Bang et al. 2021, Rainbow Memory, "blurry-M"); test images stay in their task.
         templates: prompt templates; default those of the data set.
         seed: seed of the draw of `shots`.
-        load: brings the chosen images into memory, and may leave out what cannot be read.
+        load: loads the chosen images into memory, and may leave out unreadable ones.
 
     Raises:
-        UserError: more tasks than classes, too few images, a class without images.
+        UserError: there are more tasks than classes, too few images, or a class without images.
     """
     layout = layout or make_layout(source, tasks=tasks, order=order)
     train, test = source.train, source.test
@@ -197,17 +197,17 @@ def build_scenario(
     _check_every_class(train.labels, names, "training", needed)
     train, test = load(train), load(_arrived(test, layout))
     _check_every_class(train.labels, names, "readable training", needed)
-    # Images held out of training are of trained classes.
+    # Validation images come from the training images, so only from trained classes.
     tested = range(len(names)) if validation is None else needed
     _check_every_class(test.labels, names, "test", tested)
     if blurry is not None:
         train = replace(train, tasks=_blur(train, blurry, trained))
     experiences, of_task = _cut(_tasks(train), trained, online)
-    own = [source.templates[label] for label in layout.order] if _per_class(source) else ()
+    ordered = [source.templates[label] for label in layout.order] if _per_class(source) else ()
     return Scenario(
         name=name,
         class_names=names,
-        templates=tuple(templates or own or source.templates),  # type: ignore[arg-type]
+        templates=tuple(templates or ordered or source.templates),  # type: ignore[arg-type]
         class_order=layout.order,
         task_classes=layout.task_classes,
         task_names=layout.task_names,
@@ -229,16 +229,16 @@ def _tasks(data: ImageSet) -> Tensor:
 
 
 def _arrived(data: ImageSet, layout: Layout) -> ImageSet:
-    """Give labels in order of arrival, and every image its task."""
+    """Convert labels to arrival labels, and assign every image to its task."""
     labels = layout.arrival[data.labels]
     tasks = layout.task_of_class[labels] if data.tasks is None else data.tasks
     return replace(data, labels=labels, tasks=tasks)
 
 
 def _blur(train: ImageSet, share: float, tasks: int) -> Tensor:
-    """Return the tasks of the images when a share of every class moves to other tasks."""
+    """Return the task of each image after moving a share of every class to other tasks."""
     if tasks < 2:
-        raise UserError(f"--blurry {share}: one task has no others to share classes with")
+        raise UserError(f"--blurry {share}: a stream of one task has no other task to mix with")
     generator = torch.Generator().manual_seed(_BLUR_SEED)
     moved = _tasks(train).clone()
     for label in train.labels.unique().tolist():
@@ -246,12 +246,12 @@ def _blur(train: ImageSet, share: float, tasks: int) -> Tensor:
         members = members[torch.randperm(len(members), generator=generator)]
         members = members[: round(share * len(members))]
         home = _tasks(train)[members]
-        # The others in turn, from a drawn one on, so that every task gets its equal share.
+        # Round-robin over the other tasks from a random start, so that all get equal shares.
         first = torch.randint(tasks - 1, (1,), generator=generator)
         steps = (torch.arange(len(members)) + first) % (tasks - 1) + 1
         moved[members] = (home + steps) % tasks
     if torch.equal(moved, _tasks(train)):
-        raise UserError(f"--blurry {share}: no class has enough images for one of them to move")
+        raise UserError(f"--blurry {share}: no class has enough images to move even one of them")
     return moved
 
 
@@ -263,7 +263,7 @@ def _cut(of_image: Tensor, tasks: int, online: int | None) -> tuple[list[Tensor]
     for task in range(tasks):
         members = (of_image == task).nonzero().flatten()
         if not len(members):
-            raise UserError(f"task {task + 1} has no training images: ask for fewer tasks")
+            raise UserError(f"task {task + 1} has no training images: reduce --tasks")
         parts = [members]
         if online is not None:
             drawn = members[torch.randperm(len(members), generator=generator)]

@@ -1,8 +1,8 @@
-"""Ways to make one set of values of several; a delta is values - base.
+"""Merge several sets of values into one; a delta is values - base.
 
 Values are trained parameters by name. Every function takes sets with the same names and shapes,
-leaves them as they are, and returns new fp32 tensors by name, in the order and on the devices of
-its first argument. Only `interpolate` passes gradients on.
+leaves them unchanged, and returns new fp32 tensors by name, in the order and on the devices of
+its first argument. Only `interpolate` propagates gradients.
 """
 
 import functools
@@ -17,12 +17,12 @@ Values = Mapping[str, Tensor]
 def tensors_of(*sets: Values) -> Iterator[tuple[str, list[Tensor]]]:
     """Yield each name of the first set, and its tensor in every set as fp32 on one device.
 
-    Only the tensors of one name are asked for at a time, so that sets that read them from disk
-    need not fit into memory. A tensor that is fp32 on the right device already is not copied.
+    Only the tensors of one name are requested at a time, so that sets that read them from disk
+    need not fit into memory. A tensor that is already fp32 on the right device is not copied.
 
     Raises:
-        ValueError: no set; or a tensor that another set lacks, that has another shape there, or
-            that is not of a floating type.
+        ValueError: there is no set, or a tensor is missing in another set, has another shape there,
+            or is not floating point.
     """
     if not sets:
         raise ValueError("no values given: merging needs at least one set")
@@ -69,7 +69,7 @@ def interpolate(start: Values, end: Values, alpha: float) -> dict[str, Tensor]:
     Args:
         start: returned bit for bit at alpha = 0, where no gradient reaches `end`.
         end: returned bit for bit at alpha = 1, where no gradient reaches `start`.
-        alpha: any number; outside of [0, 1] it extrapolates.
+        alpha: any number; outside [0, 1] it extrapolates.
 
     Example:
         >>> interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
@@ -99,25 +99,27 @@ def fisher(
     """Return sum_t F_t w_t / sum_t F_t by entry: Matena and Raffel 2022, arXiv 2111.09832.
 
     Args:
-        values: w_t, one set for each task.
+        values: w_t, one set per task.
         fishers: F_t, the diagonal Fisher information at w_t, in the same order.
-        floor: smaller entries count as this, so that where all are below it the result is the
-            plain mean. In the unit of the Fishers, whose scale is arbitrary: keep it below any
-            that means something.
+        floor: lower bound on the entries; if all are below it, the result is the plain mean. It is
+            in the unit of the Fishers, whose scale is arbitrary: keep it below all meaningful
+            entries.
 
     Raises:
-        ValueError: another number of Fishers than of values, one with an entry below 0 or
-            not finite, or a floor that is not above 0.
+        ValueError: the numbers of Fishers and of values differ, a Fisher has an entry that is
+            negative, NaN or infinite, or the floor is not above 0.
     """
     if len(values) != len(fishers):
-        raise ValueError(f"{len(values)} sets of values with {len(fishers)} Fishers: give one each")
+        raise ValueError(
+            f"{len(values)} sets of values with {len(fishers)} Fishers: pass one per set"
+        )
     if not floor > 0:
         raise ValueError(f"floor {floor} must be above 0")
     merged = {}
     for name, tensors in tensors_of(*values, *fishers):
         weights = torch.stack(tensors[len(values) :])
         if not ((weights >= 0) & weights.isfinite()).all():
-            raise ValueError(f"the Fisher of tensor {name} has entries below 0 or not finite")
+            raise ValueError(f"the Fisher of tensor {name} has negative, NaN or infinite entries")
         weights = weights.clamp(min=floor)
         tuned = torch.stack(tensors[: len(values)])
         merged[name] = (weights * tuned).sum(0) / weights.sum(0)
@@ -127,9 +129,9 @@ def fisher(
 def _add(
     base: Values, values: Sequence[Values], scale: float, rule: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Return base + scale * rule(deltas), where deltas are (tasks, *shape) of one tensor."""
+    """Return base + scale * rule(deltas), where deltas is (tasks, *shape) for one tensor."""
     if not values:
-        raise ValueError("no values given: merging needs at least one set besides the base")
+        raise ValueError("no values given: merging needs at least one set in addition to the base")
     merged = {}
     for name, (value, *tuned) in tensors_of(base, *values):
         step = scale * rule(torch.stack([tensor - value for tensor in tuned]))
@@ -152,17 +154,17 @@ def ties(
 ) -> dict[str, Tensor]:
     """Return base + scale * the TIES merge of deltas: Yadav et al. 2023, arXiv 2306.01708.
 
-    Trim every task's delta to its largest entries over all tensors together; elect the sign of
-    the sum of the trimmed deltas, by entry; average those of that sign alone. Where the sum is
-    exactly 0 no sign is elected and the base stays (the released code takes the sign of most
-    other entries).
+    Trim every task's delta to its largest entries over all tensors together; elect, for each entry,
+    the sign of the sum of the trimmed deltas; average only the deltas of that sign. If the sum is
+    exactly 0, no sign is elected and the base is kept (the released code takes the majority sign of
+    the other entries).
 
     Args:
-        base: where all tasks started.
-        values: one set for each task.
+        base: values from which all tasks started.
+        values: one set per task.
         scale: factor on the merged delta.
-        density: share of entries that survive trimming, above 0, at most 1; rounded to whole
-            entries, at least one; those as large as the last survivor survive too.
+        density: share of entries that survive trimming, above 0 and at most 1; rounded to an
+            integer number of entries, at least one; ties with the smallest survivor survive too.
     """
     if not 0 < density <= 1:
         raise ValueError(f"density {density} must be above 0 and at most 1")
@@ -171,14 +173,14 @@ def ties(
     def rule(deltas: Tensor) -> Tensor:
         limits = deltas.new_tensor(thresholds).view(-1, *[1] * (deltas.dim() - 1))
         trimmed = torch.where(deltas.abs() >= limits, deltas, 0.0)
-        agree = trimmed.sign() == trimmed.sum(0).sign()  # of a sum of 0: only what adds nothing
+        agree = trimmed.sign() == trimmed.sum(0).sign()  # if the sum is 0: only zeros
         return (trimmed * agree).sum(0) / agree.sum(0).clamp(min=1)
 
     return _add(base, values, scale, rule)
 
 
 def _threshold(base: Values, task: Values, density: float) -> float:
-    """Return the magnitude of the last entry of a delta that survives trimming."""
+    """Return the magnitude of the smallest entry of a delta that survives trimming."""
     pairs = (tensors for _, tensors in tensors_of(base, task))
     sizes = [(end - start).abs().flatten().cpu() for start, end in pairs]
     flat = torch.cat(sizes) if sizes else torch.empty(0)
@@ -198,17 +200,18 @@ def dare(
 ) -> dict[str, Tensor]:
     """Return base + scale * mean of deltas thinned by DARE: Yu et al. 2024, arXiv 2311.03099.
 
-    DARE itself only prepares deltas: it drops entries at random, of every task on its own, and
-    rescales the others, which keeps the expectation. What then merges them is a choice. Here it is
-    their average, as by default in the released code; Task Arithmetic of them, the other choice
-    there, is `scale` times the number of tasks.
+    DARE itself only prepares deltas: for every task separately it drops random entries and rescales
+    the others, which preserves the expectation. How they are then merged is a choice. Here they are
+    averaged, the default of the released code; for its alternative, Task Arithmetic, multiply
+    `scale` by the number of tasks.
 
     Args:
-        base: where all tasks started.
-        values: one set for each task.
+        base: values from which all tasks started.
+        values: one set per task.
         scale: factor on the merged delta.
-        drop: probability that an entry is dropped, from 0 to below 1; others grow by 1/(1-drop).
-        seed: of the masks, which also depend on the order of tasks and of names in `base`.
+        drop: probability that an entry is dropped, at least 0 and below 1; the others are scaled by
+            1/(1-drop).
+        seed: seed of the masks, which also depend on the order of tasks and of names in `base`.
     """
     if not 0 <= drop < 1:
         raise ValueError(f"drop {drop} must be at least 0 and below 1")
@@ -223,10 +226,10 @@ def dare(
 
 @torch.no_grad()
 def magmax(base: Values, values: Sequence[Values], scale: float = 1.0) -> dict[str, Tensor]:
-    """Return base + scale * the delta of largest magnitude by entry (of equal ones, the last).
+    """Return base + scale * the delta of largest magnitude per entry (the last one in a tie).
 
-    MagMax (Marczak et al. 2024, arXiv 2407.06322); there every task starts from the values of
-    the one before, and all deltas are to the pretrained base.
+    MagMax (Marczak et al. 2024, arXiv 2407.06322), where every task starts from the values of the
+    previous one and all deltas are relative to the pretrained base.
     """
 
     def larger(one: Tensor, other: Tensor) -> Tensor:

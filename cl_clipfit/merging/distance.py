@@ -1,7 +1,7 @@
-"""How far values are from others, in units of a reference move.
+"""Distances between sets of values, in units of the distance to a reference.
 
-The scales of parameters differ (gains near 1, small biases), and so do their moves. Measured
-against how far a reference moved, one weight fits every group of tensors.
+The scales of parameters differ (LayerNorm weights near 1, small biases), and so do their changes.
+Relative to how far a reference moved, a single weight fits every group of tensors.
 """
 
 import math
@@ -26,15 +26,15 @@ def group_distances(
         values: w, by name.
         anchor: a, with the same names and shapes.
         reference: r, likewise; how far it is from the anchor is the unit of every group.
-        groups: the group of every tensor, as {name: group}; further names are ignored.
-        floor: least squared unit. A group that the reference hardly moved is held this firmly:
-            at 1e-12, a move of 1e-6 costs 1.
+        groups: the group of every tensor, as {name: group}; additional names are ignored.
+        floor: lower bound on the squared unit. It limits the cost in a group that the reference
+            hardly moved: at 1e-12, a change of 1e-6 costs 1.
 
     Returns:
-        a scalar for each group, in the order of the values.
+        one scalar per group, in the order of the values.
 
     Raises:
-        ValueError: other names or shapes, a tensor without a group, or a floor not above 0.
+        ValueError: names or shapes differ, a tensor has no group, or the floor is not above 0.
     """
     units = _units(anchor, reference, groups, floor)
     return _by_group(values, anchor, groups, units)
@@ -71,21 +71,21 @@ def fisher_distance(
     """Return G sum F (w - a)^2 / max(sum F (r - a)^2, floor); a scalar with gradients.
 
     The diagonal Fisher gives the tensors their scale (Kirkpatrick et al. 2017, EWC, arXiv
-    1612.00796), so that one quotient over all of them does. G, the number of groups, makes a
-    weight mean the same as in `distance`: at the reference both are G.
+    1612.00796), so a single quotient over all of them suffices. With G, the number of groups, a
+    weight means the same as in `distance`: at the reference both are G.
 
     Args:
         values: w, by name.
         anchor: a, with the same names and shapes.
         reference: r, likewise; it sets the unit.
-        fisher: F, likewise, not negative; divided by its mean over all entries, for the floor
-            to be in the unit of the values.
+        fisher: F, likewise, not negative; divided by its mean over all entries, so that the floor
+            is in the unit of the values.
         groups: the group of every tensor, only counted here.
-        floor: least squared unit.
+        floor: lower bound on the squared unit.
 
     Raises:
-        ValueError: other names or shapes, a tensor without a group, a floor not above 0, or a
-            Fisher whose mean is not above 0.
+        ValueError: names or shapes differ, a tensor has no group, the floor is not above 0, or the
+            mean of the Fisher is not above 0.
     """
     return relative_distance(anchor, reference, groups, fisher, floor)(values)
 
@@ -97,9 +97,9 @@ def relative_distance(
     fisher: Values | None = None,
     floor: float = 1e-12,
 ) -> Callable[[Values], Tensor]:
-    """Return `distance`, or with a Fisher `fisher_distance`, as a function of the values alone.
+    """Return `distance`, or `fisher_distance` if a Fisher is given, as a function of the values.
 
-    Units and scale are computed here, once for however many values are measured.
+    Units and scale are computed only once, here.
 
     Args:
         anchor: as in `distance`.
@@ -109,11 +109,11 @@ def relative_distance(
         floor: as in `distance`.
 
     Raises:
-        ValueError: as these two; the function, for values with other names or shapes.
+        ValueError: as these two; the returned function, if names or shapes of the values differ.
     """
     units = _units(anchor, reference, groups, floor)
     if not units:
-        raise ValueError("no values given: there is nothing to measure a distance of")
+        raise ValueError("no values given: there is no distance to measure")
     if fisher is None:
         return lambda values: torch.stack(
             list(_by_group(values, anchor, groups, units).values())
@@ -149,7 +149,7 @@ def _squares(values: Values, anchor: Values, groups: Mapping[str, str]) -> dict[
     values, anchor = aligned(values, anchor)
     for name, value in values.items():
         parts.setdefault(groups[name], []).append((value - anchor[name]).square().sum())
-    return {group: torch.stack(own).sum() for group, own in parts.items()}
+    return {group: torch.stack(squares).sum() for group, squares in parts.items()}
 
 
 def _weighted(values: Values, anchor: Values, weights: Values) -> Tensor:
@@ -164,13 +164,13 @@ def _check(values: Values, groups: Mapping[str, str], floor: float) -> None:
         raise ValueError(f"floor {floor} must be above 0")
     for name in values:
         if name not in groups:
-            raise ValueError(f"tensor {name} is in no group")
+            raise ValueError(f"tensor {name} does not belong to a group")
 
 
 def difference(values: Values, start: Values) -> dict[str, Tensor]:
     """Return values - start in fp64 on the CPU, without gradients."""
     ends, starts = (
-        {n: v.detach().cpu().double() for n, v in some.items()} for some in aligned(values, start)
+        {n: v.detach().cpu().double() for n, v in side.items()} for side in aligned(values, start)
     )
     return {name: value - starts[name] for name, value in ends.items()}
 
@@ -188,8 +188,8 @@ def length(values: Values) -> float:
 def length_ratio(values: Values, start: Values, end: Values) -> float:
     """Return ||w - s|| / ||e - s|| over all tensors together.
 
-    On the segment from start to end it is the position alpha. Where the end equals the start it
-    is 0 if the values equal them too, else infinite.
+    On the segment from start to end it is the position alpha. If the end equals the start, it is 0
+    if the values equal them too, else infinite.
 
     Example:
         >>> start, end = {"w": torch.zeros(2)}, {"w": torch.tensor([0.0, 4.0])}
@@ -203,7 +203,7 @@ def length_ratio(values: Values, start: Values, end: Values) -> float:
 
 
 def direction_cosine(values: Values, start: Values, end: Values) -> float | None:
-    """Return cos(w - s, e - s) over all tensors together; None where one of them is 0."""
+    """Return cos(w - s, e - s) over all tensors together; None if either is 0."""
     moved, whole = difference(values, start), difference(end, start)
     lengths = length(moved) * length(whole)
     return max(-1.0, min(1.0, dot(moved, whole) / lengths)) if lengths else None

@@ -1,4 +1,4 @@
-"""What a task changed: arithmetic on named tensors."""
+"""Changes of a task by layer: arithmetic on named tensors."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _TENSOR = ("weight", "bias")
 
 
 def layer_of(name: str) -> str:
-    """Return the layer a parameter belongs to: its block, else its module.
+    """Return the layer that a parameter belongs to: its block, or else its module.
 
     Example:
         >>> layer_of("clip.visual.transformer.resblocks.3.ln_1.weight")
@@ -33,10 +33,10 @@ def squared_change_by_layer(
 
     Args:
         values: tuned parameters by name, of any shape.
-        anchors: where they started, with at least the same names.
+        anchors: initial values, with at least the same names.
 
     Returns:
-        a scalar for each layer.
+        one scalar per layer.
     """
     squares: dict[str, Tensor] = {}
     for name, value in values.items():
@@ -65,10 +65,10 @@ def change_by_layer(
 
 
 def tensor_groups(values: Mapping[str, Tensor]) -> dict[str, str]:
-    """Sort tensors by tower, last part of their name and number of dimensions.
+    """Group tensors by tower, last component of their name, and number of dimensions.
 
-    Tensors of one group are of one kind and scale. CLIPFit's are the text biases, the weights and
-    the biases of the image LayerNorms.
+    The tensors of a group are of one kind and scale. CLIPFit's groups are the text biases, the
+    weights of the image LayerNorms, and their biases.
 
     Returns:
         the group of every name.

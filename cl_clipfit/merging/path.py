@@ -16,10 +16,10 @@ _RULE = re.compile(r"uniform|(midpoints|grid)-([1-9]\d?|100)")
 
 
 def check_path_rule(rule: str) -> str:
-    """Return a rule for `path_positions` if it is one.
+    """Return the rule unchanged if it is valid for `path_positions`.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not valid.
     """
     if not _RULE.fullmatch(rule):
         raise ValueError(f"path rule {rule!r} must be uniform, midpoints-N or grid-N, N 1 to 100")
@@ -27,14 +27,14 @@ def check_path_rule(rule: str) -> str:
 
 
 def path_positions(rule: str, generator: torch.Generator) -> list[float]:
-    """Return the positions on a path where a training step takes the loss.
+    """Return the positions on a path at which a training step evaluates the loss.
 
     Args:
         rule: "uniform", one draw from U[0, 1); "midpoints-N", the midpoints of N equal parts of
             [0, 1]; or "grid-N", from 0.1 in steps of 1/N, as in the code released with MERGETUNE
-            (arXiv 2601.10497). That has one point for N = 1, 14 for N = 15, and for some N, first
-            11, its last point lies up to 0.01 beyond 1.
-        generator: of the draw; the other rules leave it alone.
+            (arXiv 2601.10497). That grid has one point for N = 1, 14 for N = 15, and for some N,
+            starting at 11, its last point lies up to 0.01 beyond 1.
+        generator: generator of the draw; the other rules do not use it.
 
     Example:
         >>> path_positions("midpoints-4", torch.Generator())
@@ -42,7 +42,7 @@ def path_positions(rule: str, generator: torch.Generator) -> list[float]:
     """
     kind, _, count = check_path_rule(rule).partition("-")
     if kind == "uniform":
-        # In fp64: in fp32 an exact 0, where the loss has no gradient, is not that rare.
+        # In fp64, since an exact 0, where the loss has no gradient, is not that rare in fp32.
         device = generator.device
         return [torch.rand((), generator=generator, dtype=torch.float64, device=device).item()]
     n = int(count)
@@ -56,13 +56,13 @@ def barrier(losses: Sequence[float]) -> float:
 
     max over alpha of L(alpha) - [(1 - alpha) L(0) + alpha L(1)], as in Entezari et al. 2022
     (arXiv 2110.06296); Frankle et al. 2020 (arXiv 1912.05671) subtract the mean of the two ends
-    everywhere. At least 0, as the ends give 0.
+    everywhere. It is at least 0, its value at the ends.
 
     Args:
-        losses: at equally spaced points, both ends among them.
+        losses: losses at equally spaced points, including both ends.
 
     Raises:
-        ValueError: fewer than two losses, or one that is not finite.
+        ValueError: there are fewer than two losses, or one is NaN or infinite.
 
     Example:
         >>> barrier([1.0, 4.0, 3.0])
@@ -119,7 +119,7 @@ class Plane:
         return {n: o + x * self.u[n] + y * self.v[n] for n, o in self.origin.items()}
 
     def coordinates(self, values: Values) -> tuple[float, float]:
-        """Return (x, y) of values, of those off the plane the nearest point's on it."""
+        """Return (x, y) of values, projected onto the plane."""
         moved = difference(values, self.origin)
         return dot(moved, self.u) / self.u_length, dot(moved, self.v) / self.u_length
 
@@ -130,12 +130,12 @@ def plane(origin: Values, first: Values, second: Values) -> Plane:
     u = first - origin; v = second - origin, made orthogonal to u over all tensors together.
 
     Raises:
-        ValueError: other names or shapes, or points that are equal or on one line, to the
+        ValueError: names or shapes differ, or the points are equal or collinear up to the
             rounding of fp32.
     """
     origin, first, second = aligned(origin, first, second)
     u, to_second = difference(first, origin), difference(second, origin)
-    # An fp32 value is this uncertain: shorter differences have no direction.
+    # The rounding error of fp32 values: shorter differences have no meaningful direction.
     rounding = 4 * torch.finfo(torch.float32).eps
     rounding *= max(length(point) for point in (origin, first, second))
     u_length = length(u)
@@ -146,7 +146,7 @@ def plane(origin: Values, first: Values, second: Values) -> Plane:
     v = {n: value - share * u[n] for n, value in to_second.items()}
     v_length = length(v)
     if v_length <= rounding:
-        raise ValueError("no plane: the three points are on one line")
+        raise ValueError("no plane: the three points are collinear")
     return Plane(
         {n: value.detach().clone() for n, value in origin.items()},
         {n: value.float() for n, value in u.items()},

@@ -13,7 +13,7 @@ def summarize(
     test_samples: Sequence[int],
     probes: Mapping[str, Sequence[float]],
 ) -> dict[str, float | None]:
-    """Return all metrics of a finished run by name, in percent; None where undefined."""
+    """Return all metrics of a finished run by name, in percent; None if undefined."""
     base, novel = functional.base_accuracy(task_aware), functional.novel_accuracy(task_aware)
     return {
         "average_accuracy": functional.average_accuracy(seen, test_samples),
@@ -40,7 +40,7 @@ def curves(
     test_samples: Sequence[int],
     probes: Mapping[str, Sequence[float]],
 ) -> dict[str, list[float | None]]:
-    """Return the plotted curves over t = 0..T: A_t, forgetting among all classes, retention."""
+    """Return the curves to plot over t = 0..T: A_t, forgetting among all classes, retention."""
     rows = range(len(seen))
     return {
         "accuracy": [functional.seen_accuracy(seen, test_samples, t) for t in rows],

@@ -1,17 +1,17 @@
 """Every metric of a run, as a pure function of its accuracy tables and sample counts.
 
 A table has rows t = 0..T (row 0 before any training) and columns j = 1.. (list index j-1), in
-percent; R[t][j] is the accuracy on task j after task t. What is undefined is None. T counts the
-tasks trained: further columns are of tasks that are only tested, and count in no metric but
-`mtil_average`, `mtil_last` and `novel_accuracy`. A task without test samples is None in every row,
-and all means leave it out; any other missing cell is an error.
+percent; R[t][j] is the accuracy on task j after task t. Undefined values are None. T counts the
+trained tasks: further columns are for tasks that are only tested, and only `mtil_average`,
+`mtil_last` and `novel_accuracy` use them. A task without test samples is None in every row, and all
+means leave it out; any other missing cell is an error.
 
-*Forgetting* has many definitions. Ours is Chaudhry et al.'s: the best accuracy a task ever had
-after it was learned and before the end, minus its last one. Others, from the same table:
+*Forgetting* has many definitions. Ours is Chaudhry et al.'s: the best accuracy of a task after it
+was learned and before the end, minus its last accuracy. Others, from the same table:
 
 - Avalanche's `StreamForgetting`: first minus last, the negative of backward transfer, no maximum.
-- Mammoth, PILOT and PyCIL: the maximum includes the last row, so that it is never negative.
-- continuum: backward transfer averaged over all pairs t > j, not the last row alone.
+- Mammoth, PILOT and PyCIL: the maximum includes the last row, so it is never negative.
+- continuum: backward transfer averaged over all pairs t > j, not only the last row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def seen_accuracy(table: TableLike, test_samples: Sequence[int], t: int) -> floa
     """A_t: accuracy over the test samples of tasks 1..t after task t, weighted by samples.
 
     A_t = sum_j n_j R[t][j] / sum_j n_j, j = 1..t; equal to the top-1 accuracy over all classes seen
-    (Rebuffi et al. 2017, iCaRL, section 4.1). None for t = 0 and where there are no samples.
+    (Rebuffi et al. 2017, iCaRL, section 4.1). None for t = 0 and if there are no samples.
 
     Example:
         >>> seen_accuracy([[None, None], [90.0, None], [60.0, 80.0]], [10, 30], t=2)
@@ -85,8 +85,8 @@ def learning_accuracy(table: TableLike) -> float | None:
 def forgetting(table: TableLike, after: int | None = None) -> float | None:
     """Mean over tasks j < t of max over j <= s < t of R[s][j], minus R[t][j] (default: t = T).
 
-    Chaudhry et al. 2018 (arXiv 1801.10112), equation 3. Negative where old tasks improved. None
-    where there is no earlier task.
+    Chaudhry et al. 2018 (arXiv 1801.10112), equation 3. Negative if old tasks improved. None if
+    there is no earlier task.
 
     Example:
         >>> forgetting([[None] * 3, [90.0, None, None], [95.0, 80.0, None], [70.0, 85.0, 88.0]])
@@ -142,7 +142,7 @@ def mtil_average(table: TableLike) -> float | None:
     """MTIL Average: mean over t = 1..T and all j of R[t][j], on the third table.
 
     Zheng et al. 2023 (ZSCL, arXiv 2303.06628): the whole matrix, tasks not yet learned included.
-    Every task counts alike, however many samples it has.
+    Every task has equal weight, however many samples it has.
 
     Example:
         >>> mtil_average([[50.0, 40.0], [90.0, 45.0], [80.0, 85.0]])
@@ -190,9 +190,9 @@ def novel_accuracy(table: TableLike) -> float | None:
 
 
 def harmonic_mean(a: float | None, b: float | None) -> float | None:
-    """2ab / (a + b); 0 where both are 0, None where one is undefined.
+    """2ab / (a + b); 0 if both are 0, None if one is undefined.
 
-    Xian et al. 2017, of seen and unseen classes; CoCoOp, arXiv 2203.05557, of base and novel ones.
+    Xian et al. 2017, for seen and unseen classes; CoCoOp, arXiv 2203.05557, for base and novel.
 
     Example:
         >>> harmonic_mean(90.0, 45.0)
@@ -214,7 +214,7 @@ def retention(probes: Mapping[str, Sequence[float]], after: int = -1) -> float |
 
 
 def probe_accuracy(probes: Mapping[str, Sequence[float]]) -> float | None:
-    """Mean over probes of the accuracy after the last task; every probe counts alike.
+    """Mean over probes of the accuracy after the last task; every probe has equal weight.
 
     Example:
         >>> probe_accuracy({"letters": [60.0, 55.0, 50.0], "shapes": [80.0, 80.0, 76.0]})

@@ -11,7 +11,7 @@ Table = list[Row]
 
 
 class NotANumberError(ValueError):
-    """A score that is no number: the model has diverged."""
+    """A score is NaN: the model has diverged."""
 
 
 @dataclass
@@ -45,10 +45,10 @@ class AccuracyTables:
             scores: (N, K) for all classes of the stream; the largest one wins.
             labels: (N,) class indices into the columns of `scores`.
             task_classes: the classes of each task; tasks may share them.
-            tasks: int64 (N,), the task of each sample, from 0; default: the one of its class.
+            tasks: int64 (N,), the task of each sample, from 0; default: that of its class.
 
         Raises:
-            ValueError: a score that is not a number, or a sample whose task is not clear.
+            ValueError: a score is NaN, or the task of a sample is ambiguous.
         """
         rows = table_rows(scores, labels, task_classes, len(self.seen), tasks)
         for table, row in zip((self.seen, self.all_classes, self.task_aware), rows, strict=True):
@@ -65,7 +65,7 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
 
     Raises:
         ValueError: no samples.
-        NotANumberError: a score that is no number.
+        NotANumberError: a score is NaN.
 
     Example:
         >>> scores = torch.tensor([[0.1, 0.7, 0.9], [0.8, 0.3, 0.1]])
@@ -92,23 +92,23 @@ def seen_curve(
     task_classes: Sequence[Sequence[int]],
     tasks: Tensor | None = None,
 ) -> list[float | None]:
-    """Return A_t, t = 0..T, of a model that stays as it is while the classes grow.
+    """Return A_t, t = 0..T, of a model that does not change while classes are added.
 
     Args:
         scores: (N, K) for all classes of the stream.
         labels: (N,).
-        task_classes: the classes of each task; of the first T of them for a shorter curve.
-        tasks: int64 (N,), the task of each sample, from 0; default: the one of its class.
+        task_classes: the classes of each task; only the first T tasks for a shorter curve.
+        tasks: int64 (N,), the task of each sample, from 0; default: that of its class.
 
     Returns:
-        accuracy over the samples of tasks 1..t among their classes; None for t = 0 and where there
-        are no samples.
+        accuracy over the samples of tasks 1..t among their classes; None for t = 0 and if there are
+        no samples.
     """
     owner = _owner(labels, task_classes, tasks)
     curve: list[float | None] = [None]
     for t in range(1, len(task_classes) + 1):
-        known = (owner >= 0) & (owner < t)
-        curve.append(_accuracy_of(known, scores, labels, _union(task_classes[:t])))
+        members = (owner >= 0) & (owner < t)
+        curve.append(_accuracy_of(members, scores, labels, _union(task_classes[:t])))
     return curve
 
 
@@ -129,11 +129,11 @@ def table_rows(
     all_classes: Row = []
     task_aware: Row = []
     for task, classes in enumerate(task_classes):
-        own = owner == task
-        known = task < tasks_seen
-        seen.append(_accuracy_of(own, scores, labels, seen_classes) if known else None)
-        all_classes.append(_accuracy_of(own, scores, labels))
-        task_aware.append(_accuracy_of(own, scores, labels, classes))
+        members = owner == task
+        learned = task < tasks_seen
+        seen.append(_accuracy_of(members, scores, labels, seen_classes) if learned else None)
+        all_classes.append(_accuracy_of(members, scores, labels))
+        task_aware.append(_accuracy_of(members, scores, labels, classes))
     return seen, all_classes, task_aware
 
 
@@ -142,13 +142,13 @@ def _union(groups: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _owner(labels: Tensor, task_classes: Sequence[Sequence[int]], tasks: Tensor | None) -> Tensor:
-    """Return the task of each sample, (N,); -1 where its class is in none."""
+    """Return the task of each sample, (N,); -1 if its class is in none."""
     if tasks is not None:
         if tasks.shape != labels.shape:
             raise ValueError(f"tasks {tuple(tasks.shape)} of samples {tuple(labels.shape)}")
         return tasks.to(labels.device)
     if len(_union(task_classes)) < sum(map(len, task_classes)):
-        raise ValueError("tasks share classes: say of which task each sample is")
+        raise ValueError("tasks share classes: pass `tasks` to say which task each sample is from")
     owner = torch.full_like(labels, -1)
     for task, classes in enumerate(task_classes):
         owner[torch.isin(labels, torch.as_tensor(list(classes), device=labels.device))] = task

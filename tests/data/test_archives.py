@@ -116,7 +116,7 @@ def test_gz_of_one_file(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "out")
     refused(tmp_path / "idx-ubyte.gz", "holds more than 4,999 bytes", limit_bytes=4999)
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(b"12345" * 1000))
-    refused(tmp_path / "x.tar.gz", "no whole archive")
+    refused(tmp_path / "x.tar.gz", "is damaged or incomplete")
 
 
 OUTSIDE = ("../x", "a/../../x", "/etc/x", "//x", "..\\x", "C:\\x", "\\x")
@@ -152,7 +152,7 @@ def test_names_that_come_twice(tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "x.tar", "w") as tar:
             add(tar, first, b"1")
             add(tar, second, b"2")
-        refused(tmp_path / "x.tar", "is there twice")
+        refused(tmp_path / "x.tar", "twice")
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as zipped:
             for name in (first, second):
                 if name == first == second and name in zipped.namelist():
@@ -160,7 +160,7 @@ def test_names_that_come_twice(tmp_path: Path) -> None:
                         zipped.writestr(name, "2")
                 else:
                     zipped.writestr(name, "1")
-        refused(tmp_path / "x.zip", "is there twice")
+        refused(tmp_path / "x.zip", "twice")
     with tarfile.open(tmp_path / "y.tar", "w") as tar:  # folders may
         for _ in range(2):
             add(tar, "a", type=tarfile.DIRTYPE)
@@ -192,7 +192,7 @@ def test_bombs_in_headers_and_behind_the_end_stop(tmp_path: Path) -> None:
     refused(tmp_path / "x.tar.gz", "a header of more than 16,777,216 bytes")
     plain = pack(tmp_path / "y.tar", {"a": b"1"}).read_bytes()
     (tmp_path / "y.tar.gz").write_bytes(gzip.compress(plain + bytes(20 << 20)))
-    refused(tmp_path / "y.tar.gz", "what follows its end is too large")
+    refused(tmp_path / "y.tar.gz", "padding after its end is too large")
     add_sparse = io.BytesIO()
     with tarfile.open(fileobj=add_sparse, mode="w", format=tarfile.PAX_FORMAT) as tar:
         info = tarfile.TarInfo("sparse")
@@ -212,7 +212,7 @@ def test_a_hole_is_not_taken_for_the_end(tmp_path: Path) -> None:
     data = whole.read_bytes()
     for offset in headers:
         whole.write_bytes(data[:offset] + bytes(512) + data[offset + 512 :])
-        refused(whole, "is no whole archive")
+        refused(whole, "is damaged or incomplete")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -223,12 +223,12 @@ def test_damage_is_told(tmp_path: Path, kind: str) -> None:
     header = 7 * (512 + 2048)  # of a member of the plain tar, where tarfile itself sees the end
     for size in (0, 5, 1000, header, header + 100, len(whole) // 2, len(whole) - 30_000):
         archive.write_bytes(whole[:size])
-        refused(archive, "no whole archive, delete it and fetch it again")
+        refused(archive, "is damaged or incomplete, delete it and download it again")
     where = header + 4 if kind == "tar" else len(whole) // 2
     changed = bytearray(whole)
     changed[where : where + 8] = bytes(byte ^ 255 for byte in whole[where : where + 8])
     archive.write_bytes(changed)
-    refused(archive, "no whole archive")
+    refused(archive, "is damaged or incomplete")
 
 
 def test_an_encrypted_zip(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_downloaded_once_verified_and_kept(tmp_path: Path, algorithm: str) -> No
         assert len(server.ranges) == 1
         shutil.rmtree(tmp_path / "cache")
         wrong = Archive(server.url, f"{algorithm}:{'0' * 32}", name="x.tar.gz")
-        with pytest.raises(UserError, match=r"checksum is wrong.*Fetch http.*--data-dir PATH"):
+        with pytest.raises(UserError, match=r"checksum is wrong.*Download http.*--data-dir PATH"):
             get([wrong])
         assert not (tmp_path / ROOT).exists()
 
@@ -331,11 +331,13 @@ def test_archives_that_the_user_has(tmp_path: Path) -> None:
     stamp = (tmp_path / ROOT).stat().st_ino
     assert get(archives, copy).folder.stat().st_ino == stamp  # the same files: not unpacked again
     two.unlink()
-    with pytest.raises(UserError, match=r"holds no my-set: expected the archives x.tar, y.zip, or"):
+    with pytest.raises(
+        UserError, match=r"does not hold my-set: expected the archives x.tar, y.zip, or"
+    ):
         get(archives, one.parent)
-    with pytest.raises(UserError, match=r"there is no y\.zip"):
+    with pytest.raises(UserError, match=r"y\.zip is missing"):
         get(archives, one.parent)
-    with pytest.raises(UserError, match="there is no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         get(archives, tmp_path / "nowhere")
 
 
@@ -409,11 +411,15 @@ def test_unpacked_folders_at_below_and_above(tmp_path: Path) -> None:
     inner = tmp_path / "at" / "set"
     assert get(archives, inner).folder == tmp_path / "at"
     (tmp_path / "at" / "other").mkdir()
-    with pytest.raises(UserError, match="other holds no my-set"):  # its neighbours are not meant
+    with pytest.raises(
+        UserError, match="other does not hold my-set"
+    ):  # its neighbours are not meant
         get(archives, tmp_path / "at" / "other")
     shutil.rmtree(inner / "deep")
     for given in (inner, tmp_path / "at"):
-        with pytest.raises(UserError, match=r"expected the archives photos.tar.gz, or what is"):
+        with pytest.raises(
+            UserError, match=r"expected the archives photos.tar.gz, or the unpacked"
+        ):
             get(archives, given)
 
 
@@ -424,18 +430,20 @@ def test_by_hand_without_network_and_wrong_contents(
     with pytest.raises(UserError) as caught:
         get([Archive("", "", name="x.tar")])
     assert str(caught.value) == (
-        f"my-set: x.tar cannot be downloaded: put it at {place}, or anywhere. Then, without a"
-        " network: python run.py --scenario my-set --data-dir PATH --model"
+        f"my-set: x.tar cannot be downloaded: put it at {place}, or anywhere else. Then run"
+        " offline: python run.py --scenario my-set --data-dir PATH --model"
         " ARCH:TAG:PATH_TO_WEIGHTS. See the manual"
     )
     pack(place, FILES)
     assert contents(get([Archive("", "", name="x.tar")]).folder) == FILES
     with serve(b"") as server:
         server.stop()
-        with pytest.raises(UserError, match=rf"Fetch {server.url} .* at {place.parent}/z\.zip, or"):
+        with pytest.raises(
+            UserError, match=rf"Download {server.url} .* at {place.parent}/z\.zip, or"
+        ):
             get([Archive(server.url, "", name="z.zip")])
     pack(place.with_name("y.tar"), {"set/a.txt": b""})
-    with pytest.raises(UserError, match=r"y\.tar: there is no set/deep in it"):
+    with pytest.raises(UserError, match=r"y\.tar: set/deep is missing"):
         get([Archive("", "", name="y.tar")])
     assert contents(tmp_path / ROOT) == FILES  # what was there stays
     assert not list(place.parent.glob(".files*"))

@@ -168,10 +168,10 @@ def bad_files(folder: Path) -> dict[Path, str]:
     whole = png(8, np.random.default_rng(2).integers(0, 256, (20, 20), dtype=np.uint8))
     contents = {
         "empty.jpg": (b"", "the file is empty"),
-        "text.png": (b"not an image", "no image of a known kind"),
-        "page.jpg": (b"<html></html>", "no image of a known kind"),
+        "text.png": (b"not an image", "not an image of a supported format"),
+        "page.jpg": (b"<html></html>", "not an image of a supported format"),
         "cut.jpg": (jpeg()[: len(jpeg()) // 2], "truncated"),
-        "head.jpg": (jpeg()[:3], "no image of a known kind"),
+        "head.jpg": (jpeg()[:3], "not an image of a supported format"),
         "cut.png": (whole[:200], "truncated|broken PNG"),
         "huge.png": (png(8, np.zeros((1, 1), np.uint8)).replace(
             struct.pack(">II", 1, 1), struct.pack(">II", 10_000, 10_000)), "10000x10000 pixels"),

@@ -66,7 +66,7 @@ def test_a_broken_off_download_goes_on(tmp_path: Path, ranges: bool) -> None:
     assert file.read_bytes() == CONTENT
     assert server.ranges == ["", "bytes=1500000-", "bytes=2500000-"]
     assert listener.steps[-1] == ("data.bin", len(CONTENT), len(CONTENT))
-    assert listener.notes == ["data.bin: the connection broke off, trying again"] * 2
+    assert listener.notes == ["data.bin: the connection was lost, trying again"] * 2
     assert {path.name for path in file.parent.iterdir()} <= {"data.bin", "data.bin.lock"}
 
 
@@ -111,7 +111,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_told(tmp_path: Path) -> N
     assert "404" in message
     assert requests == 1
     assert "416" in refusal(CONTENT, tmp_path / "c", status=(503, 503, 416))[0]
-    assert "broke off" in refusal(CONTENT, tmp_path / "d", cut=(0,) * 9)[0]
+    assert "connection was lost" in refusal(CONTENT, tmp_path / "d", cut=(0,) * 9)[0]
     with serve(CONTENT) as server:
         server.stop()
         with pytest.raises(UserError, match="refused"):
@@ -246,25 +246,25 @@ def test_damaged_files_are_explained(tmp_path: Path) -> None:
     def dump(**changes: Any) -> bytes:
         return pickle.dumps({k: v for k, v in (good | changes).items() if v is not None})
 
-    assert_refused(tmp_path, "no CIFAR batch", train=b"nonsense")
-    assert_refused(tmp_path, "no CIFAR batch", train=pickle.dumps(3))
+    assert_refused(tmp_path, "not a CIFAR batch", train=b"nonsense")
+    assert_refused(tmp_path, "not a CIFAR batch", train=pickle.dumps(3))
     assert_refused(tmp_path, "'fine_labels' is missing", train=dump(fine_labels=None))
     assert_refused(tmp_path, "expected uint8", train=dump(data=good["data"].astype(np.float32)))
     assert_refused(tmp_path, "must be uint8", train=dump(data=[1, 2]))
     for labels in (5, {}, "text", [True] * 100):
-        assert_refused(tmp_path, "whole numbers", train=dump(fine_labels=labels))
+        assert_refused(tmp_path, "integers", train=dump(fine_labels=labels))
     assert_refused(tmp_path, "must be uint8", train=dump(data=good["data"][:, :100]))
-    assert_refused(tmp_path, "100 whole numbers from 0 to 99", train=dump(fine_labels=[100] * 100))
-    assert_refused(tmp_path, "whole numbers", train=dump(fine_labels=[0]))
+    assert_refused(tmp_path, "100 integers from 0 to 99", train=dump(fine_labels=[100] * 100))
+    assert_refused(tmp_path, "integers", train=dump(fine_labels=[0]))
     assert_refused(tmp_path, "100 class names", meta=pickle.dumps({"fine_label_names": ["a"]}))
     for name in ("", None, ["a"]):
         names = pickle.dumps({"fine_label_names": [name] * 100})
-        assert_refused(tmp_path, "holds a name that is no text", meta=names)
-    assert_refused(tmp_path, "holds no cifar-100-python/test", test=b"")
+        assert_refused(tmp_path, "holds a name that is not text", meta=names)
+    assert_refused(tmp_path, "does not contain cifar-100-python/test", test=b"")
     whole = write_archive(tmp_path / "b.tar.gz", cifar_files(train=1)).read_bytes()
     for size in (0, 10, len(whole) // 2):
         (tmp_path / "b.tar.gz").write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"no whole archive|no CIFAR batch"):
+        with pytest.raises(UserError, match=r"is damaged or incomplete|not a CIFAR batch"):
             read_archive(tmp_path / "b.tar.gz", CIFAR100, unverified=True)
 
 
@@ -320,7 +320,7 @@ def test_images_of_unknown_classes_or_sizes_are_named(tmp_path: Path) -> None:
         split_cifar100.load(Options(), DataRequest(tmp_path / "a"))
     b = image_folders(tmp_path / "b", ("apple", "bear"))
     Image.new("RGB", (20, 10)).save(b / "train" / "bear" / "2.png")
-    with pytest.raises(UserError, match=r"2\.png has 20x10 pixels where others have 32x32"):
+    with pytest.raises(UserError, match=r"2\.png has 20x10 pixels, the others have 32x32"):
         split_cifar100.load(Options(), DataRequest(b))
     (b / "train" / "bear" / "2.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="cannot be read as an image"):

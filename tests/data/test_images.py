@@ -13,8 +13,8 @@ from sklearn.datasets import load_sample_images
 from cl_clipfit.clip import CLIPClassifier, ModelIdentity
 from cl_clipfit.clip.preprocess import Preprocess
 from cl_clipfit.config.options import Recipe
+from cl_clipfit.data.images import lazy as images_module
 from cl_clipfit.data.images.lazy import ImageFiles, LazyImages, concatenate, hashed_by
-from cl_clipfit.data.images.lazy import lazy as images_module
 from cl_clipfit.data.images.loading import ImageLoader, memory_budget, sized
 from cl_clipfit.data.source import DataRequest, ImageSet, Source
 from cl_clipfit.data.streams import build_scenario
@@ -76,7 +76,7 @@ def test_joined_images_are_those_of_the_parts(tmp_path: Path) -> None:
     files, small = write_photos(tmp_path), torch.arange(48).byte().view(1, 3, 4, 4)
     one = LazyImages([files], FIT, torch.tensor([5, 1]))
     joined = concatenate([small, one, files])
-    with pytest.raises(ValueError, match="need to be told one"):
+    with pytest.raises(ValueError, match="need a target size"):
         _ = joined.shape
     data = ImageSet(joined, torch.zeros(15, dtype=torch.long))
     shown = sized(Source(("a",), ("{}",), data, data), FIT).test.images.to("cpu")

@@ -76,8 +76,8 @@ def test_folders_with_numbers_for_names_are_named_by_these(tmp_path: Path) -> No
         (["cat", "dog", "hose", "bear"], "3: unknown class 'hose'. Did you mean 'horse'?"),
         (["cat", "dog", "horse", "4"], "4: unknown class '4'. Known: bear, cat, dog, horse."),
         (["cat", "dog", "horse", "-1"], "4: unknown class '-1'"),
-        (["cat", "dog", "1", "bear"], "3: class '1' again, it is in "),
-        (["cat", "dog", "horse", "bear", "cat"], "5: class 'cat' again, it is in "),
+        (["cat", "dog", "1", "bear"], "3: class '1' is repeated, it is already in "),
+        (["cat", "dog", "horse", "bear", "cat"], "5: class 'cat' is repeated, it is already in "),
         (["cat", "dog", "horse", "bear", "emu"], "5: unknown class 'emu'"),
     ],
 )
@@ -97,7 +97,7 @@ def test_what_is_no_order_of_all_classes(
 
 def test_names_that_repeat_need_labels(tmp_path: Path) -> None:
     file = write(tmp_path / "order.txt", ["cat", "crane"])
-    with pytest.raises(UserError, match="line 2: 2 classes have the name 'crane', use their label"):
+    with pytest.raises(UserError, match="line 2: 2 classes are called 'crane', use their label"):
         class_order(file, 8, NAMES)
 
 
@@ -113,8 +113,8 @@ def test_a_long_list_of_names_is_not_recited(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', "must be a list"),
         ("a.json", b"[true, false]", "must be a list"),
         ("a.json", b"[1, [2]]", "must be a list"),
-        ("a.json", b"[1,", "this is no JSON"),
-        ("a.json", b"[" * 100_000, "this is no JSON"),
+        ("a.json", b"[1,", "this is not valid JSON"),
+        ("a.json", b"[" * 100_000, "this is not valid JSON"),
         ("a.yaml", b"a: 1", "must be a list"),
         ("a.yaml", b"", "must be a list"),
         ("a.yaml", b"- cat\n- [dog]", "line 2: expected a name or a label"),
@@ -220,11 +220,17 @@ def test_nothing_in_a_file_of_tasks_is_a_truth_value_or_a_number(tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- [cat, dog]\n- [horse]", ": every class must be there; 'bear' (label 3) is missing"),
-        ("- [cat, dog]\n- [horse, bear, cat]", ", line 2: class 'cat' again, it is in line 1"),
-        ("a: [cat, dog]\nb: [horse, 3, bear]", ", line 2: class 'bear' again, it is in line 2"),
+        ("- [cat, dog]\n- [horse]", ": every class must be listed; 'bear' (label 3) is missing"),
+        (
+            "- [cat, dog]\n- [horse, bear, cat]",
+            ", line 2: class 'cat' is repeated, it is already in line 1",
+        ),
+        (
+            "a: [cat, dog]\nb: [horse, 3, bear]",
+            ", line 2: class 'bear' is repeated, it is already in line 2",
+        ),
         ("- [cat, dgo]\n- [horse, bear]", ", line 1: unknown class 'dgo'. Did you mean 'dog'?"),
-        ("a: [cat, dog]\na: [horse, bear]", ": two tasks have the name 'a'"),
+        ("a: [cat, dog]\na: [horse, bear]", ": two tasks are called 'a'"),
         ("a: [cat, dog]\nb: []", ", line 2: 'b' must be a list of classes"),
         ("a: [cat, dog]\nb: horse", ", line 2: 'b' must be a list of classes"),
         ("- cat\n- dog", ", line 1: 'task 1' must be a list of classes"),
@@ -233,7 +239,7 @@ def test_nothing_in_a_file_of_tasks_is_a_truth_value_or_a_number(tmp_path: Path)
         ("{}", ": must be a list of lists of classes, or map task names to lists"),
         ("", ": must be a list of lists of classes, or map task names to lists"),
         ("cat", ": must be a list of lists of classes, or map task names to lists"),
-        ("a: &x [cat, dog]\nb: *x", ", line 1: class 'cat' again, it is in line 1"),
+        ("a: &x [cat, dog]\nb: *x", ", line 1: class 'cat' is repeated, it is already in line 1"),
         ("a: [cat\nb: ]]", ", line 2: this is no YAML"),
         ("--- [a]\n--- [b]", ", line 2: this is no YAML"),
     ],

@@ -101,31 +101,31 @@ ONE = ["emu/7.jpg", 0, "emu"]
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON file"),
-        ("[" * 100_000, "is no JSON file"),
+        ("{", "is not a valid JSON file"),
+        ("[" * 100_000, "is not a valid JSON file"),
         (["cat/2.jpg"], "has no list 'train' of images: expected"),
         ({"train": ["cat/2.jpg"]}, "has no list 'test' of images"),
         ({"train": ["cat/2.jpg"], "test": []}, "has no list 'test' of images"),
         ({"train": ["cat/2.jpg"], "test": {"a": 1}}, "has no list 'test' of images"),
-        ({"train": ["emu/7.jpg", 3], "test": [ONE]}, "'train', entry 2 is wrong"),
-        ({"train": [["emu/7.jpg", 0]], "test": [ONE]}, "'train', entry 1 is wrong"),
-        ({"train": [ONE], "test": [["cat/2.jpg", True, "cat"]]}, "'test', entry 1 is wrong"),
-        ({"train": [ONE], "test": [["cat/2.jpg", -1, "cat"]]}, "'test', entry 1 is wrong"),
-        ({"train": [ONE], "test": [["cat/2.jpg", "0", "cat"]]}, "'test', entry 1 is wrong"),
-        ({"train": [ONE], "test": [["cat/2.jpg", 1, " "]]}, "'test', entry 1 is wrong"),
+        ({"train": ["emu/7.jpg", 3], "test": [ONE]}, "'train', entry 2 is invalid"),
+        ({"train": [["emu/7.jpg", 0]], "test": [ONE]}, "'train', entry 1 is invalid"),
+        ({"train": [ONE], "test": [["cat/2.jpg", True, "cat"]]}, "'test', entry 1 is invalid"),
+        ({"train": [ONE], "test": [["cat/2.jpg", -1, "cat"]]}, "'test', entry 1 is invalid"),
+        ({"train": [ONE], "test": [["cat/2.jpg", "0", "cat"]]}, "'test', entry 1 is invalid"),
+        ({"train": [ONE], "test": [["cat/2.jpg", 1, " "]]}, "'test', entry 1 is invalid"),
         ({"train": [ONE], "test": ["cat/2.jpg"]}, "mixes two forms"),
         ({"train": ["emu/7.jpg"], "test": ["cat/3.jpg", "x/2.jpg"]},
-         r"2 of 3 paths .* the first, cat/3\.jpg, is no image of it"),
+         r"2 of 3 paths .* the first, cat/3\.jpg, matches none"),
         ({"train": ["emu/7.jpg"], "test": ["cat/1.jpg"]},
-         r"1 of 2 paths .* the first, cat/1\.jpg, stands for 2 images of it"),
-        ({"train": ["emu/7.jpg"], "test": ["1.jpg"]}, r"1\.jpg, stands for 3 images"),
-        ({"train": ["emu/7.jpg"], "test": ["/"]}, "the first, /, is no image"),
+         r"1 of 2 paths .* the first, cat/1\.jpg, matches 2 images"),
+        ({"train": ["emu/7.jpg"], "test": ["1.jpg"]}, r"1\.jpg, matches 3 images"),
+        ({"train": ["emu/7.jpg"], "test": ["/"]}, "the first, /, matches none"),
         ({"train": ["emu/7.jpg"], "test": ["val/emu/7.jpg"]},
-         r"names 1 images more than once, first /data/val/emu/7\.jpg"),
+         r"names 1 images more than once, the first is /data/val/emu/7\.jpg"),
         ({"train": ["emu/7.jpg", "7.jpg"], "test": ["cat/2.jpg"]}, "more than once"),
-        ({"train": [ONE], "test": [["cat/2.jpg", 0, "cat"]]}, "label 0 is 'emu' and 'cat'"),
-        ({"train": [ONE], "test": [["cat/2.jpg", 1, "emu"]]}, "'emu' has the labels 0 and 1"),
-        ({"train": [ONE], "test": [["cat/2.jpg", 5, "cat"]]}, "labels run to 5, but none is 1"),
+        ({"train": [ONE], "test": [["cat/2.jpg", 0, "cat"]]}, "label 0 is both 'emu' and 'cat'"),
+        ({"train": [ONE], "test": [["cat/2.jpg", 1, "emu"]]}, "'emu' has two labels, 0 and 1"),
+        ({"train": [ONE], "test": [["cat/2.jpg", 5, "cat"]]}, "go up to 5, but 1 is missing"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_right_are_told(content: Any, message: str, tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_files_that_cannot_be_right_are_told(content: Any, message: str, tmp_pat
 def test_what_a_split_cannot_be_applied_to_is_told(tmp_path: Path) -> None:
     data = ImageSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
     file = write(tmp_path, {"train": [ONE], "test": [["cat/2.jpg", 1, "cat"]]})
-    with pytest.raises(UserError, match="needs image files"):
+    with pytest.raises(UserError, match="does not consist of image files"):
         apply_split(Source(("a", "b"), TEMPLATES, data, data), file)
     source = build()
     prompts = tuple((f"a {name} in the zoo",) for name in source.class_names)
     of_classes = Source(source.class_names, prompts, source.train, source.test)
-    with pytest.raises(UserError, match="not those that the prompts are made for"):
+    with pytest.raises(UserError, match="differ from those that the prompts are written for"):
         apply_split(of_classes, file)
     with pytest.raises(UserError, match="No such file"):
         apply_split(source, tmp_path / "lost.json")

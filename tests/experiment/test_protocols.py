@@ -140,7 +140,7 @@ def test_online_trains_once_and_keeps_its_optimiser(tmp_path: Path) -> None:
         (["--class-order", "none.txt"], "none.txt"),
         (["--class-names", "none.txt"], "there is no such file"),
         (["--split", "none.json"], "there is no such file"),
-        (["--split", "pyproject.toml"], "a split file needs image files"),
+        (["--split", "pyproject.toml"], "this data set does not consist of image files"),
         (["--limit", "0"], "--limit"),
         (["--model", "features"], "takes images, name a model"),
     ],

@@ -278,13 +278,13 @@ def test_results_are_fp32_in_the_order_of_the_first() -> None:
         (lambda v: merging.dare(v, [v], drop=1.0), "drop 1.0 must be at least 0 and below 1"),
         (lambda v: merging.dare(v, [v], drop=-0.1), "drop -0.1"),
         (lambda v: merging.fisher([v, v], [v]), "2 sets of values with 1 Fishers"),
-        (lambda v: merging.fisher([v], [row(a=[1.0, -1.0])]), "Fisher of tensor a has entries"),
+        (lambda v: merging.fisher([v], [row(a=[1.0, -1.0])]), "Fisher of tensor a has negative"),
         (lambda v: merging.fisher([v], [row(a=[1.0, math.nan])]), "Fisher of tensor a has"),
         (lambda v: merging.fisher([v], [v], floor=0.0), "floor 0.0 must be above 0"),
-        (lambda v: merging.distance(v, v, v, {}), "tensor a is in no group"),
-        (lambda v: merging.distance({}, {}, {}, {}), "nothing to measure"),
+        (lambda v: merging.distance(v, v, v, {}), "tensor a does not belong to a group"),
+        (lambda v: merging.distance({}, {}, {}, {}), "no distance to measure"),
         (lambda v: merging.distance(v, v, v, {"a": "g"}, floor=0.0), "floor 0.0"),
-        (lambda v: merging.fisher_distance(v, v, v, v, {}), "tensor a is in no group"),
+        (lambda v: merging.fisher_distance(v, v, v, v, {}), "tensor a does not belong to a group"),
         (
             lambda v: merging.fisher_distance(v, v, v, row(a=[0.0, 0.0]), {"a": "g"}),
             "the Fisher's mean is 0.0",
@@ -498,7 +498,7 @@ def test_no_plane_through_points_on_a_line() -> None:
     origin = draw(0)
     first = {n: v + 1e-2 * draw(1)[n] for n, v in origin.items()}
     for alpha in (0.0, 0.37, 1.0, -0.6):
-        with pytest.raises(ValueError, match="the three points are on one line"):
+        with pytest.raises(ValueError, match="the three points are collinear"):
             merging.plane(origin, first, merging.interpolate(origin, first, alpha))
     with pytest.raises(ValueError, match="the first point equals the origin"):
         merging.plane(origin, copy.deepcopy(origin), first)

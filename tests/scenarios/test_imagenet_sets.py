@@ -189,11 +189,11 @@ def test_imagenet100_takes_a_list_of_classes(tmp_path: Path) -> None:
     assert source.class_names == ("hammerhead shark", "tench", "great white shark")
     assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert files(source.train)[0] == "n01494475/n01494475_0.JPEG"
-    with pytest.raises(UserError, match=r"no folder for 1 of 2 classes, first n15075141"):
+    with pytest.raises(UserError, match=r"no folder for 1 of 2 classes, the first is n15075141"):
         load(split_imagenet100, root, classes=["tench", "toilet paper"])
     with pytest.raises(UserError, match="no class of ImageNet is called 'dragon'"):
         load(split_imagenet100, root, classes=["dragon"])
-    with pytest.raises(UserError, match=r"for 1 of 1 classes, first n15075141; .*classes="):
+    with pytest.raises(UserError, match=r"for 1 of 1 classes, the first is n15075141; .*classes="):
         load(split_imagenet100, root, classes=["toilet paper"])
 
 
@@ -217,9 +217,12 @@ def test_damaged_tables_of_tiny_imagenet_are_told(tmp_path: Path) -> None:
     table = root / "val" / "val_annotations.txt"
     whole = table.read_text()
     for text, message in (
-        (f"val_1.JPEG\t{WNIDS[7]}\t0\n", f"contradict each other about {WNIDS[7]}"),
-        ("val_1.JPEG\n", "entry 1: expected 3 columns, found 1"),
-        (f"val_999.JPEG\t{WNIDS[0]}\t0\n", r"names 1 images that are missing, first .*val_999"),
+        (f"val_1.JPEG\t{WNIDS[7]}\t0\n", f"disagree about {WNIDS[7]}"),
+        ("val_1.JPEG\n", "entry 1: expected 3 columns, got 1"),
+        (
+            f"val_999.JPEG\t{WNIDS[0]}\t0\n",
+            r"names 1 images that are missing, the first is .*val_999",
+        ),
     ):
         table.write_text(text)
         with pytest.raises(UserError, match=message):
@@ -284,7 +287,7 @@ def test_imagenet_a_is_ranked_among_its_classes(tmp_path: Path) -> None:
     assert samples(source.test) == ImageFolder(str(tmp_path / "imagenet-a")).samples
     assert not any("classes" in note for note in notes)
     extra = unpacked(tmp_path, folders("imagenet-a", [ELSEWHERE[0]], 1))
-    with pytest.raises(UserError, match=f"{ELSEWHERE[0]} is no class of ImageNet-1k"):
+    with pytest.raises(UserError, match=f"{ELSEWHERE[0]} is not a class of ImageNet-1k"):
         load(imagenet_a, extra)
 
 
@@ -315,7 +318,7 @@ def test_imagenet_v2_counts_folders_as_numbers(tmp_path: Path) -> None:
         assert int(path.parent.name) == label
     assert source.test.labels.tolist() == list(range(1000))
     unpacked(tmp_path, {f"{V2}/1000/1.jpeg": b""})
-    with pytest.raises(UserError, match="1000 is no label from 0 to 999"):
+    with pytest.raises(UserError, match="1000 is not a label from 0 to 999"):
         load(imagenet_v2, tmp_path)
     part = load(imagenet_v2, unpacked(tmp_path / "b", folders(V2, ("10", "2", "999"), 1, "jpeg")))
     assert part.class_names == ("great white shark", "brambling", "toilet paper")
@@ -341,7 +344,7 @@ def test_cub_agrees_with_its_tables(tmp_path: Path) -> None:
         ("image_class_labels.txt", "9 3", "9 4", r"labels\.txt says '4', which is none of its"),
         ("train_test_split.txt", "9 1", "9 2", r"split\.txt says '2', which is none of its"),
         ("classes.txt", "3 003", "4 003", r"must number the classes 1, 2, 3"),
-        ("classes.txt", "3 003.Parakeet_Auklet", "3", "entry 3: expected 2 columns, found 1"),
+        ("classes.txt", "3 003.Parakeet_Auklet", "3", "entry 3: expected 2 columns, got 1"),
     ],
 )  # fmt: skip
 def test_contradictions_in_cub_are_told(
@@ -375,7 +378,7 @@ def test_objectnet_keeps_the_overlap_under_its_own_names(tmp_path: Path) -> None
         ('{"Stove": "stove"}', "names no folder of 'Stove'"),
         ('["TV"]', "must map names to names"),
         ('{"TV": 3}', "must map names to names"),
-        ("{", "is no JSON file"),
+        ("{", "is not a valid JSON file"),
     ):
         overlap.write_text(text)
         with pytest.raises(UserError, match=message):

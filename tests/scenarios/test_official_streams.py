@@ -134,7 +134,7 @@ def test_without_network_every_data_set_says_what_to_do(
     assert line.startswith("error: ")
     assert "--data-dir" in line
     if name in DOWNLOADED:
-        assert "its host is unknown here (no network?). Fetch http" in line
+        assert "the host name cannot be resolved (offline?). Download http" in line
         assert f"put it at {tmp_path / 'data'}" in line
-        assert f"without a network: python run.py --scenario {name} --data-dir" in line
+        assert f"Then run offline: python run.py --scenario {name} --data-dir" in line
     assert not (tmp_path / "r").exists()

@@ -232,7 +232,7 @@ DAMAGED = {  # a file to cut, and what the message says
     "split-fashion-mnist": ("FashionMNIST/raw/train-images-idx3-ubyte", "cannot be read"),
     "mnist": ("MNIST/raw/t10k-labels-idx1-ubyte", "cannot be read"),
     "fgvc-aircraft": ("fgvc-aircraft-2013b/data/variants.txt", "cannot be read"),
-    "dtd": ("dtd/dtd/labels/train1.txt", "of 23 classes are listed, expected 47"),
+    "dtd": ("dtd/dtd/labels/train1.txt", "of 23 classes, expected 47"),
     "flowers102": ("flowers-102/setid.mat", "cannot be read"),
     "food101": ("food-101/meta/test.json", "cannot be read"),
     "oxford-pets": ("oxford-iiit-pet/annotations/test.txt", "cannot be read"),
@@ -256,7 +256,7 @@ def test_folders_of_other_classes_are_explained(make: Callable[[str], Path]) -> 
     (root / "eurosat" / "2750" / "Moon").mkdir()
     assert "Moon" in refusal("eurosat", root)
     (root / "eurosat" / "2750" / "Moon" / "1.jpg").write_bytes(b"")
-    assert "31 images of 11 classes are listed, expected 10" in refusal("eurosat", root)
+    assert "31 images of 11 classes, expected 10" in refusal("eurosat", root)
 
 
 def test_labels_that_do_not_fit_are_explained(make: Callable[[str], Path]) -> None:
@@ -264,7 +264,7 @@ def test_labels_that_do_not_fit_are_explained(make: Callable[[str], Path]) -> No
     file = root / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"\x0a")
-    assert "expected one from 0 to 9 for each" in refusal("mnist", root)
+    assert "expected one from 0 to 9 per image" in refusal("mnist", root)
     file.write_bytes(content[:4] + (29).to_bytes(4) + content[8:-1])
     assert "30 images and 29 labels" in refusal("mnist", root)
 
@@ -274,7 +274,7 @@ def test_class_names_must_agree_between_parts(make: Callable[[str], Path]) -> No
     file = root / "oxford-iiit-pet" / "annotations" / "test.txt"
     file.write_text(file.read_text().replace("long_haired_3_", "short_haired_3_"))
     message = refusal("oxford-pets", root)
-    assert "class 'Long Haired 3' of 'trainval' is another one in 'test'" in message
+    assert "class 'Long Haired 3' of 'trainval' has another name in 'test'" in message
 
 
 def test_what_comes_by_hand_is_told(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_arrays_that_claim_more_than_they_hold(tmp_path: Path) -> None:
     np.lib.format.write_array_header_1_0(header, about)
     np.savez(file, **arrays())
     rewrite(file, lambda name, data: header.getvalue() if name == "train_x.npy" else data)
-    refused(lambda: read_features(file), "holds other bytes")
+    refused(lambda: read_features(file), "its size differs")
     file.write_bytes(header.getvalue())  # .npy under the name of an .npz
     refused(lambda: read_features(file), "cannot be read")
     np.savez(file, **{**arrays(), "classnames": np.array([Runs(tmp_path / "executed")] * 7)})
@@ -102,7 +102,7 @@ def test_elements_of_no_size_are_refused(tmp_path: Path, descr: str) -> None:
         tmp_path / "f.npz",
         lambda name, data: header.getvalue() if name == "classnames.npy" else data,
     )
-    refused(lambda: read_features(file), "elements of no size")
+    refused(lambda: read_features(file), "elements of zero size")
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
@@ -145,12 +145,12 @@ HOSTILE = {
     ),
     "a type of tuples": (pickled("numpy\ndtype", NESTED + b"\x85") + b".", "expected uint8"),
     "an encoding of tuples": (
-        pickled("_codecs\nencode", unicode("x") + NESTED + b"\x86") + b".", "another encoding"
+        pickled("_codecs\nencode", unicode("x") + NESTED + b"\x86") + b".", "other than latin1"
     ),
     "a text of tuples": (
-        pickled("_codecs\nencode", NESTED + unicode("latin1") + b"\x86") + b".", "another encoding"
+        pickled("_codecs\nencode", NESTED + unicode("latin1") + b"\x86") + b".", "other than latin1"
     ),
-    "numbers of one hash": (b"}" + LONG_NUMBER + b"Ns.", "no text"),
+    "numbers of one hash": (b"}" + LONG_NUMBER + b"Ns.", "not text"),
     "a shape of tuples": (
         NAMED + UINT8 + ARRAY + STATE.replace(b"J\xa0\x86\1\0", NESTED) + b".", "integer"
     ),
@@ -323,7 +323,7 @@ def test_bombs_in_other_places_that_take_yaml(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(BOMB)
     refused(lambda: read_tasks(tmp_path / "t.yaml", ["x"]), "more than 30,000 values")
     (tmp_path / "t.yaml").write_text("a: &x [1]\nb: *x\n")  # what may be an alias is read
-    assert "again" in refused(lambda: read_tasks(tmp_path / "t.yaml", ["0", "1"]))
+    assert "repeated" in refused(lambda: read_tasks(tmp_path / "t.yaml", ["0", "1"]))
 
 
 def test_damaged_settings_never_surprise(tmp_path: Path) -> None:
@@ -356,10 +356,10 @@ def test_no_other_program_is_started_for_an_image(
     monkeypatch.setattr("subprocess.check_call", start)
     file = tmp_path / "x.jpg"
     Image.new("RGB", (8, 8)).save(file, "EPS")
-    refused(lambda: open_image(file), "no image of a known kind")
+    refused(lambda: open_image(file), "not an image of a supported format")
     for kind in ("PDF", "ICNS", "TGA"):
         Image.new("RGB", (16, 16)).save(file, kind)
-        refused(lambda: open_image(file), "no image of a known kind")
+        refused(lambda: open_image(file), "not an image of a supported format")
 
 
 def test_an_image_of_very_many_pixels_is_not_decoded(tmp_path: Path) -> None:

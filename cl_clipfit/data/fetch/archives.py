@@ -1,4 +1,4 @@
-"""Data sets in archives: found or fetched, verified, and unpacked whole or not at all."""
+"""Data sets in archives: located or downloaded, verified, and unpacked atomically."""
 
 import json
 import shutil
@@ -26,14 +26,14 @@ MARKER = ".cl_clipfit.json"
 
 @dataclass(frozen=True)
 class Archive:
-    """One file that a data set is published as.
+    """One of the files that a data set is published as.
 
     Attributes:
-        url: its official address; "" where there is none any more.
-        checksum: "sha256:HEX" or "md5:HEX"; "" where none is published.
-        name: file name; default: the last part of the address.
+        url: the official URL; "" if there no longer is one.
+        checksum: "sha256:HEX" or "md5:HEX"; "" if none is published.
+        name: file name; default: the last part of the URL.
         into: folder below the data set's root that it is unpacked into.
-        limit_bytes: most that it may unpack to.
+        limit_bytes: maximum size when unpacked.
     """
 
     url: str
@@ -48,10 +48,10 @@ class Archive:
 
 @dataclass(frozen=True)
 class Located:
-    """A data set on the disk.
+    """A data set on disk.
 
     Attributes:
-        folder: its root, which holds all that was expected.
+        folder: the root folder, which holds all expected paths.
         origin: "kind" ("folder" or "archive") and "verified", for `Source.origin`.
     """
 
@@ -66,48 +66,47 @@ def obtain(
     request: DataRequest,
     help: str = "",
 ) -> Located:
-    """Find a data set where `--data-dir` says, or in the cache; else fetch and unpack it.
+    """Find a data set in `--data-dir` or in the cache, or else download and unpack it.
 
-    Two processes may ask for the same data set: one unpacks, the other waits.
+    Two processes may request the same data set: one unpacks it, the other waits.
 
     Args:
         name: name of the scenario, and of its folder in the cache.
-        archives: what it is published as.
-        expected: paths relative to its root that exist once it is unpacked.
+        archives: the files that the data set is published as.
+        expected: paths relative to the root that exist once it is unpacked.
         request: what the command says about data.
-        help: what else to tell where an archive cannot be downloaded.
+        help: further advice to show if an archive cannot be downloaded.
 
     Raises:
-        UserError: something is missing, is not the official file, cannot be fetched or written.
+        UserError: a file is missing, not official, or cannot be downloaded or written.
     """
     files: list[Path] | None = None
     stamps: list[Any] = []
     home = cache_folder() / name
     root = home / "files"
     official = [a.checksum and full_checksum(a.checksum) for a in archives]
-    wanted = ["" if request.unverified else checksum for checksum in official]
+    digests = ["" if request.unverified else checksum for checksum in official]
     if request.data_dir is not None:
-        if found := _unpacked_in(request.data_dir, name, archives, expected):
-            request.note(f"{name}: the files in {found} are used unverified; results say so")
-            return Located(found, {"kind": "folder", "verified": False})
+        if folder := _unpacked_in(request.data_dir, name, archives, expected):
+            request.note(f"{name}: the files in {folder} are used unverified; results say so")
+            return Located(folder, {"kind": "folder", "verified": False})
         files = _archives_in(request.data_dir, name, archives, expected)
-        wanted, stamps = _verify(archives, files, home, request)
-        root = _place_for(home, official, wanted)
-    if not _is_kept(root, archives, expected, wanted):
+        digests, stamps = _verify(archives, files, home, request)
+        root = _place_for(home, official, digests)
+    if not _is_kept(root, archives, expected, digests):
         with writing(home):
             home.mkdir(parents=True, exist_ok=True)
             lock = FileLock(home / ".lock")
             lock.acquire()
         try:
-            if not _is_kept(root, archives, expected, wanted):
+            if not _is_kept(root, archives, expected, digests):
                 if files is None:
                     files = [_fetch(name, archive, home, request, help) for archive in archives]
-                    wanted, stamps = _verify(archives, files, home, request)
-                _unpack_all(root, archives, files, wanted, stamps, expected, request)
+                    digests, stamps = _verify(archives, files, home, request)
+                _unpack_all(root, archives, files, digests, stamps, expected, request)
         finally:
             lock.release()
-    digests = [entry["digest"] for entry in _read_marker(root)]
-    verified = digests == official
+    verified = [entry["digest"] for entry in _read_marker(root)] == official
     if not verified:
         request.note(f"{name}: these files are not verified; results say so")
     return Located(root, {"kind": "archive", "verified": verified})
@@ -116,7 +115,7 @@ def obtain(
 def _unpacked_in(
     given: Path, name: str, archives: Sequence[Archive], expected: Sequence[str]
 ) -> Path | None:
-    """Return the folder at, below or above `given` that holds all that is expected."""
+    """Return the folder at, below or above `given` that holds all expected paths."""
     if given.name in ("", "..") or given.is_symlink():
         given = given.resolve()
     below = {name, *(a.into.partition("/")[0] for a in archives)}
@@ -143,22 +142,22 @@ def _archives_in(
     files = [folder / archive.name for archive in archives]
     lacks = [file.name for file in files if not is_file(file)]
     if not is_file(given, or_folder=True):
-        raise UserError(f"--data-dir {given}: there is no such file or folder")
+        raise UserError(f"--data-dir {given}: no such file or folder")
     if lacks or not files:
         unpacked = ", ".join(expected[:4]) + (", ..." if len(expected) > 4 else "")
-        held = f"the archives {', '.join(a.name for a in archives)}, or " if archives else ""
+        packed = f"the archives {', '.join(a.name for a in archives)}, or " if archives else ""
         raise UserError(
-            f"--data-dir {given} holds no {name}: expected {held}what is unpacked: {unpacked}"
-            + (f" (there is no {lacks[0]})" if 0 < len(lacks) < len(files) else "")
+            f"--data-dir {given} does not hold {name}: expected {packed}the unpacked {unpacked}"
+            + (f" ({lacks[0]} is missing)" if 0 < len(lacks) < len(files) else "")
         )
     return files
 
 
 def _fetch(name: str, archive: Archive, home: Path, request: DataRequest, help: str) -> Path:
-    """Return the archive in the cache, downloaded where it is missing."""
+    """Return the archive in the cache, downloading it if it is missing."""
     target = home / archive.name
     elsewhere = (
-        f"or anywhere. Then, without a network: python run.py --scenario {name} --data-dir PATH"
+        f"or anywhere else. Then run offline: python run.py --scenario {name} --data-dir PATH"
         " --model ARCH:TAG:PATH_TO_WEIGHTS"
     )
     if not archive.url and not is_file(target):
@@ -173,43 +172,47 @@ def _fetch(name: str, archive: Archive, home: Path, request: DataRequest, help: 
 
 
 def _place_for(home: Path, official: Sequence[str], digests: Sequence[str]) -> Path:
-    """Return where archives that a user names are unpacked to: never in the place of others."""
-    usual = home / "files"
-    kept = [entry["digest"] for entry in _read_marker(usual)]
-    right = all(wanted in ("", digest) for wanted, digest in zip(official, digests, strict=True))
-    if right and (all(official) or kept in ([], list(digests))):
-        return usual
+    """Return where archives named by the user are unpacked, without replacing other ones."""
+    default = home / "files"
+    kept = [entry["digest"] for entry in _read_marker(default)]
+    match = all(
+        checksum in ("", digest) for checksum, digest in zip(official, digests, strict=True)
+    )
+    if match and (all(official) or kept in ([], list(digests))):
+        return default
     return home / f"files-{sha256(' '.join(digests).encode())[:12]}"
 
 
 def _stamp(file: Path) -> list[Any]:
-    """Return what tells a file from another without reading it; `cp -p` keeps all but the last."""
+    """Return path, size, times and inode, which identify a file's content without reading it."""
     with reading(file):
-        about = file.stat()
-    times = [about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
-    return [str(file.resolve()), about.st_size, *times]
+        stat = file.stat()
+    times = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return [str(file.resolve()), stat.st_size, *times]
 
 
 def _verify(
     archives: Sequence[Archive], files: Sequence[Path], home: Path, request: DataRequest
 ) -> tuple[list[str], list[Any]]:
-    """Return the files' checksums, and stamps; one that was unpacked before is not read again.
+    """Return the files' checksums and stamps, without rereading files that were unpacked before.
 
     Raises:
         UserError: a file is not the official one.
     """
     unpacked = [entry for root in home.glob("files*") for entry in _read_marker(root)]
-    known = {repr(entry["stamp"]): entry["digest"] for entry in unpacked}
-    digests, stamps = [], [_stamp(file) for file in files]  # as they are before they are read
+    digest_of = {repr(entry["stamp"]): entry["digest"] for entry in unpacked}
+    digests, stamps = [], [_stamp(file) for file in files]  # taken before the files are read
     for archive, file, stamp in zip(archives, files, stamps, strict=True):
         algorithm = full_checksum(archive.checksum).partition(":")[0]
-        digest = known.get(repr(stamp), "")
+        digest = digest_of.get(repr(stamp), "")
         if not digest.startswith(f"{algorithm}:"):
             digest = file_checksum(file, archive.checksum)
         official = full_checksum(archive.checksum)
         if archive.checksum and digest != official and not request.unverified:
             again = (
-                f"fetch it again from {archive.url}, or" if archive.url else "fetch it again, or"
+                f"download it again from {archive.url}, or"
+                if archive.url
+                else "download it again, or"
             )
             raise UserError(
                 f"{file} is not the official file ({digest}, expected {official}): {again} accept"
@@ -220,7 +223,7 @@ def _verify(
 
 
 def _read_marker(root: Path) -> list[dict[str, Any]]:
-    """Return what was unpacked into a folder; nothing where it is not whole."""
+    """Return the archives that were unpacked into a folder; none if it is incomplete."""
     try:
         kept = json.loads((root / MARKER).read_bytes())["archives"]
         return [{key: entry[key] for key in ("name", "into", "digest", "stamp")} for entry in kept]
@@ -229,13 +232,13 @@ def _read_marker(root: Path) -> list[dict[str, Any]]:
 
 
 def _is_kept(
-    root: Path, archives: Sequence[Archive], expected: Sequence[str], wanted: Sequence[str]
+    root: Path, archives: Sequence[Archive], expected: Sequence[str], digests: Sequence[str]
 ) -> bool:
-    """Tell whether these archives were unpacked before; a checksum of "" stands for any."""
+    """Return whether these archives were unpacked before; a checksum of "" matches any."""
     kept = _read_marker(root)
     return (
         [(e["name"], e["into"]) for e in kept] == [(a.name, a.into) for a in archives]
-        and all(w in ("", e["digest"]) for w, e in zip(wanted, kept, strict=True))
+        and all(d in ("", e["digest"]) for d, e in zip(digests, kept, strict=True))
         and _missing(root, expected) is None
     )
 
@@ -249,18 +252,19 @@ def _unpack_all(
     expected: Sequence[str],
     request: DataRequest,
 ) -> None:
-    """Unpack into a folder beside `root`, which takes its place when it is whole."""
-    for left_behind in root.parent.glob(f".{root.name}.*"):  # by a killed process: the lock is ours
-        shutil.rmtree(left_behind, ignore_errors=True)
+    """Unpack into a temporary folder next to `root`, which replaces it once it is complete."""
+    # The lock is held, so temporary folders found here were left by a killed process.
+    for leftover in root.parent.glob(f".{root.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     kept = []
     with new_folder(root) as stage:
         for archive, file, digest, stamp in zip(archives, files, digests, stamps, strict=True):
             unpack_into(file, stage / archive.into, archive.limit_bytes, request.progress)
-            about = {"name": archive.name, "into": archive.into}
-            kept.append({**about, "digest": digest, "stamp": stamp})
+            entry = {"name": archive.name, "into": archive.into}
+            kept.append({**entry, "digest": digest, "stamp": stamp})
         if missing := _missing(stage, expected):
-            raise UserError(f"{', '.join(map(str, files))}: there is no {missing} in it")
+            raise UserError(f"{', '.join(map(str, files))}: {missing} is missing")
         write_atomic(stage / MARKER, json.dumps({"archives": kept}, indent=1))
-        if root.exists():  # of another version, or with parts missing
+        if root.exists():  # from another version, or incomplete
             with writing(root):
                 root.replace(stage.with_name("old"))

@@ -1,4 +1,4 @@
-"""One routine for all downloads: progress, resume, checksum, whole files only."""
+"""One routine for all downloads: progress, resume, checksum, complete files only."""
 
 import hashlib
 import http.client
@@ -18,24 +18,24 @@ from cl_clipfit.storage.files import reading
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 20
-PAUSES = (1.0, 4.0)  # before each further attempt, where the last one brought nothing
+PAUSES = (1.0, 4.0)  # seconds before each further attempt, if the last one brought nothing
 BUSY = 429
 
 
 class DownloadError(UserError):
-    """A file could not be fetched; the message says from where, and where a copy may go."""
+    """A download failed; the message gives the URL and the place for a copy."""
 
 
 class _UnreachableError(Exception):
-    """The host cannot be reached, refuses, or sends something else."""
+    """The host cannot be reached, refuses the request, or sends a different file."""
 
 
 class _DiskError(Exception):
-    """What has arrived cannot be written."""
+    """Received data cannot be written."""
 
 
 def cache_folder() -> Path:
-    """Return where data sets are kept: CL_CLIPFIT_DATA, else a folder in the user's cache."""
+    """Return the folder for data sets: CL_CLIPFIT_DATA, or else a folder in the user's cache."""
     given = os.environ.get("CL_CLIPFIT_DATA")
     if given:
         return Path(given).expanduser()
@@ -54,7 +54,7 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
 
 
 def full_checksum(checksum: str) -> str:
-    """Return "ALGORITHM:HEX" in small letters; a bare checksum is a SHA-256.
+    """Return "ALGORITHM:HEX" in lower case; a checksum without a prefix is a SHA-256.
 
     Example:
         >>> full_checksum("MD5:00ff")
@@ -64,7 +64,7 @@ def full_checksum(checksum: str) -> str:
 
 
 def file_checksum(path: Path, like: str = "") -> str:
-    """Return "ALGORITHM:HEX" of a file, by the algorithm of another checksum; default SHA-256.
+    """Return "ALGORITHM:HEX" of a file, with the algorithm of another checksum; default SHA-256.
 
     Raises:
         UserError: it cannot be read.
@@ -74,22 +74,21 @@ def file_checksum(path: Path, like: str = "") -> str:
 
 
 def download(url: str, target: Path, checksum: str, request: DataRequest) -> Path:
-    """Fetch a file unless it is there; an interrupted download goes on where it stopped.
+    """Download a file unless it exists; an interrupted download is resumed.
 
-    The file appears under its name when all of it has arrived and its checksum is right. Two
-    processes may ask for the same file: one fetches, the other waits.
+    The file appears under its name once it is complete and its checksum is correct. Two processes
+    may request the same file: one downloads it, the other waits.
 
     Args:
-        url: where it is.
-        target: where it goes.
-        checksum: "sha256:HEX", "md5:HEX", the bare digits of a SHA-256, or "" where none is
-            published.
-        request: told about progress and retries.
+        url: address of the file.
+        target: path to write to.
+        checksum: "sha256:HEX", "md5:HEX", the bare digits of a SHA-256, or "" if none is published.
+        request: notified of progress and retries.
 
     Raises:
-        DownloadError: the host cannot be reached, refuses or sends another file. The message names
-            the URL and the place for a copy fetched elsewhere.
-        UserError: the disk cannot be written.
+        DownloadError: the host cannot be reached, refuses, or sends a different file. The message
+            gives the URL and the place for a copy downloaded elsewhere.
+        UserError: the file cannot be written.
     """
     if is_file(target):
         return target
@@ -102,8 +101,8 @@ def download(url: str, target: Path, checksum: str, request: DataRequest) -> Pat
                 part.replace(target)
     except _UnreachableError as error:
         raise DownloadError(
-            f"cannot download {target.name}: {error}. Fetch {url} on another machine and put it at"
-            f" {target}"
+            f"cannot download {target.name}: {error}. Download {url} on another machine and put it"
+            f" at {target}"
         ) from error
     except (_DiskError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -112,19 +111,19 @@ def download(url: str, target: Path, checksum: str, request: DataRequest) -> Pat
 
 
 def _fetch_whole(url: str, part: Path, checksum: str, request: DataRequest) -> None:
-    """Download to `part` until the checksum is right; a wrong file is fetched once more."""
+    """Download to `part` and check the checksum; a wrong file is downloaded once more."""
     for again in (True, False):
         _fetch(url, part, request)
         if not checksum or file_checksum(part, checksum) == full_checksum(checksum):
             return
-        part.unlink()  # pieces of two files, or the page of a portal
+        part.unlink()  # pieces of two files, or the login page of a network
         if again:
-            request.note(f"{part.stem}: the checksum is wrong, fetching it again")
-    raise _UnreachableError("what arrives is not the official file, its checksum is wrong")
+            request.note(f"{part.stem}: the checksum is wrong, downloading it again")
+    raise _UnreachableError("the downloaded file is not the official one: its checksum is wrong")
 
 
 def _fetch(url: str, part: Path, request: DataRequest) -> None:
-    """Download to `part`; give up when several attempts in a row bring nothing new."""
+    """Download to `part`; give up after several attempts in a row without progress."""
     failures = 0
     while True:
         before = _size(part)
@@ -132,21 +131,21 @@ def _fetch(url: str, part: Path, request: DataRequest) -> None:
             return _attempt(url, part, request)
         except urllib.error.HTTPError as error:
             if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{before}":
-                return None  # all of it was there
+                return None  # the file was already complete
             if error.code == 416:
-                part.unlink(missing_ok=True)  # no beginning of this file
-            reason = f"the server answers {error.code} {error.reason}"
+                part.unlink(missing_ok=True)  # not the beginning of this file
+            reason = f"the server answered {error.code} {error.reason}"
             if error.code < 500 and error.code not in (416, BUSY):
                 raise _UnreachableError(reason) from error
         except (http.client.HTTPException, OSError) as error:
             cause = getattr(error, "reason", error)
             if isinstance(cause, socket.gaierror):
-                raise _UnreachableError("its host is unknown here (no network?)") from error
+                raise _UnreachableError("the host name cannot be resolved (offline?)") from error
             broken = isinstance(error, http.client.IncompleteRead)
-            reason = "the connection broke off" if broken else str(cause) or type(error).__name__
+            reason = "the connection was lost" if broken else str(cause) or type(error).__name__
         failures = 0 if _size(part) > before else failures + 1
         if failures > len(PAUSES):
-            raise _UnreachableError(f"{reason} (the same command goes on where this one stopped)")
+            raise _UnreachableError(f"{reason} (run the same command again to resume)")
         request.note(f"{part.stem}: {reason}, trying again")
         time.sleep(PAUSES[failures - 1] if failures else 0)
 
@@ -161,7 +160,7 @@ def _attempt(url: str, part: Path, request: DataRequest) -> None:
     asked = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(asked, timeout=TIMEOUT_SECONDS) as answer:
         if answer.status != 206:
-            have = 0  # the server sends the whole file
+            have = 0  # the server sends the file from the start
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
         with part.open("ab" if have else "wb") as file:
@@ -174,7 +173,7 @@ def _attempt(url: str, part: Path, request: DataRequest) -> None:
 
 
 def _write(file: IO[bytes], chunk: bytes) -> None:
-    """Write and flush, so that a full disk is not taken for a broken connection."""
+    """Write and flush, so that a full disk is not mistaken for a lost connection."""
     try:
         file.write(chunk)
         file.flush()

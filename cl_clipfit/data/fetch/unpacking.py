@@ -1,4 +1,4 @@
-"""Unpack archives that others wrote: nothing leaves the folder, and nothing fills the disk."""
+"""Unpack untrusted archives: nothing is written outside the folder, and nothing fills the disk."""
 
 import bz2
 import gzip
@@ -19,7 +19,7 @@ from cl_clipfit.storage.files import writing
 CHUNK = 1 << 20
 LIMIT_BYTES = 64 << 30
 LIMIT_MEMBERS = 5_000_000
-LARGEST_HEADER = 16 << 20  # bytes; larger ones only serve to fill the memory
+LARGEST_HEADER = 16 << 20  # bytes; larger ones serve only to exhaust memory
 _END_OF_TAR = bytes(512)
 _COMPRESSED: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open,
@@ -27,16 +27,16 @@ _COMPRESSED: dict[bytes, Callable[..., Any]] = {
 
 Progress = Callable[[str, int, int | None], None]
 Member = tuple[str, int, IO[bytes] | None, int]
-"""Name, size in bytes, content (None: a folder), and bytes of the archive up to here."""
+"""Name, size in bytes, content (None for a folder), and bytes of the archive read so far."""
 
 
 def _silent(label: str, done: int, total: int | None) -> None:
-    """Say nothing."""
+    """Ignore a report."""
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder beside `target` that takes its name, and place, when all went well."""
+    """Yield a temporary folder next to `target` that is renamed to `target` on success."""
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -54,19 +54,19 @@ def new_folder(target: Path) -> Iterator[Path]:
 def unpack_into(
     archive: Path, folder: Path, limit_bytes: int = LIMIT_BYTES, progress: Progress = _silent
 ) -> None:
-    """Unpack a tar, tar.gz, tar.xz, tar.bz2, zip, or gz of one file; copy a .mat, which is none.
+    """Unpack a tar, tar.gz, tar.xz, tar.bz2, zip, or gz of one file; copy a plain .mat file.
 
-    What was written stays on an error: unpack into a `new_folder`.
+    On an error, files already written are kept: unpack into a `new_folder`.
 
     Args:
-        archive: the file; its content tells the kind.
-        folder: may hold other files.
-        limit_bytes: most that may come out.
-        progress: told a label, the bytes of the archive so far, and its size.
+        archive: the file; its kind is detected from its content.
+        folder: target folder; it may hold other files.
+        limit_bytes: maximum total size of the unpacked files.
+        progress: called with a label, the bytes of the archive so far, and its size.
 
     Raises:
-        UserError: the archive is damaged, holds links, devices or names that leave the folder,
-            more than the limit or `LIMIT_MEMBERS` members; or the disk cannot be written.
+        UserError: the archive is damaged, contains links, devices or paths outside the folder, or
+            exceeds the limit or `LIMIT_MEMBERS` members; or a file cannot be written.
     """
     total, room, members = 0, limit_bytes, 0
     try:
@@ -82,7 +82,7 @@ def unpack_into(
     except Exception as error:  # a damaged archive may raise anything
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(
-            f"{archive} is no whole archive, delete it and fetch it again:"
+            f"{archive} is damaged or incomplete, delete it and download it again:"
             f" {(reason or type(error).__name__)[:200]}"
         ) from error
     progress(f"unpacking {archive.name}", total, total)
@@ -90,7 +90,7 @@ def unpack_into(
 
 def _too_large(archive: Path, limit_bytes: int) -> UserError:
     return UserError(
-        f"{archive} holds more than {limit_bytes:,} bytes or {LIMIT_MEMBERS:,} members: it is"
+        f"{archive} holds more than {limit_bytes:,} bytes or {LIMIT_MEMBERS:,} members and is"
         " not unpacked"
     )
 
@@ -102,7 +102,7 @@ def _place(
     parts = PurePosixPath(name.replace("\\", "/")).parts
     absolute = name.startswith(("/", "\\")) or PureWindowsPath(name).drive
     if absolute or ".." in parts or "\0" in name:
-        raise UserError(f"{archive}: the name {name!r} leads out of the folder")
+        raise UserError(f"{archive}: the name {name!r} points outside the folder")
     path, written = folder.joinpath(*parts), 0
     with writing(path):
         try:
@@ -112,8 +112,8 @@ def _place(
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("xb")
         except (FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"{archive}: {name!r} is there twice") from error
-    with writing(path), file:  # closing may be what finds the disk full
+            raise UserError(f"{archive} contains {name!r} twice") from error
+    with writing(path), file:  # a full disk may show only on closing
         while chunk := _read(content):
             written += len(chunk)
             if written > room:
@@ -123,7 +123,7 @@ def _place(
 
 
 def _read(content: IO[bytes]) -> bytes:
-    """Read on; an error of a damaged archive must not be taken for one of the disk."""
+    """Read a chunk; a damaged archive must not be mistaken for a failing disk."""
     try:
         return content.read(CHUNK)
     except OSError as error:
@@ -131,14 +131,14 @@ def _read(content: IO[bytes]) -> bytes:
 
 
 def archive_members(archive: Path) -> Iterator[Member]:
-    """Yield what an archive holds, each content to be read before the next is asked for.
+    """Yield the members of an archive; read the content of each before advancing.
 
     Raises:
-        UserError: links, devices, or headers and padding that only serve to fill the memory.
-        Exception: of any kind where it is damaged.
+        UserError: links, devices, or headers and padding that serve only to exhaust memory.
+        Exception: any kind of exception, if the archive is damaged.
     """
     with archive.open("rb") as raw:
-        if archive.suffix == ".mat":  # labels that are published beside archives, not packed
+        if archive.suffix == ".mat":  # labels published next to the archives, uncompressed
             yield archive.name, 0, raw, 0
             return
         begin = raw.read(6)
@@ -152,17 +152,17 @@ def archive_members(archive: Path) -> Iterator[Member]:
                 plain = opener(raw)
         name = archive.name.removesuffix(".gz")
         if name != archive.name and not name.endswith(".tar"):
-            yield name, 0, plain, 0  # one file, whose size shows as it is written
+            yield name, 0, plain, 0  # one file, whose size is known only once it is read
             return
         for member in _tar_members(archive, plain):
             yield *member, raw.tell()
         rest = 0
-        while chunk := plain.read(CHUNK):  # to its end, where the checksum of the compression is
+        while chunk := plain.read(CHUNK):  # the compression's checksum is at the very end
             rest += len(chunk)
-            if chunk.strip(b"\0"):  # the end was none, but a hole
-                raise EOFError("there are data behind its end")
+            if chunk.strip(b"\0"):  # a block of zeros, not the end
+                raise EOFError("there is data after its end")
             if rest > LARGEST_HEADER:
-                raise UserError(f"{archive}: what follows its end is too large")
+                raise UserError(f"{archive}: the padding after its end is too large")
 
 
 def _zip_members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
@@ -181,7 +181,7 @@ def _zip_members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
 
 
 class _Bounded:
-    """A file that refuses headers of very large size, at once or piece by piece."""
+    """A file that refuses very large headers, read at once or in pieces."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.seek, self.tell, self._file = file.seek, file.tell, file
@@ -189,7 +189,7 @@ class _Bounded:
         self.room: float = LARGEST_HEADER
 
     def read(self, size: int) -> bytes:
-        """Return bytes, and keep them."""
+        """Read bytes and remember them."""
         self.room -= size
         if self.room < 0:
             raise tarfile.ReadError(f"a header of more than {LARGEST_HEADER:,} bytes")
@@ -200,7 +200,7 @@ class _Bounded:
 def _next_header(file: Any, bounded: _Bounded) -> Any:
     bounded.room = LARGEST_HEADER
     member = file.next()
-    bounded.room = float("inf")  # for its content, which is counted elsewhere
+    bounded.room = float("inf")  # for the content, which is counted elsewhere
     return member
 
 
@@ -209,14 +209,14 @@ def _tar_members(archive: Path, plain: IO[bytes]) -> Iterator[tuple[str, int, IO
     file: Any
     with tarfile.open(fileobj=bounded, mode="r:") as file:
         while (member := _next_header(file, bounded)) is not None:
-            file.members.clear()  # millions of them would fill the memory
+            file.members.clear()  # millions of them would exhaust memory
             if not (member.isreg() or member.isdir()):
                 raise UserError(f"{archive}: {member.name!r} is a link or a device")
-            if hasattr(tarfile, "data_filter"):  # Python's own view of what is safe
+            if hasattr(tarfile, "data_filter"):  # Python's built-in safety checks
                 try:
                     tarfile.data_filter(member, str(archive.parent))
                 except tarfile.FilterError as error:
                     raise UserError(f"{archive}: {error}") from error
             yield member.name, member.size, file.extractfile(member)
-        if bounded.last != _END_OF_TAR:  # tarfile takes damage for the end
-            raise EOFError("it breaks off")
+        if bounded.last != _END_OF_TAR:  # tarfile mistakes damage for the end
+            raise EOFError("it is truncated")

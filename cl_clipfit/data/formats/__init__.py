@@ -1,1 +1,1 @@
-"""Readers of data in their official formats: files to a `Source`, or to its parts."""
+"""Readers for official data formats: from files to a `Source`, or to its parts."""

@@ -1,7 +1,7 @@
 """CIFAR in its official Python format: the archive, or the folder it unpacks to.
 
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". The batches are pickles;
-they are read by an unpickler that knows arrays of bytes and plain containers, and runs nothing.
+they are read by an unpickler that accepts only byte arrays and plain containers and runs no code.
 """
 
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ LARGEST_MEMBER = 1 << 30  # bytes; the official training batch of CIFAR-100 has 
 
 @dataclass(frozen=True)
 class CifarFormat:
-    """Where a CIFAR data set is, and how its files are called.
+    """Where a CIFAR data set is, and what its files are called.
 
     Attributes:
         title: name in messages.
         url: the official archive.
-        sha256: of the archive; "" where none is published.
+        sha256: SHA-256 of the archive; "" if none is published.
         folder: what the archive unpacks to.
-        train: training batches and their MD5 sums, the only ones published for them.
-        test: test batches, as `train`.
-        meta: the file of class names, as `train`.
+        train: training batches and their MD5 sums, the only checksums published for them.
+        test: test batches, like `train`.
+        meta: the file of class names, like `train`.
         labels_key: entry of a batch that holds the labels.
         names_key: entry of `meta` that holds the class names.
-        names: class names in label order, words apart.
-        md5: of the archive, where no SHA-256 is published.
+        names: class names in label order, words separated by spaces.
+        md5: MD5 of the archive, if no SHA-256 is published.
     """
 
     title: str
@@ -52,12 +52,12 @@ class CifarFormat:
 
     @property
     def checksum(self) -> str:
-        """The archive's "sha256:HEX" or "md5:HEX"."""
+        """Return the archive's "sha256:HEX" or "md5:HEX"."""
         return f"sha256:{self.sha256}" if self.sha256 else f"md5:{self.md5}"
 
     @property
     def archive(self) -> str:
-        """File name of the archive."""
+        """Return the file name of the archive."""
         return self.url.rpartition("/")[2]
 
 
@@ -107,13 +107,13 @@ CIFAR10 = CifarFormat(
 
 @dataclass(frozen=True)
 class CifarData:
-    """What was read.
+    """The content of a CIFAR data set.
 
     Attributes:
-        names: class names in label order, words apart.
+        names: class names in label order, words separated by spaces.
         train: training images, uint8 (N, 3, 32, 32).
         test: test images.
-        verified: True where the files are the official ones.
+        verified: True if the files are the official ones.
     """
 
     names: tuple[str, ...]
@@ -129,30 +129,30 @@ def _unpickle(file: IO[bytes], where: str) -> dict[str, Any]:
         return {_text(key): value for key, value in content.items()}
     except Exception as error:  # a damaged pickle may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where} is no CIFAR batch: {reason[:200]}") from error
+        raise UserError(f"{where} is not a CIFAR batch: {reason[:200]}") from error
 
 
 def _text(value: Any) -> str:
     """Return text that may have been written as bytes."""
     value = value.decode("utf-8") if isinstance(value, bytes) else value
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("a name that is no text")
+        raise ValueError("a name that is not text")
     return value
 
 
 def _batch(content: dict[str, Any], form: CifarFormat, where: str) -> ImageSet:
     missing = [key for key in ("data", form.labels_key) if key not in content]
     if missing:
-        raise UserError(f"{where} is no CIFAR batch: '{missing[0]}' is missing")
+        raise UserError(f"{where} is not a CIFAR batch: '{missing[0]}' is missing")
     data, labels = content["data"], content[form.labels_key]
-    values, known = 3 * SIDE * SIDE, range(len(form.names))
+    values, classes = 3 * SIDE * SIDE, range(len(form.names))
     pixels = data.pixels if isinstance(data, PickledBytes) else None
     if pixels is None or pixels.ndim != 2 or pixels.shape[1] != values:
         raise UserError(f"{where}: 'data' must be uint8 (N, {values})")
-    whole = isinstance(labels, list) and all(type(n) is int and n in known for n in labels)
-    if not whole or len(labels) != len(pixels):
+    valid = isinstance(labels, list) and all(type(n) is int and n in classes for n in labels)
+    if not valid or len(labels) != len(pixels):
         raise UserError(
-            f"{where}: '{form.labels_key}' must be {len(pixels)} whole numbers from 0 to"
+            f"{where}: '{form.labels_key}' must be {len(pixels)} integers from 0 to"
             f" {len(form.names) - 1}"
         )
     images = torch.from_numpy(pixels.reshape(-1, 3, SIDE, SIDE).copy())
@@ -184,22 +184,22 @@ def read_archive(file: Path, form: CifarFormat, unverified: bool = False) -> Cif
     """Read the archive without unpacking it.
 
     Raises:
-        UserError: it is not the official one and `unverified` is False, or it cannot be read.
+        UserError: it is not the official archive and `unverified` is False, or cannot be read.
     """
     kind, _, official = form.checksum.partition(":")
-    found = file_hash(file, kind)
-    verified = found == official
+    digest = file_hash(file, kind)
+    verified = digest == official
     if not (verified or unverified):
         raise UserError(
-            f"{file} is not the official {form.title} archive ({kind} {found}, expected"
-            f" {official}): fetch it again from {form.url}, or accept it as it is with"
+            f"{file} is not the official {form.title} archive ({kind} {digest}, expected"
+            f" {official}): download it again from {form.url}, or accept it as it is with"
             " --unverified-data"
         )
-    wanted = {f"{form.folder}/{name}": name for name in (*form.train, *form.test, *form.meta)}
+    members = {f"{form.folder}/{name}": name for name in (*form.train, *form.test, *form.meta)}
     files: dict[str, dict[str, Any]] = {}
     try:
         for path, size, content, _ in archive_members(file):
-            name = wanted.get(path.removeprefix("./"))
+            name = members.get(path.removeprefix("./"))
             if name is None or content is None:
                 continue
             if size > LARGEST_MEMBER:
@@ -208,15 +208,15 @@ def read_archive(file: Path, form: CifarFormat, unverified: bool = False) -> Cif
     except UserError:
         raise
     except Exception as error:  # a damaged archive may raise anything
-        raise UserError(f"{file} is no whole archive: {error}") from error
-    missing = [path for path, name in wanted.items() if name not in files]
+        raise UserError(f"{file} is damaged or incomplete: {error}") from error
+    missing = [path for path, name in members.items() if name not in files]
     if missing:
-        raise UserError(f"{file} holds no {missing[0]}")
+        raise UserError(f"{file} does not contain {missing[0]}")
     return _assemble(files, form, verified)
 
 
 def read_unpacked(folder: Path, form: CifarFormat, unverified: bool = False) -> CifarData:
-    """Read the folder that the archive unpacks to, torchvision's layout.
+    """Read the folder that the archive unpacks to, in torchvision's layout.
 
     Raises:
         UserError: a file is not the official one and `unverified` is False, or cannot be read.

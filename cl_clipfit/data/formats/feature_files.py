@@ -23,15 +23,15 @@ def read_features(file: Path) -> Source:
 
     Args:
         file: holds `train_x` (N, d), `train_y` (N,), `test_x` (M, d), `test_y` (M,), `text` (K, d)
-            and `classnames` (K,); and `logit_scale`, a number, default 100. In a `.safetensors`
-            file `classnames` is a JSON list in the metadata.
+            and `classnames` (K,), and optionally `logit_scale`, a number, default 100. In a
+            `.safetensors` file `classnames` is a JSON list in the metadata.
 
     Returns:
-        a source whose images are features (N, d) in fp32, as they are in the file; names may
+        a source whose images are features (N, d) in fp32, unchanged from the file; names may
         repeat.
 
     Raises:
-        UserError: it cannot be read, an entry is missing, or shapes and values do not fit.
+        UserError: it cannot be read, an entry is missing, or shapes or values do not match.
     """
     try:
         content = _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
@@ -40,7 +40,7 @@ def read_features(file: Path) -> Source:
         raise UserError(f"{file} cannot be read as .npz or .safetensors: {reason}") from error
     missing = [key for key in NEEDED if key not in content]
     if missing:
-        raise UserError(f"{file}: '{missing[0]}' is missing; needed: {', '.join(NEEDED)}")
+        raise UserError(f"{file}: '{missing[0]}' is missing; required: {', '.join(NEEDED)}")
     names = _names(file, content["classnames"])
     text = _matrix(file, "text", content["text"])
     if len(text) != len(names):
@@ -61,7 +61,7 @@ def _names(file: Path, values: Any) -> tuple[str, ...]:
     if isinstance(values, np.ndarray):
         values = values.tolist() if values.ndim == 1 and values.dtype.kind == "U" else None
     if not isinstance(values, list) or not all(isinstance(v, str) and v.strip() for v in values):
-        raise UserError(f"{file}: classnames must be a list of texts, (K,)")
+        raise UserError(f"{file}: classnames must be a list of strings, (K,)")
     return tuple(values)
 
 
@@ -73,7 +73,7 @@ def _read_npz(file: Path) -> dict[str, Any]:
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Compare what the arrays say of themselves with the bytes there are, before any is read."""
+    """Compare the arrays' headers with the bytes present, before any array is read."""
     members = archive.infolist()
     held = sum(member.file_size for member in members)
     if held > FREE_BYTES + MOST_PACKED * size:
@@ -89,20 +89,20 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
             if dtype.hasobject:
                 raise ValueError(f"{member.filename} holds objects, which could run code")
             if dtype.itemsize == 0:  # any number of them takes no bytes
-                raise ValueError(f"{member.filename} holds elements of no size")
+                raise ValueError(f"{member.filename} holds elements of zero size")
             if math.prod(shape) * dtype.itemsize != member.file_size - content.tell():
-                raise ValueError(f"{member.filename} says {dtype} {shape}, and holds other bytes")
+                raise ValueError(f"{member.filename} declares {dtype} {shape}, its size differs")
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
     with safetensors.safe_open(file, "pt") as archive:
         names = json.loads((archive.metadata() or {}).get("classnames", "null"))
         tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
-    # NumPy knows no bfloat16
-    found = {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in tensors.items()}
+    # NumPy has no bfloat16
+    arrays = {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in tensors.items()}
     if names is not None:
-        found["classnames"] = names
-    return found
+        arrays["classnames"] = names
+    return arrays
 
 
 def _matrix(file: Path, key: str, values: Any) -> Tensor:
@@ -110,10 +110,10 @@ def _matrix(file: Path, key: str, values: Any) -> Tensor:
     if values.ndim != 2 or values.dtype.kind != "f" or not values.size:
         raise UserError(f"{file}: {key} must be floating-point (rows, d), not"
                         f" {values.dtype} {values.shape}")  # fmt: skip
-    with np.errstate(over="ignore"):  # what is beyond fp32 is told below
+    with np.errstate(over="ignore"):  # overflow of fp32 is reported below
         features = torch.from_numpy(values.astype(np.float32))
     if not features.isfinite().all() or bool((features.norm(dim=1) == 0).any()):
-        raise UserError(f"{file}: {key} holds a row that is zero or not finite")
+        raise UserError(f"{file}: {key} has a row that is all zero, or a NaN or infinite value")
     return features
 
 
@@ -124,8 +124,7 @@ def _set(file: Path, part: str, content: dict[str, Any], text: Tensor) -> ImageS
         raise UserError(f"{file}: {part}_x has {features.shape[1]} columns, text {text.shape[1]}")
     if labels.dtype.kind not in "iu" or labels.shape != (len(features),):
         raise UserError(
-            f"{file}: {part}_y must be {len(features)} whole numbers, not {labels.dtype}"
-            f" {labels.shape}"
+            f"{file}: {part}_y must be {len(features)} integers, not {labels.dtype} {labels.shape}"
         )
     if not 0 <= labels.min() <= labels.max() < len(text):
         raise UserError(f"{file}: {part}_y must be from 0 to {len(text) - 1}")
@@ -136,6 +135,6 @@ def _scale(file: Path, value: Any) -> float:
     scale = np.asarray(value)
     if scale.size != 1 or scale.dtype.kind not in "fiu" or not 0 < float(scale.reshape(())) < 1e4:
         raise UserError(
-            f"{file}: logit_scale must be one number, the factor itself (100), not its logarithm"
+            f"{file}: logit_scale must be a single number: the factor (100), not its logarithm"
         )
     return float(scale.reshape(()))

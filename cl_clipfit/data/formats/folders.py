@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class."""
+"""Images in folders, one folder per class."""
 
 import os
 import re
@@ -21,14 +21,16 @@ from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.storage.files import reading
 
 SUFFIXES = (*IMG_EXTENSIONS, ".gif")
-TEST_PARTS = ("test", "val", "valid")  # the first that is there holds the test images
+TEST_PARTS = ("test", "val", "valid")  # the first one present holds the test images
 
 
 class SplitOptions(Options):
-    """How folders without test images of their own are split."""
+    """How folders without separate test images are split."""
 
-    test_share: float = Field(0.2, gt=0, lt=1, description="share of a class, where drawn")
-    split_seed: int = Field(0, ge=0, lt=2**63, description="of that draw")
+    test_share: float = Field(
+        0.2, gt=0, lt=1, description="share of each class drawn as test images, if none are given"
+    )
+    split_seed: int = Field(0, ge=0, lt=2**63, description="seed of that draw")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Tree:
         names: class names in label order.
         train: training images.
         test: test images.
-        drawn: True where the test images were drawn from all.
+        drawn: True if the test images were drawn from all images.
     """
 
     names: tuple[str, ...]
@@ -49,15 +51,15 @@ class Tree:
 
 
 def plain_name(folder: str) -> str:
-    """Return the class name that a folder stands for: "maple_tree" is "maple tree"."""
+    """Return the class name for a folder: "maple_tree" is "maple tree"."""
     return " ".join(folder.replace("_", " ").split())
 
 
 def read_known_classes(folder: Path, names: Sequence[str]) -> ImageSet:
-    """Read `folder`/CLASS/* for classes known beforehand; all images of one size.
+    """Read `folder`/CLASS/* for classes known in advance; all images have one size.
 
     Args:
-        folder: holds one folder a class.
+        folder: holds one folder per class.
         names: class names in label order.
 
     Returns:
@@ -72,7 +74,7 @@ def read_known_classes(folder: Path, names: Sequence[str]) -> ImageSet:
         images.append(read_image(file))
         if images[-1].shape != images[0].shape:
             sizes = [f"{i.shape[2]}x{i.shape[1]}" for i in (images[0], images[-1])]
-            raise UserError(f"{file} has {sizes[1]} pixels where others have {sizes[0]}")
+            raise UserError(f"{file} has {sizes[1]} pixels, the others have {sizes[0]}")
     return ImageSet(torch.stack(images), labels)
 
 
@@ -88,28 +90,28 @@ def read_image(file: Path) -> Tensor:
 def list_classes(
     folder: Path, names: Sequence[str] | None = None, root: Path | None = None
 ) -> tuple[tuple[str, ...], ImageFiles, Tensor]:
-    """List the images in `folder`/CLASS/**, at any depth, hidden files left out.
+    """List the images in `folder`/CLASS/**, at any depth, without hidden files.
 
     Args:
-        folder: holds one folder a class.
+        folder: holds one folder per class.
         names: class names in label order; default: those of the folders, sorted as torchvision's
             `ImageFolder` sorts them.
-        root: links may lead to all that is below this folder; default `folder`.
+        root: links may point anywhere below this folder; default `folder`.
 
     Returns:
         names in label order; the files, by class folder and then by name, 9 before 10; and their
         labels int64 (N,).
 
     Raises:
-        UserError: no classes, an unknown one, one twice or without images, or a link that leads
-            elsewhere.
+        UserError: there are no classes, a class is unknown, repeated or without images, or a link
+            points elsewhere.
     """
     inside = (root or folder).resolve()
     folders = visible_folders(folder, inside)
     if not folders:
         raise UserError(f"{folder} holds no images: expected {folder.name}/CLASS/*.png")
-    found = tuple(path.name for path in folders)
-    labels_of = {plain_name(name): label for label, name in enumerate(names or found)}
+    names = tuple(names or (path.name for path in folders))
+    labels_of = {plain_name(name): label for label, name in enumerate(names)}
     paths: list[Path] = []
     labels: list[int] = []
     taken: dict[int, Path] = {}
@@ -121,20 +123,24 @@ def list_classes(
             raise UserError(f"{path}: no class is called '{name}'. {nearest(name, labels_of)}")
         other = taken.setdefault(labels_of[name], path)
         if other != path:
-            raise UserError(f"{other} and {path} are one class, '{name}': join or rename them")
+            raise UserError(
+                f"{other} and {path} are the same class, '{name}': merge or rename them"
+            )
         files = _images_below(path, inside)
         if not files:
-            raise UserError(f"{path} holds no images ({' '.join(SUFFIXES)}): fill or remove it")
+            raise UserError(
+                f"{path} holds no images ({' '.join(SUFFIXES)}): add some or remove the folder"
+            )
         paths += files
         labels += [labels_of[name]] * len(files)
-    return tuple(names or found), ImageFiles(tuple(paths)), torch.tensor(labels)
+    return names, ImageFiles(tuple(paths)), torch.tensor(labels)
 
 
 def visible_folders(folder: Path, root: Path | None = None) -> list[Path]:
-    """Return the folders in a folder, sorted; hidden ones left out.
+    """Return the folders in a folder, sorted, without hidden ones.
 
     Raises:
-        UserError: it cannot be read, or holds a link that leads out of `root`, default `folder`.
+        UserError: it cannot be read, or holds a link that points outside `root`, default `folder`.
     """
     inside = (root or folder).resolve()
     return sorted(path for path in _entries(folder, inside) if path.is_dir())
@@ -143,14 +149,14 @@ def visible_folders(folder: Path, root: Path | None = None) -> list[Path]:
 def _entries(folder: Path, inside: Path) -> list[Path]:
     """Return what is visible in a folder, in natural order; links must stay in `inside`."""
     with reading(folder), os.scandir(folder) as scan:
-        found = [e for e in scan if not e.name.startswith(".") and e.name != "__MACOSX"]
-    for entry in found:
+        visible = [e for e in scan if not e.name.startswith(".") and e.name != "__MACOSX"]
+    for entry in visible:
         if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
             raise UserError(
-                f"{entry.path} is a link that leads out of {inside}: put a copy in its place, or"
+                f"{entry.path} is a link that points outside {inside}: replace it with a copy, or"
                 " name a folder that holds both"
             )
-    return [folder / entry.name for entry in sorted(found, key=lambda e: _natural(e.name))]
+    return [folder / entry.name for entry in sorted(visible, key=lambda e: _natural(e.name))]
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
@@ -165,7 +171,7 @@ def _images_below(folder: Path, inside: Path, above: tuple[Path, ...] = ()) -> l
     for path in _entries(folder, inside):
         if path.suffix.lower() in SUFFIXES and not path.is_dir():
             files.append(path)
-        elif path.is_dir() and path.resolve() not in above:  # a link upwards has no end
+        elif path.is_dir() and path.resolve() not in above:  # a link upwards would never end
             files += _images_below(path, inside, above)
     return files
 
@@ -173,15 +179,16 @@ def _images_below(folder: Path, inside: Path, above: tuple[Path, ...] = ()) -> l
 def read_tree(folder: Path, options: SplitOptions, root: Path | None = None) -> Tree:
     """List train/CLASS/** and test/CLASS/**, or CLASS/** and draw test images from each class.
 
-    `val` or `valid` stand for `test` where there is none.
+    `val` or `valid` is used if there is no `test`.
 
     Args:
         folder: holds these folders.
-        options: of the draw.
+        options: how test images are drawn.
         root: see `list_classes`.
 
     Raises:
-        UserError: training and test classes differ, a class of one image, or as `list_classes`.
+        UserError: training and test classes differ, a class to be split has a single image, or as
+            `list_classes`.
     """
     root = root or folder
     parts = {p.name.lower(): p for p in visible_folders(folder, root)}
@@ -191,20 +198,23 @@ def read_tree(folder: Path, options: SplitOptions, root: Path | None = None) -> 
         test_names, test_files, test_labels = list_classes(parts[there[1]], root=root)
         for name in sorted({*names} ^ {*test_names}):
             has, lacks = there[:2] if name in names else there[1::-1]
-            raise UserError(f"{folder}: class '{name}' is in {has}/ and not in {lacks}/")
+            raise UserError(f"{folder}: class '{name}' is in {has}/ but not in {lacks}/")
         train, test = ImageSet(files, labels), ImageSet(test_files, test_labels)
         return Tree(tuple(map(plain_name, names)), train, test, drawn=False)
     if there and visible_folders(parts[there[0]], root):
         lacks = "test/, val/ or valid/" if there[0] == "train" else "train/"
         raise UserError(
-            f"{folder} has {there[0]}/ and no {lacks}: add it, or name {parts[there[0]]} itself to"
+            f"{folder} has {there[0]}/ but no {lacks}: add it, or name {parts[there[0]]} itself to"
             " have test images drawn from it"
         )
     names, files, labels = list_classes(folder, root=root)
     data = ImageSet(files, labels)
 
     def lone(label: int) -> str:
-        return f"{folder / names[label]} holds one image: it takes two, to train and to test"
+        return (
+            f"{folder / names[label]} holds one image: at least two are needed, one to train and"
+            " one to test"
+        )
 
     held = draw_share(data, options.test_share, options.split_seed, lone)
     return Tree(tuple(map(plain_name, names)), data.subset(~held), data.subset(held), drawn=True)

@@ -1,4 +1,4 @@
-"""ImageNet: its 1,000 classes in label order, and image folders named by WordNet ids.
+"""ImageNet: its 1,000 classes in label order, and image folders named by WordNet id.
 
 Deng et al. 2009; Russakovsky et al. 2015. Class names are those that CLIP's authors chose, as
 open_clip ships them; two of them, "missile" and "sunglasses", name two classes each.
@@ -23,7 +23,7 @@ from cl_clipfit.storage.files import read_bytes
 
 TEMPLATES = ("a photo of a {}.",)
 BY_HAND = (
-    "ImageNet cannot be downloaded freely: with an account at https://image-net.org fetch"
+    "ImageNet cannot be downloaded freely: with an account at https://image-net.org download"
     " ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, and unpack"
     " them to train/WNID/* and val/WNID/*, as torchvision.datasets.ImageNet(FOLDER, 'train') and"
     " (FOLDER, 'val') do"
@@ -33,14 +33,14 @@ BY_HAND = (
 def unpacked_by_hand(
     home: str, expected: Sequence[str], below: str, request: DataRequest, help: str
 ) -> Located:
-    """Find a data set that has to be fetched and unpacked by hand.
+    """Find a data set that has to be downloaded and unpacked by hand.
 
     Args:
-        home: folder in the cache where it is looked for without `--data-dir`.
+        home: folder in the cache that is searched without `--data-dir`.
         expected: paths that exist in it.
-        below: folder that it may be in, below the one named.
+        below: subfolder of the named folder that may hold it instead.
         request: what the command says about data.
-        help: where to fetch it, and how to unpack it.
+        help: where to download it, and how to unpack it.
 
     Raises:
         UserError: it is not there.
@@ -56,7 +56,7 @@ def unpacked_by_hand(
 
 
 def imagenet_tree(request: DataRequest) -> Located:
-    """Find an unpacked tree of ImageNet, which may be in a folder `images` as CoOp has it."""
+    """Find an unpacked ImageNet tree, which may be in a folder `images`, as in CoOp."""
     return unpacked_by_hand("imagenet", ["train", "val"], "images", request, BY_HAND)
 
 
@@ -73,28 +73,28 @@ def find_classes(names: Sequence[str]) -> list[str]:
     """Return the WordNet ids of classes given by id or by name, in the order given.
 
     Raises:
-        UserError: an unknown name, a name of two classes, or a class that is named twice.
+        UserError: a name is unknown or stands for two classes, or a class is named twice.
     """
     by_name: dict[str, list[str]] = {}
     for wnid, name in class_names().items():
         by_name.setdefault(name.lower(), []).append(wnid)
-    found: dict[str, None] = {}
+    chosen: dict[str, None] = {}
     for name in names:
         wnids = [name] if name in class_names() else by_name.get(name.lower(), [])
         if not wnids:
             raise UserError(f"no class of ImageNet is called '{name}'. {nearest(name, by_name)}")
         if len(wnids) > 1:
             raise UserError(f"'{name}' names two classes of ImageNet: say {' or '.join(wnids)}")
-        if wnids[0] in found:
+        if wnids[0] in chosen:
             raise UserError(f"the list of classes names {wnids[0]} twice")
-        found[wnids[0]] = None
-    return list(found)
+        chosen[wnids[0]] = None
+    return list(chosen)
 
 
 def _scan(folder: Path, folders: bool) -> list[str]:
-    """Return the names of subfolders or of images, sorted; hidden ones are no data."""
+    """Return the names of subfolders or of images, sorted, without hidden ones."""
     try:
-        with os.scandir(folder) as entries:  # names and kinds in one go, no stat of each file
+        with os.scandir(folder) as entries:  # names and kinds in one pass, without a stat per file
             return sorted(
                 entry.name
                 for entry in entries
@@ -115,7 +115,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def read_folders(root: Path, folders: Sequence[str], inside: str = "") -> ImageSet:
-    """List `root`/FOLDER/`inside`/*, one folder a class; files are not read.
+    """List `root`/FOLDER/`inside`/*, one folder per class; files are not read.
 
     Args:
         root: holds the folders.
@@ -123,52 +123,54 @@ def read_folders(root: Path, folders: Sequence[str], inside: str = "") -> ImageS
         inside: folder within each.
 
     Returns:
-        image files in the order of labels and file names.
+        image files, sorted by label and file name.
 
     Raises:
-        UserError: a folder that cannot be read or holds no images.
+        UserError: a folder cannot be read or holds no images.
     """
     paths: list[Path] = []
     counts: list[int] = []
     for name in folders:
         folder = root / name / inside
-        found = _scan(folder, folders=False)
-        if not found:
+        files = _scan(folder, folders=False)
+        if not files:
             raise UserError(f"{folder} holds no images: unpack the data set again")
-        paths.extend(folder / file for file in found)
-        counts.append(len(found))
+        paths.extend(folder / file for file in files)
+        counts.append(len(files))
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
     return ImageSet(ImageFiles(tuple(paths)), labels)
 
 
 def read_table(file: Path, columns: int, separator: str | None = None) -> list[list[str]]:
-    """Read the lines of a text file; the last column takes what is left of a line.
+    """Read the lines of a text file; the last column takes the rest of the line.
 
     Raises:
-        UserError: it cannot be read as text, is far larger than any such file, or a line has fewer
-            columns.
+        UserError: it cannot be read as text, is far larger than any such file, or a line has too
+            few columns.
     """
     try:
-        file.stat()  # `read_bytes` takes what is missing for part of a run
+        file.stat()  # `read_bytes` would report a missing file as a missing part of a run
         lines = read_bytes(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as text: {error}") from error
     rows = [line.strip().split(separator, columns - 1) for line in lines if line.strip()]
     for number, row in enumerate(rows, start=1):
         if len(row) < columns:
-            raise UserError(f"{file}, entry {number}: expected {columns} columns, found {len(row)}")
+            raise UserError(f"{file}, entry {number}: expected {columns} columns, got {len(row)}")
     return rows
 
 
 def listed(paths: Sequence[Path], labels: Sequence[int], where: str) -> ImageSet:
-    """Return image files that a table of the data set names.
+    """Return the image files that a table of the data set names.
 
     Raises:
         UserError: one of them does not exist.
     """
-    lost = [path for path in paths if not path.is_file()]
-    if lost:
-        raise UserError(f"{where} names {len(lost)} images that are missing, first {lost[0]}")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{where} names {len(missing)} images that are missing, the first is {missing[0]}"
+        )
     return ImageSet(ImageFiles(tuple(paths)), torch.tensor(labels, dtype=torch.int64))
 
 
@@ -179,50 +181,50 @@ def read_tree(
 
     Args:
         root: holds train and val.
-        wnids: WordNet ids of the classes wanted, in label order.
-        help: what to do where some are missing.
-        partial: go on with those that are there.
+        wnids: WordNet ids of the requested classes, in label order.
+        help: what to do if some are missing.
+        partial: continue with the classes that are present.
 
     Returns:
-        the ids found, training images, and validation images; labels count the ids found.
+        the ids that are present, training images, and validation images; labels count these ids.
 
     Raises:
-        UserError: none of the classes is there, or some are missing and `partial` is False.
+        UserError: none of the classes is present, or some are missing and `partial` is False.
     """
     train, val = (set(subfolders(root / part)) for part in ("train", "val"))
     held = [wnid for wnid in wnids if wnid in train and wnid in val]
     if not train & val & set(class_names()):
         raise UserError(f"{root} holds no images in train/WNID/* and val/WNID/*: {BY_HAND}")
     if not held or (len(held) < len(wnids) and not partial):
-        lost = [wnid for wnid in wnids if wnid not in train or wnid not in val]
+        missing = [wnid for wnid in wnids if wnid not in train or wnid not in val]
         raise UserError(
-            f"{root}: train or val has no folder for {len(lost)} of {len(wnids)} classes, first"
-            f" {lost[0]}; {help}"
+            f"{root}: train or val has no folder for {len(missing)} of {len(wnids)} classes, the"
+            f" first is {missing[0]}; {help}"
         )
     return held, read_folders(root / "train", held), read_folders(root / "val", held)
 
 
 def held_classes(folder: Path, whole: int, name: str, request: DataRequest) -> list[str]:
-    """Return the WordNet ids that a folder has subfolders for, sorted; say if some are missing.
+    """Return the WordNet ids that a folder has subfolders for, sorted; note if some are missing.
 
     Args:
-        folder: holds one folder a class.
-        whole: how many classes the data set has.
-        name: of the scenario.
-        request: told of missing classes.
+        folder: holds one folder per class.
+        whole: number of classes of the data set.
+        name: name of the scenario.
+        request: notified of missing classes.
 
     Raises:
-        UserError: no class, more than `whole`, or one that is not ImageNet's.
+        UserError: there is no class, more than `whole`, or one that is not in ImageNet.
     """
-    found = [wnid for wnid in subfolders(folder) if re.fullmatch(r"n\d{8}", wnid)]
-    strange = [wnid for wnid in found if wnid not in class_names()]
-    if strange:
-        raise UserError(f"{folder / strange[0]}: {strange[0]} is no class of ImageNet-1k")
-    if not 0 < len(found) <= whole:
-        raise UserError(f"{folder} has {len(found)} classes in WNID/*, {name} has {whole}")
-    if len(found) < whole:
-        request.note(f"{name}: {folder} has only {len(found)} of {whole} classes")
-    return found
+    wnids = [wnid for wnid in subfolders(folder) if re.fullmatch(r"n\d{8}", wnid)]
+    unknown = [wnid for wnid in wnids if wnid not in class_names()]
+    if unknown:
+        raise UserError(f"{folder / unknown[0]}: {unknown[0]} is not a class of ImageNet-1k")
+    if not 0 < len(wnids) <= whole:
+        raise UserError(f"{folder} has {len(wnids)} classes in WNID/*, {name} has {whole}")
+    if len(wnids) < whole:
+        request.note(f"{name}: {folder} has only {len(wnids)} of {whole} classes")
+    return wnids
 
 
 def probe(names: Sequence[str], test: ImageSet, origin: Mapping[str, Any]) -> Source:
@@ -234,17 +236,17 @@ def probe(names: Sequence[str], test: ImageSet, origin: Mapping[str, Any]) -> So
 def wordnet_probe(
     located: Located, folder: str, whole: int, name: str, request: DataRequest
 ) -> Source:
-    """Return the images in `folder`/WNID/* as test images of the classes that are there.
+    """Return the images in `folder`/WNID/* as test images of the classes that are present.
 
-    Labels count these classes by WordNet id: the usual protocol of ImageNet-A and -R ranks their
-    200 classes alone (Hendrycks et al. 2021).
+    Labels count these classes by WordNet id: the usual protocol of ImageNet-A and -R ranks only
+    their 200 classes (Hendrycks et al. 2021).
 
     Args:
         located: the data set.
-        folder: in it.
-        whole: how many classes the data set has.
-        name: of the scenario.
-        request: told of missing classes.
+        folder: folder in it.
+        whole: number of classes of the data set.
+        name: name of the scenario.
+        request: notified of missing classes.
     """
     root = located.folder / folder
     wnids = held_classes(root, whole, name, request)

@@ -1,4 +1,4 @@
-"""Pickles of other people, read without running anything they ask for."""
+"""Untrusted pickles, read without running any code they ask for."""
 
 import pickle
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class PickledBytes:
-    """What a pickled array says of itself. Only bytes that are in the file are ever read."""
+    """A pickled array. Only bytes that are in the file are ever read."""
 
     __slots__ = ("_encode", "pixels")
 
@@ -19,22 +19,22 @@ class PickledBytes:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, column_major, raw = state
         if not isinstance(dtype, _Bytes) or column_major:
-            raise pickle.UnpicklingError("an array of another type than uint8, row by row")
+            raise pickle.UnpicklingError("an array that is not uint8 in row-major order")
         raw = self._encode(raw) if isinstance(raw, str) else raw  # written by Python 2
         self.pixels = np.frombuffer(raw, np.uint8).reshape(shape)
 
 
 class _Bytes:
-    """The element type uint8, the only one that images have."""
+    """The element type uint8, the only one that images use."""
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        """Take no notice: byte order and the like mean nothing to bytes."""
+        """Ignore the state: byte order and the like do not apply to bytes."""
 
 
 class _Call:
-    """A function that a pickle may call, and cannot change."""
+    """A function that a pickle may call but not change."""
 
     __slots__ = ("_function",)
 
@@ -56,14 +56,14 @@ def _dtype(name: Any, *_: Any) -> _Bytes:
 
 
 class _Latin1:
-    """Returns the bytes of texts: each once, so that they are no more than a file has."""
+    """Encode strings to bytes, never more of them than the file itself holds."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._tell, self._start, self._encoded = file.tell, file.tell(), 0
 
     def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
         if not (type(text) is type(encoding) is str and encoding == "latin1"):
-            raise pickle.UnpicklingError("bytes in another encoding than latin1")
+            raise pickle.UnpicklingError("bytes in an encoding other than latin1")
         self._encoded += len(text)
         if self._encoded > self._tell() - self._start:
             raise pickle.UnpicklingError("it asks for more bytes than it holds")
@@ -74,7 +74,7 @@ def _refuse_array(*_: Any) -> None:
     raise pickle.UnpicklingError("it asks to build an array over memory, which is refused")
 
 
-# Stand-ins for what NumPy's pickles name: NumPy's own would build arrays over any address.
+# Stand-ins for the functions that NumPy's pickles name, which could build arrays at any address.
 _ADMITTED = {
     ("numpy", "ndarray"): _Call(_refuse_array),  # named in every array's pickle, never called
     ("numpy", "dtype"): _Call(_dtype),
@@ -82,27 +82,27 @@ _ADMITTED = {
 
 
 class _Mapping(dict[Any, Any]):
-    """What a pickle's mapping becomes; tuples of tuples as its keys would hash without end."""
+    """A pickle's mapping; keys that are nested tuples could take forever to hash."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, str | bytes):  # very many numbers have the same hash
-            raise pickle.UnpicklingError("a key that is no text")
+            raise pickle.UnpicklingError("a key that is not text")
         super().__setitem__(key, value)
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Admits NumPy arrays and plain containers; a pickle that would run code is refused.
+    """Accept NumPy arrays and plain containers; refuse a pickle that would run code.
 
-    It is the unpickler written in Python: a few bytes make the one in C reserve memory for billions
-    of remembered objects, before anything is read.
+    This extends the pure-Python unpickler: a few bytes can make the C one reserve memory for
+    billions of memoized objects before anything is read.
     """
 
-    append: Any  # to what was read; set while it reads
+    append: Any  # to the stack; set while reading
     pop_mark: Any
 
     def __init__(self, file: IO[bytes], **options: Any) -> None:
         super().__init__(file, **options)
-        encode = _Latin1(file)  # knows nothing of this reader, whose memory goes with it
+        encode = _Latin1(file)  # holds no reference to this reader, which can then be freed
         array = _Call(lambda *_: PickledBytes(encode))
         self._admitted = _ADMITTED | {
             ("numpy.core.multiarray", "_reconstruct"): array,
@@ -121,12 +121,12 @@ class PlainUnpickler(pickle._Unpickler):
         self.append(_Mapping())
 
     def load_dict(self) -> None:
-        """Make a mapping of what was read since its mark."""
+        """Build a mapping from the items since its mark."""
         items = self.pop_mark()
-        found = _Mapping()
+        mapping = _Mapping()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            found[key] = value
-        self.append(found)
+            mapping[key] = value
+        self.append(mapping)
 
     dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
     dispatch[pickle.DICT[0]] = load_dict

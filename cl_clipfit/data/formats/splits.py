@@ -1,4 +1,4 @@
-"""Which images train and which test: by a file, or by a draw."""
+"""Split images into training and test images, by a file or by a random draw."""
 
 import json
 from collections import Counter
@@ -30,33 +30,33 @@ def read_json(file: Path) -> tuple[Any, str]:
         UserError: it cannot be read, or is far larger than any such file.
     """
     with reading(file):
-        file.stat()  # `read_bytes` takes what is missing for part of a run
+        file.stat()  # `read_bytes` would report a missing file as a missing part of a run
     data = read_bytes(file)
     try:
         return json.loads(data), sha256(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no JSON file: {error}") from error
+        raise UserError(f"{file} is not a valid JSON file: {error}") from error
 
 
 def split_by_class(
     data: ImageSet, share: float, seed: int, names: Sequence[str]
 ) -> tuple[ImageSet, ImageSet]:
-    """Draw a share of every class as test images; order within is kept.
+    """Draw a share of every class as test images; both parts keep the order of the images.
 
     One `numpy.random.RandomState(seed)` permutes the images of class 0, then of class 1, and so
-    on; the first round(`share` x images), at least one and not all, are test images.
+    on; the first round(`share` x images), at least one but not all, are test images.
 
     Args:
         data: images and labels.
-        share: between 0 and 1.
-        seed: of the draw.
+        share: share of test images, between 0 and 1.
+        seed: seed of the draw.
         names: class names by label, for the message.
 
     Returns:
         training images, and test images.
 
     Raises:
-        UserError: a class with a single image.
+        UserError: a class has only one image.
     """
     draws, test = np.random.RandomState(seed), torch.zeros(len(data), dtype=torch.bool)
     members_of = data.labels.argsort(stable=True).split(data.labels.bincount().tolist())
@@ -71,52 +71,56 @@ def split_by_class(
 
 
 def apply_split(source: Source, file: Path) -> Source:
-    """Divide the images of a data set into training and test images as a file says.
+    """Split the images of a data set into training and test images as a file specifies.
 
-    The file is JSON in one of two forms. That of CoOp (Zhou et al. 2022), `split_zhou_*.json`,
+    The file is JSON in one of two forms. CoOp's form (Zhou et al. 2022), `split_zhou_*.json`,
     {"train": [[path, label, class name], ...], "val": [...], "test": [...]}, gives labels and class
-    names too; its "val" images are left out, and `origin` says how many. The other,
-    {"train": [path, ...], "test": [path, ...]}, keeps those of the data set.
+    names too; its "val" images are left out, and `origin` records how many. The other form,
+    {"train": [path, ...], "test": [path, ...]}, keeps the labels and names of the data set.
 
-    A path stands for the one image file that ends with it, as n01440764/x.jpg. Where there is none,
-    for the one whose path has the most last parts in common with it, at least folder and name: so
-    files written on other machines can be used.
+    A path stands for the one image file that ends with it, such as n01440764/x.jpg. If there is
+    none, it stands for the file whose path shares the most trailing components with it, at least
+    folder and name, so that files written on other machines can be used.
 
     Args:
         source: a data set of image files.
         file: the split.
 
     Raises:
-        UserError: the file is not of these forms, contradicts itself, or names images that the
-            data set does not hold; or the data set is not made of image files.
+        UserError: the file has neither form, contradicts itself, or names images that the data
+            set does not hold; or the data set does not consist of image files.
     """
     sets = [source.train, source.test] + ([source.spare()] if source.spare else [])
     if not all(isinstance(data.images, ImageFiles) for data in sets):
-        raise UserError(f"--split {file}: a split file needs image files, this data set has none")
+        raise UserError(f"--split {file}: this data set does not consist of image files")
     content, digest = read_json(file)
     parts = [_entries(content, part, file) for part in ("train", "test")]
     rows = [entry for entries in parts for entry in entries]
     labelled = {isinstance(row, list) for row in rows}
     if len(labelled) > 1:
         raise UserError(f"{file} mixes two forms: expected {FORMS}")
-    known = {path: row for data in sets for path, row in _by_path(data).items()}
-    paths = _match([row[0] if isinstance(row, list) else row for row in rows], list(known), file)
-    twice = [path for path, count in Counter(paths).items() if count > 1]
-    if twice:
-        raise UserError(f"{file} names {len(twice)} images more than once, first {twice[0]}")
-    names, labels = source.class_names, [known[path][0] for path in paths]
+    targets = {path: row for data in sets for path, row in _by_path(data).items()}
+    paths = _match([row[0] if isinstance(row, list) else row for row in rows], list(targets), file)
+    repeated = [path for path, count in Counter(paths).items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{file} names {len(repeated)} images more than once, the first is {repeated[0]}"
+        )
+    names, labels = source.class_names, [targets[path][0] for path in paths]
     if labelled == {True}:
         labels = [row[1] for row in rows]
         names = _names([(row[1], row[2]) for row in rows], file)
         if isinstance(source.templates[0], tuple) and names != source.class_names:
-            raise UserError(f"{file}: its class names are not those that the prompts are made for")
-    tasks = [known[path][1] for path in paths]
+            raise UserError(
+                f"{file}: its class names differ from those that the prompts are written for"
+            )
+    tasks = [targets[path][1] for path in paths]
 
-    def part(among: slice) -> ImageSet:
+    def part(span: slice) -> ImageSet:
         return ImageSet(
-            ImageFiles(tuple(paths[among])),
-            torch.tensor(labels[among]),
-            torch.tensor(tasks[among]) if source.task_names else None,
+            ImageFiles(tuple(paths[span])),
+            torch.tensor(labels[span]),
+            torch.tensor(tasks[span]) if source.task_names else None,
         )
 
     cut, unused = len(parts[0]), content.get("val")
@@ -137,7 +141,7 @@ def _by_path(data: ImageSet) -> dict[Path, tuple[int, int]]:
 
 
 def _entries(content: Any, part: str, file: Path) -> list[Any]:
-    """Return the entries of "train" or "test", all of a known shape."""
+    """Return the entries of "train" or "test", all of a valid form."""
     entries = content.get(part) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{file} has no list '{part}' of images: expected {FORMS}")
@@ -146,7 +150,7 @@ def _entries(content: Any, part: str, file: Path) -> list[Any]:
         if [type(value) for value in row] != [str, int, str] or not all(
             (row[0].strip(), row[1] >= 0, row[2].strip())
         ):
-            raise UserError(f"{file}, '{part}', entry {number} is wrong: expected {FORMS}")
+            raise UserError(f"{file}, '{part}', entry {number} is invalid: expected {FORMS}")
     return entries
 
 
@@ -157,12 +161,12 @@ def _names(rows: Sequence[tuple[int, str]], file: Path) -> tuple[str, ...]:
     for label, text in rows:
         name = plain_name(text)
         if name_of.setdefault(label, name) != name:
-            raise UserError(f"{file}: label {label} is '{name_of[label]}' and '{name}'")
+            raise UserError(f"{file}: label {label} is both '{name_of[label]}' and '{name}'")
         if label_of.setdefault(name, label) != label:
-            raise UserError(f"{file}: '{name}' has the labels {label_of[name]} and {label}")
+            raise UserError(f"{file}: '{name}' has two labels, {label_of[name]} and {label}")
     if max(name_of) >= len(name_of):
-        lost = next(label for label in range(len(name_of)) if label not in name_of)
-        raise UserError(f"{file}: labels run to {max(name_of)}, but none is {lost}")
+        missing = next(label for label in range(len(name_of)) if label not in name_of)
+        raise UserError(f"{file}: labels go up to {max(name_of)}, but {missing} is missing")
     return tuple(name_of[label] for label in range(len(name_of)))
 
 
@@ -176,27 +180,27 @@ def _match(named: Sequence[str], paths: Sequence[Path], file: Path) -> list[Path
             ends.setdefault(path.parts[-depth:], []).append(path)
         return ends
 
-    found: list[Path] = []
+    matches: list[Path] = []
     failed: dict[str, int] = {}
     for name in named:
-        wanted = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
-        depth = min(2, len(wanted))
-        best = by_end(depth).get(wanted[-depth:], [])
-        while len(best) > 1 and depth < len(wanted):
+        parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+        depth = min(2, len(parts))
+        best = by_end(depth).get(parts[-depth:], [])
+        while len(best) > 1 and depth < len(parts):
             depth += 1
-            best, shorter = by_end(depth).get(wanted[-depth:], []), best
+            best, shorter = by_end(depth).get(parts[-depth:], []), best
             if not best:
                 best = shorter
                 break
         if len(best) == 1:
-            found.append(best[0])
+            matches.append(best[0])
         else:
             failed[name] = len(best)
     if failed:
         first, count = next(iter(failed.items()))
-        what = f"stands for {count} images" if count else "is no image"
+        what = f"matches {count} images" if count else "matches none"
         raise UserError(
-            f"{file}: {len(failed)} of {len(named)} paths do not stand for one image of this data"
-            f" set; the first, {first}, {what} of it"
+            f"{file}: {len(failed)} of {len(named)} paths do not match exactly one image of this"
+            f" data set; the first, {first}, {what}"
         )
-    return found
+    return matches

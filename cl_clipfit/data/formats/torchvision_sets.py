@@ -1,4 +1,4 @@
-"""Data sets that torchvision reads: their files and labels, listed without decoding an image."""
+"""Data sets that torchvision can read: their files and labels, listed without decoding images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from cl_clipfit.data.images.lazy import ImageFiles
 from cl_clipfit.data.source import ImageSet
 from cl_clipfit.errors import UserError
 
-DRAWN_SHARE = 0.8  # of the images train, where a data set has no split of its own
+DRAWN_SHARE = 0.8  # training share of the images, for data sets without an official split
 Named = tuple[tuple[str, ...], ImageSet]
 
 
 def open_set(kind: Callable[..., Any], folder: Path, **part: Any) -> Any:
-    """Return an object of a torchvision data set class over an unpacked folder.
+    """Return an instance of a torchvision data set class for an unpacked folder.
 
     Args:
         kind: the class.
@@ -39,7 +39,7 @@ def open_set(kind: Callable[..., Any], folder: Path, **part: Any) -> Any:
 
 
 def _listing(data: Any) -> tuple[Sequence[str], list[Path], list[int]]:
-    """Return class names, files and labels, wherever a torchvision class keeps them."""
+    """Return class names, files and labels, whatever a torchvision class calls them."""
     if isinstance(data, Caltech101):
         folders = [Path(data.root, "101_ObjectCategories", name) for name in data.categories]
         rows = zip(data.y, data.index, strict=True)
@@ -61,11 +61,11 @@ def list_images(kind: Callable[..., Any], folder: Path, classes: int, **part: An
     Args:
         kind: a torchvision class.
         folder: its `root`.
-        classes: how many classes the data set has.
+        classes: number of classes of the data set.
         part: which part, as the class calls it.
 
     Returns:
-        class names by label as torchvision has them, and the files with labels int64 (N,).
+        torchvision's class names by label, and the files with labels int64 (N,).
 
     Raises:
         UserError: the folder cannot be read, or does not hold images of all classes.
@@ -73,8 +73,8 @@ def list_images(kind: Callable[..., Any], folder: Path, classes: int, **part: An
     names, files, labels = _listing(open_set(kind, folder, **part))
     if len(names) != classes or set(labels) != set(range(classes)):
         raise UserError(
-            f"{folder} is no whole {kind.__name__}: {len(files):,} images of {len(set(labels))}"
-            f" classes are listed, expected {classes} classes: unpack its archives again"
+            f"{folder} is not a complete {kind.__name__}: it lists {len(files):,} images of"
+            f" {len(set(labels))} classes, expected {classes} classes: unpack its archives again"
         )
     images = ImageFiles(tuple(files))
     return tuple(names), ImageSet(images, torch.tensor(labels, dtype=torch.int64))
@@ -83,49 +83,49 @@ def list_images(kind: Callable[..., Any], folder: Path, classes: int, **part: An
 def official_split(
     kind: Callable[..., Any], folder: Path, classes: int, train: str = "train", test: str = "test"
 ) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
-    """List a data set that comes divided, see `list_images`.
+    """List a data set that has an official split, see `list_images`.
 
     Args:
         kind: a torchvision class.
         folder: its `root`.
-        classes: how many classes the data set has.
+        classes: number of classes of the data set.
         train: what the class calls the training images.
-        test: what it calls the test images.
+        test: what the class calls the test images.
 
     Returns:
         class names, training images, test images.
 
     Raises:
-        UserError: see `list_images`; or the two parts name their classes differently.
+        UserError: as `list_images`, or the class names of the two parts differ.
     """
     names, training = list_images(kind, folder, classes, split=train)
     others, testing = list_images(kind, folder, classes, split=test)
     if names != others:
         wrong = next(a for a, b in zip(names, others, strict=True) if a != b)
-        raise UserError(f"{folder}: class '{wrong}' of '{train}' is another one in '{test}'")
+        raise UserError(f"{folder}: class '{wrong}' of '{train}' has another name in '{test}'")
     return names, training, testing
 
 
 def drawn_split(
     kind: Callable[..., Any], folder: Path, classes: int, seed: int
 ) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
-    """List a data set that comes undivided, and draw 80% of all images for training.
+    """List a data set that has no official split, and draw 80% of all images for training.
 
-    As ZSCL (Zheng et al. 2023, arXiv 2303.06628) does: `torch.utils.data.random_split` over all
-    images in the order of their paths (torchvision's own order, but for SUN397, which it lists as
-    the file system does).
+    The draw is that of ZSCL (Zheng et al. 2023, arXiv 2303.06628): `torch.utils.data.random_split`
+    over all images in the order of their paths. This is torchvision's order too, except for SUN397,
+    where torchvision uses the order of the file system.
 
     Args:
         kind: a torchvision class.
         folder: its `root`.
-        classes: how many classes the data set has.
-        seed: of the draw.
+        classes: number of classes of the data set.
+        seed: seed of the draw.
 
     Returns:
-        class names, training images, test images, in the order they are drawn.
+        class names, training images, test images, in the order in which they are drawn.
 
     Raises:
-        UserError: see `list_images`.
+        UserError: as `list_images`.
     """
     names, data = list_images(kind, folder, classes)
     order: Any = sorted(range(len(data)), key=lambda i: data.images.paths[i])
@@ -137,24 +137,24 @@ def drawn_split(
 
 
 def grey_images(kind: Callable[..., Any], folder: Path, train: bool) -> ImageSet:
-    """Read MNIST or a data set of its format, grey images in memory.
+    """Read grey images into memory from MNIST or a data set of the same format.
 
     Args:
         kind: torchvision's MNIST, or a subclass.
         folder: its `root`.
-        train: training or test images.
+        train: True for the training images, False for the test images.
 
     Returns:
-        images uint8 (N, 3, 28, 28), three equal channels.
+        images uint8 (N, 3, 28, 28) with three equal channels.
 
     Raises:
         UserError: a file is damaged.
     """
     data = open_set(kind, folder, train=train)
-    count, known = len(data.data), range(len(data.classes))
-    if len(data.targets) != count or not set(data.targets.tolist()) <= set(known):
+    count, classes = len(data.data), range(len(data.classes))
+    if len(data.targets) != count or not set(data.targets.tolist()) <= set(classes):
         raise UserError(
             f"{folder}: {kind.__name__} has {count:,} images and {len(data.targets):,} labels,"
-            f" expected one from 0 to {known[-1]} for each: unpack its archives again"
+            f" expected one from 0 to {classes[-1]} per image: unpack its archives again"
         )
     return ImageSet(data.data[:, None].expand(-1, 3, -1, -1).contiguous(), data.targets)

@@ -13,15 +13,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cl_clipfit.errors import UserError
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# PIL knows many more: it would start Ghostscript, a program of its own, on an EPS file.
+# PIL supports many more, but would start Ghostscript, an external program, on an EPS file.
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LONGEST = 50  # times as long as wide
-LONGEST_RUN = 32  # files a thread takes at a time
+LONGEST_RUN = 32  # files that a thread takes at a time
 Progress = Callable[[str, int, int], None]
 
 
 def _open(file: Path) -> Image.Image:
-    """Read the header. Raises anything, as PIL does on damaged files."""
+    """Read the header. May raise any exception, as PIL does on damaged files."""
     if not file.is_file():
         raise ValueError("there is no such file")
     if file.stat().st_size == 0:
@@ -41,7 +41,7 @@ def _open(file: Path) -> Image.Image:
 
 
 def _decode(file: Path) -> Image.Image:
-    """Read a file. Raises anything, as PIL does on damaged files."""
+    """Read a file. May raise any exception, as PIL does on damaged files."""
     with _open(file) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
@@ -63,7 +63,7 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     """Return one line that says why a file cannot be read."""
     if isinstance(error, UnidentifiedImageError):  # its text repeats the path
-        return "no image of a known kind"
+        return "not an image of a supported format"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -112,7 +112,7 @@ def check_images(paths: Sequence[Path], progress: Progress) -> list[tuple[int, s
 
     Args:
         paths: files.
-        progress: told a label, the files so far, the files in all.
+        progress: called with a label, the number of files so far, and the total.
 
     Returns:
         index and reason of each file that cannot be read.
@@ -131,7 +131,7 @@ def check_images(paths: Sequence[Path], progress: Progress) -> list[tuple[int, s
 def in_threads(
     work: Callable[[int], str], count: int, label: str, progress: Progress
 ) -> list[tuple[int, str]]:
-    """Call `work` with 0..count-1, in parallel; return where it gave a reason."""
+    """Call `work` with 0..count-1, in parallel; return each index and reason of a failure."""
     size = max(1, min(LONGEST_RUN, count // (4 * THREADS)))  # a small batch keeps all threads busy
 
     def run(start: int) -> list[tuple[int, str]]:
@@ -142,8 +142,8 @@ def in_threads(
     starts, pool = range(0, count, size), ThreadPoolExecutor(THREADS)
     try:
         with quiet_pil():
-            for start, found in zip(starts, pool.map(run, starts), strict=True):
-                bad += found
+            for start, failures in zip(starts, pool.map(run, starts), strict=True):
+                bad += failures
                 progress(label, min(start + size, count), count)
     finally:  # Ctrl-C must not wait for the rest
         pool.shutdown(cancel_futures=True)

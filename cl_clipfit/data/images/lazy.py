@@ -1,4 +1,4 @@
-"""Images in files, and images that are decoded when they are asked for."""
+"""Images in files, and images that are decoded on demand."""
 
 import hashlib
 import os
@@ -17,15 +17,15 @@ from cl_clipfit.data.images.decode import THREADS, in_threads, open_in_thread, q
 from cl_clipfit.errors import UserError
 from cl_clipfit.storage.files import reading
 
-HASHED_BYTES = 2 << 30  # of one list of files; more would take minutes to read
+HASHED_BYTES = 2 << 30  # per list of files; more would take minutes to read
 
 
 class Fit(Protocol):
-    """How an image comes to the size that the image tower takes; see `clip.preprocess`."""
+    """How an image is brought to the input size of the image tower; see `clip.preprocess`."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width that come out."""
+        """Return the output height and width."""
 
     def fit_image(self, image: Image.Image) -> Tensor:
         """Return an RGB image as uint8 (3, *size)."""
@@ -36,10 +36,10 @@ class Fit(Protocol):
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files of any size and kind, not read yet: what a scenario's `load` lists.
+    """Image files of any size and kind, not read yet, as listed by a scenario's `load`.
 
     Attributes:
-        paths: one file an image.
+        paths: one file per image.
     """
 
     paths: tuple[Path, ...]
@@ -49,12 +49,12 @@ class ImageFiles:
 
     @cached_property
     def digest(self) -> bytes:
-        """Return a hash of the files' contents; beyond `HASHED_BYTES`, of names and sizes."""
+        """Return a hash of the files' contents, or of names and sizes beyond `HASHED_BYTES`."""
         return _hash_files(self)
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Return the bytes of each file."""
+        """Return the size of each file in bytes."""
         with reading():
             return [path.stat().st_size for path in self.paths]
 
@@ -64,15 +64,15 @@ class ImageFiles:
 
 
 class LazyImages:
-    """Stands where a uint8 tensor (N, 3, *size) would, and decodes what is asked for.
+    """A stand-in for a uint8 tensor (N, 3, *size) that decodes images on demand.
 
-    What code may do with images: `len`, `shape`, an index (one image), a slice, mask or indices
-    (the same, fewer), `split`, and `to(device)`, which gives the tensor.
+    It supports `len`, `shape`, an index (one image), a slice, mask or indices (lazy images again),
+    `split`, and `to(device)`, which returns a tensor.
 
     Args:
         parts: files, or tensors uint8 (n, 3, H, W) of any size, in order.
-        fit: brings them to one size; None where that is not known yet.
-        index: which of them, in which order; default all.
+        fit: resizes them to one size; None if the size is not known yet.
+        index: selects images, in this order; default all.
     """
 
     dtype = torch.uint8
@@ -88,7 +88,7 @@ class LazyImages:
     def fit(self) -> Fit:
         """How images are brought to one size."""
         if self._fit is None:
-            raise ValueError("images of several sizes need to be told one before they are read")
+            raise ValueError("images of several sizes need a target size before they are read")
         return self._fit
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ class LazyImages:
         return LazyImages(self.parts, self._fit, self.index[index])
 
     def split(self, size: int) -> "list[LazyImages]":
-        """Cut into runs of `size`, which decode when `to` is called."""
+        """Split into runs of `size` images, which are decoded when `to` is called."""
         return [LazyImages(self.parts, self._fit, part) for part in self.index.split(size)]
 
     def to(self, device: torch.device | str) -> Tensor:
@@ -130,10 +130,10 @@ class LazyImages:
         """Decode all, in parallel.
 
         Args:
-            progress: told a label, the images so far, and all.
+            progress: called with a label, the number of images so far, and the total.
 
         Returns:
-            uint8 (N, 3, *size), zero where a file cannot be read; index and reason of each such.
+            uint8 (N, 3, *size), zero for files that cannot be read; index and reason of each.
         """
         out = torch.zeros(self.shape, dtype=torch.uint8)
 
@@ -167,7 +167,7 @@ Images: TypeAlias = Tensor | ImageFiles | LazyImages
 
 
 def concatenate(images: Sequence[Images]) -> Images:
-    """Join sets of images; those of several sizes come to one when they are read."""
+    """Join sets of images; different sizes are brought to one size when they are read."""
     tensors = [part for part in images if isinstance(part, Tensor)]
     if len(tensors) == len(images) and len({part.shape[1:] for part in tensors}) == 1:
         return torch.cat(tensors)
@@ -177,14 +177,14 @@ def concatenate(images: Sequence[Images]) -> Images:
     for part in images:
         of_part = part.index if isinstance(part, LazyImages) else torch.arange(len(part))
         index.append(of_part + count)
-        own = part.parts if isinstance(part, LazyImages) else (part,)
-        parts += own
-        count += sum(map(len, own))
+        inner = part.parts if isinstance(part, LazyImages) else (part,)
+        parts += inner
+        count += sum(map(len, inner))
     return LazyImages(parts, None, torch.cat(index))
 
 
 def images_digest(images: Images, digest: Any) -> None:
-    """Feed images to a `hashlib` object: values, or files' bytes, or names and sizes of many."""
+    """Feed images to a `hashlib` object: values, file contents, or names and sizes."""
     if isinstance(images, Tensor):
         digest.update(f"{tuple(images.shape)}".encode())
         digest.update(images.contiguous().view(torch.uint8).view(-1).numpy().data)
@@ -200,7 +200,7 @@ def images_digest(images: Images, digest: Any) -> None:
 
 
 def hashed_by(images: Images) -> str:
-    """Return what `images_digest` reads: "contents", or of very many files "names and sizes"."""
+    """Return what `images_digest` reads: "contents", or "names and sizes" for large lists."""
     parts = images.parts if isinstance(images, LazyImages) else [images]
     large = any(sum(p.sizes) > HASHED_BYTES for p in parts if isinstance(p, ImageFiles))
     return "names and sizes" if large else "contents"
@@ -214,8 +214,8 @@ def _hash_files(files: ImageFiles) -> bytes:
         digest.update(repr(list(zip(names, files.sizes, strict=True))).encode())
         return digest.digest()
     with ThreadPoolExecutor(THREADS) as pool:
-        for found in pool.map(_file_digest, files.paths):
-            digest.update(found)
+        for file_digest in pool.map(_file_digest, files.paths):
+            digest.update(file_digest)
     return digest.digest()
 
 

@@ -1,4 +1,4 @@
-"""Bring the images of a stream into memory where they fit, and find those that cannot be read."""
+"""Load the images of a stream into memory if they fit, and find those that cannot be read."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -16,10 +16,10 @@ MEMORY_SHARE = 0.5  # of the machine's memory, for all images of a command
 
 
 def memory_budget() -> int:
-    """Return how many bytes of images are kept in memory: CL_CLIPFIT_IMAGE_GIB, or half of it.
+    """Return how many bytes of images to keep in memory: CL_CLIPFIT_IMAGE_GIB, or half of RAM.
 
     Raises:
-        UserError: the variable is no number.
+        UserError: the variable is not a number from 0 up.
     """
     given = os.environ.get("CL_CLIPFIT_IMAGE_GIB")
     if given is not None:
@@ -28,12 +28,12 @@ def memory_budget() -> int:
                 return int(float(given) * 2**30)
         except (ValueError, OverflowError):
             pass
-        raise UserError(f"CL_CLIPFIT_IMAGE_GIB={given}: expected a number of GiB, from 0 on")
+        raise UserError(f"CL_CLIPFIT_IMAGE_GIB={given}: expected a number of GiB, 0 or more")
     return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def sized(source: Source, fit: Fit) -> Source:
-    """Let files, and images of several sizes, come out at the model's size when they are read."""
+    """Have files, and images of several sizes, resized to the model's input size when read."""
 
     def fitted(data: ImageSet) -> ImageSet:
         images = data.images
@@ -48,13 +48,13 @@ def sized(source: Source, fit: Fit) -> Source:
 
 @dataclass
 class ImageLoader:
-    """Reads sets of images, the same set once.
+    """Reads sets of images, each set only once.
 
     Attributes:
-        request: told about progress.
-        skip_bad: leave unreadable images out rather than stop.
-        skipped: how many were left out.
-        bytes_kept: of images in memory.
+        request: notified of progress.
+        skip_bad: leave out unreadable images instead of stopping.
+        skipped: number of images left out.
+        bytes_kept: size of the images in memory.
     """
 
     request: DataRequest
@@ -64,10 +64,10 @@ class ImageLoader:
     _done: dict[tuple[object, ...], "_Read"] = field(default_factory=dict)
 
     def __call__(self, data: ImageSet) -> ImageSet:
-        """Return a set with its images in memory, as a tensor, where they fit; else as they were.
+        """Return a set with its images in memory, as a tensor, if they fit; else unchanged.
 
         Raises:
-            UserError: images that cannot be read, unless these are left out.
+            UserError: images cannot be read, and unreadable ones are not to be left out.
         """
         images = data.images
         if not isinstance(images, LazyImages):
@@ -83,34 +83,34 @@ class ImageLoader:
 
     def _read(self, images: LazyImages) -> "_Read":
         size = images.shape.numel()
-        found: Tensor | LazyImages = images
+        result: Tensor | LazyImages = images
         if self.bytes_kept + size <= memory_budget():
             self.bytes_kept += size
-            found, bad = images.decode(self.request.count)
+            result, bad = images.decode(self.request.count)
         else:
             self.request.note(
                 f"{len(images):,} images take {size / 2**30:.1f} GiB of memory:"
-                " they are decoded again whenever they are needed"
+                " they are decoded again at every use"
             )
             bad = _check(images, self.request)
         if not bad:
-            return _Read(images.parts, found)
+            return _Read(images.parts, result)
         if not self.skip_bad:
             raise UserError(report_bad(bad, [images.name(i) or Path() for i in range(len(images))]))
         self.request.note(f"{len(bad)} unreadable images left out, the first: {bad[0][1]}")
         keep = torch.ones(len(images), dtype=torch.bool)
         keep[[i for i, _ in bad]] = False
-        return _Read(images.parts, found[keep], keep)
+        return _Read(images.parts, result[keep], keep)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What was read once.
+    """A set of images that was read.
 
     Attributes:
-        parts: where from; held, so that their ids stay theirs.
-        images: those that can be read.
-        keep: mask of these; None where all can.
+        parts: the parts it was read from; a reference is kept so that their ids stay unique.
+        images: the readable images.
+        keep: mask of the readable images; None if all are.
     """
 
     parts: tuple[object, ...]
@@ -119,7 +119,7 @@ class _Read:
 
 
 def _check(images: LazyImages, request: DataRequest) -> list[tuple[int, str]]:
-    """Look at the headers of the files among images."""
+    """Check the headers of those images that are files."""
     rows = [(i, path) for i in range(len(images)) if (path := images.name(i)) is not None]
     bad = check_images([path for _, path in rows], request.count)
     return [(rows[i][0], reason) for i, reason in bad]
