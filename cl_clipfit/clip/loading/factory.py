@@ -115,7 +115,7 @@ def _load(architecture: str, weights: Weights) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]), _patient_hub():
             torch.manual_seed(RANDOM_SEED)
-            _check_strangers(architecture)
+            _check_untrusted(architecture)
             return open_clip.create_model(architecture, **options)
     except UserError:
         raise
@@ -123,7 +123,7 @@ def _load(architecture: str, weights: Weights) -> nn.Module:
         raise UserError(_load_message(architecture, weights, error)) from error
 
 
-def _check_strangers(architecture: str) -> None:
+def _check_untrusted(architecture: str) -> None:
     """Check the files of a folder, or of the hub, before open_clip reads them."""
     from open_clip.pretrained import download_pretrained_from_hf
 
