@@ -1,4 +1,4 @@
-"""Files of strangers are harmless: nothing they name is run, no claim of theirs takes memory."""
+"""Untrusted files are harmless: nothing they name is run, no claim of theirs takes memory."""
 
 import io
 import json

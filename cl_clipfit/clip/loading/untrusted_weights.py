@@ -10,7 +10,7 @@ import math
 import pickle
 import zipfile
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, NamedTuple
 
 import safetensors
 
@@ -123,16 +123,10 @@ class _Mapping(dict[Any, Any]):
             raise pickle.UnpicklingError("a mapping of an unknown state")
 
 
-class _Storage:
-    """Where values lie: how many of them, of how many bytes."""
+class _Storage(NamedTuple):
+    """Where values lie: how many of them. A pickle cannot change it."""
 
-    __slots__ = ("count", "item")
-
-    def __init__(self, count: int, item: int) -> None:
-        self.count, self.item = count, item
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it asks to change a storage, which is refused")
+    count: int
 
 
 def _are_sizes(values: Any) -> bool:
@@ -144,13 +138,10 @@ def _are_sizes(values: Any) -> bool:
     )
 
 
-class _Call:
-    """What a pickle may call: its own name, as data."""
+class _Call(NamedTuple):
+    """What a pickle may call: its own name, as data. A pickle cannot change it."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def __call__(self, *arguments: Any) -> Any:
         if self.name == "OrderedDict" and not arguments:  # its keys come later, one by one
@@ -167,9 +158,6 @@ class _Call:
         if math.prod(shape) > storage.count or (0 not in shape and last >= storage.count):
             raise pickle.UnpicklingError(f"a tensor {shape} made of {storage.count:,} values")
         return None
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it asks to change a function, which is refused")
 
 
 class _Reader(pickle._Unpickler):
@@ -216,7 +204,7 @@ class _Reader(pickle._Unpickler):
         if kind != "storage" or item is None or not known or pid[5:] not in ((), (None,)):
             raise pickle.UnpicklingError("weights of an unknown kind")
         self.storages[key] = max(self.storages.get(key, 0), count * item)
-        return _Storage(count, item)
+        return _Storage(count)
 
 
 def check_folder(folder: Path) -> None:
