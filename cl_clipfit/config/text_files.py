@@ -66,10 +66,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases (*name), which may stand for very many values, and very many values."""
-        event = self.peek_event()
+        event: Any = self.peek_event()
         self.nodes += 1
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(None, None, "an alias (*name)", event.start_mark)
+        if self.check_event(yaml.AliasEvent):
+            alias = "an alias (*name): write out what it stands for"
+            raise yaml.MarkedYAMLError(None, None, alias, event.start_mark)
         if self.nodes > MOST_NODES:
             many = f"more than {MOST_NODES:,} values"
             raise yaml.MarkedYAMLError(None, None, many, event.start_mark)

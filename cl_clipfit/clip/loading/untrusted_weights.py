@@ -126,7 +126,7 @@ class _Mapping(dict[Any, Any]):
 class _Storage(NamedTuple):
     """Where values lie: how many of them. A pickle cannot change it."""
 
-    count: int
+    values: int
 
 
 def _are_sizes(values: Any) -> bool:
@@ -155,8 +155,8 @@ class _Call(NamedTuple):
                 and _are_sizes(shape) and _are_sizes(strides)):  # fmt: skip
             raise pickle.UnpicklingError("a tensor whose shape is no shape")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if math.prod(shape) > storage.count or (0 not in shape and last >= storage.count):
-            raise pickle.UnpicklingError(f"a tensor {shape} made of {storage.count:,} values")
+        if math.prod(shape) > storage.values or (0 not in shape and last >= storage.values):
+            raise pickle.UnpicklingError(f"a tensor {shape} made of {storage.values:,} values")
         return None
 
 
