@@ -14,7 +14,7 @@ from cl_clipfit.errors import UserError, nearest
 
 LARGEST_TEXT = 16 << 20  # bytes; the names of all classes of ImageNet-21k are half of one MiB
 LARGEST_YAML = 2 << 20  # which is read a hundred times slower
-MOST_NODES, DEEPEST = 30_000, 20  # values of a YAML file, and lists within lists
+MOST_NODES = 30_000  # values of a YAML file; one of the largest size may have half a million
 _LONGEST_NUMBER = 40  # characters
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
 # Marks that turn the direction of text.
@@ -59,41 +59,39 @@ def check_size(file: Path, place: str, most: int = LARGEST_TEXT) -> None:
     raise UserError(f"{place}: {reason}", reason=reason)
 
 
-class _Plain(yaml.SafeLoader):
-    """YAML without what a small file can fill the memory with."""
+class _Loader(yaml.SafeLoader):
+    """YAML without what a small file can fill the memory with, or the time."""
 
-    nodes = depth = 0
+    nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse endless nesting, and aliases (*name) that stand for very many others."""
-        event, before = self.peek_event(), self.nodes
-        sizes: dict[str | None, int] = self.__dict__.setdefault("sizes", {})
-        self.nodes += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
-        self.depth += 1
-        if self.depth > DEEPEST or self.nodes > MOST_NODES:
-            limits = f"more than {MOST_NODES:,} values, or {DEEPEST} lists within lists"
-            raise yaml.MarkedYAMLError(None, None, limits, event.start_mark)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        if not isinstance(event, yaml.AliasEvent) and event.anchor is not None:
-            sizes[event.anchor] = self.nodes - before
-        return node
+        """Refuse aliases (*name), which may stand for very many values, and very many values."""
+        event: Any = self.peek_event()
+        self.nodes += 1
+        if self.check_event(yaml.AliasEvent):
+            alias = "an alias (*name): write out what it stands for"
+            raise yaml.MarkedYAMLError(None, None, alias, event.start_mark)
+        if self.nodes > MOST_NODES:
+            many = f"more than {MOST_NODES:,} values"
+            raise yaml.MarkedYAMLError(None, None, many, event.start_mark)
+        return super().compose_node(parent, index)
 
-    def construct_number(self, node: Any) -> Any:
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Refuse keys that come twice, or that are no text."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
+                what = "a key is no text" if key.id != "scalar" else f"'{key.value}' is there twice"
+                raise yaml.MarkedYAMLError(None, None, what, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
         """Refuse numbers so long that reading or printing them takes forever."""
-        if len(node.value) > _LONGEST_NUMBER:
+        if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
             what = "a number of very many digits"
             raise yaml.MarkedYAMLError(None, None, what, node.start_mark)
-        kind = "int" if node.tag.endswith(":int") else "float"
-        return getattr(self, f"construct_yaml_{kind}")(node)
-
-
-for _kind in ("int", "float"):
-    _Plain.add_constructor(f"tag:yaml.org,2002:{_kind}", _Plain.construct_number)
-
-
-class _Texts(_Plain, yaml.BaseLoader):
-    """The same, where every value is text."""
+        return super().construct_scalar(node)
 
 
 def load_yaml(text: str) -> Any:
@@ -102,23 +100,7 @@ def load_yaml(text: str) -> Any:
     Raises:
         Exception: of any kind where it is no such YAML.
     """
-    node = yaml.compose(text, Loader=_Plain)
-    _check_keys(node)
-    return None if node is None else _Plain("").construct_document(node)
-
-
-def _check_keys(node: Any) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                what = "a key is no text" if key.id != "scalar" else f"'{key.value}' is there twice"
-                raise yaml.MarkedYAMLError(None, None, what, key.start_mark)
-            seen.add(key.value)
-            _check_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_keys(value)
+    return yaml.load(text, Loader=_Loader)
 
 
 def yaml_node(file: Path, place: str) -> Any:
@@ -128,11 +110,12 @@ def yaml_node(file: Path, place: str) -> Any:
         UserError: it cannot be read, or is no YAML.
     """
     try:
-        return yaml.compose(read_text(file, place, LARGEST_YAML), Loader=_Texts)
+        return yaml.compose(read_text(file, place, LARGEST_YAML), Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{place}{where}: this is no YAML: {problem or 'unreadable'}") from error
+        problem = problem or "lists within lists without end"
+        raise UserError(f"{place}{where}: this is no YAML: {problem}") from error
 
 
 def scalar(node: Any, place: str) -> str:
@@ -147,7 +130,7 @@ def scalar(node: Any, place: str) -> str:
 
 
 def has_control(name: str) -> bool:
-    """Tell whether a name holds control characters, which spoil prompts, tables and terminals."""
+    """Return whether a name holds control characters, which spoil prompts, tables and terminals."""
     return any(unicodedata.category(c) in _CONTROL or c in _TURNING for c in name)
 
 

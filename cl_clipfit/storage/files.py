@@ -190,7 +190,15 @@ def write_yaml(path: Path, value: dict[str, Any]) -> None:
     """Write settings as YAML, in the order given."""
     import yaml
 
-    write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    class _WithoutAliases(yaml.SafeDumper):
+        """Writes out a list that two settings share: readers refuse aliases."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    write_atomic(
+        path, yaml.dump(value, Dumper=_WithoutAliases, sort_keys=False, allow_unicode=True)
+    )
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

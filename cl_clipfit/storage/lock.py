@@ -1,18 +1,18 @@
 """One process at a time writes a run folder.
 
-The lock is one of the operating system on `.lock` in the folder, which ends with its process
-however that ends. Where the file system has none, the process that the file names stands for it:
-one of this machine that is alive keeps others out, any other one is taken for dead.
+The lock is one of the operating system on `.lock` in the folder, taken by filelock: it ends with
+its process however that ends. Where the file system has none, the process that the file names
+stands for it: one of this machine that is alive keeps others out, any other one is taken for dead.
+filelock's own stand-in is not used there: it cannot replace the file of a killed process where the
+file system cannot exchange two names, as NFS and Lustre cannot.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import socket
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from cl_clipfit.errors import UserError
 from cl_clipfit.storage.files import seal, sha256, unseal, write_atomic, writing
 
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-_LOOKS, _PAUSE_SECONDS = 10, 0.02  # one that has just begun takes a moment to write who it is
+_WAIT_SECONDS, _PAUSE_SECONDS = 0.2, 0.02  # a process that has just begun writes who it is
 
 
 @dataclass
@@ -36,15 +37,65 @@ class _Holding:
     Attributes:
         text: what it writes into the lock file; no other process ever writes the same.
         path: the lock file.
-        handle: of the open, locked file; None where the file system has no locks.
+        lock: of the operating system; None where the file system has none.
+        handle: of the open, locked file; it belongs to the lock.
     """
 
     text: bytes
     path: Path
-    handle: int | None = None
+    lock: FileLock | None = None
+    handle: int = -1
+
+    def is_whole(self) -> bool:
+        """Return whether the lock file is still this process's."""
+        try:
+            if self.lock is None:
+                return self.path.read_bytes() == self.text
+            return os.path.samestat(os.fstat(self.handle), self.path.lstat())
+        except FileNotFoundError:
+            return False
+
+    def acquire(self) -> None:
+        """Lock the file.
+
+        Raises:
+            UserError: another process has it, or the file is no file of its own.
+        """
+        self.lock = FileLock(
+            self.path, _WAIT_SECONDS, poll_interval=_PAUSE_SECONDS, thread_local=False,
+            fallback_to_soft=False, on_acquired=self._write,
+        )  # fmt: skip
+        try:
+            self.lock.acquire()
+        except Timeout as error:
+            raise _busy(self.path) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            self.lock = None
+            _claim(self.path, self.text)
+
+    def _write(self, handle: int) -> None:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{self.path} is no file: remove it")
+        if status.st_nlink > 1:  # what is written would be in the other one too
+            raise UserError(f"{self.path} is a hard link to another file: remove it")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, self.text, 0)
+        self.handle = handle
+
+    def release(self) -> None:
+        """Remove the file while it is locked, so that no lock of another process goes with it."""
+        with contextlib.suppress(OSError):  # the folder may be gone: then nothing is left to do
+            if self.is_whole():
+                self.path.unlink()
+        if self.lock is not None:
+            self.lock.release()
 
 
 _held: dict[tuple[int, int], _Holding] = {}  # by device and inode of the folder
+os.register_at_fork(after_in_child=_held.clear)  # filelock closes what a fork inherits
 
 
 @contextmanager
@@ -56,111 +107,32 @@ def hold(folder: Path) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        found = folder.stat()
-    key, own = (found.st_dev, found.st_ino), _Holding(_describe_self(), folder / LOCK)
-    if _held.setdefault(key, own) is not own:
+        status = folder.stat()
+    key, holding = (status.st_dev, status.st_ino), _Holding(_describe_self(), folder / LOCK)
+    if _held.setdefault(key, holding) is not holding:
         raise UserError(f"{folder}: this process is writing it already: let it end first")
     try:
         with writing(folder):
-            _acquire(own)
+            holding.acquire()
     except BaseException:
         del _held[key]
         raise
     try:
         yield
     finally:
-        if _held.pop(key, None) is own:  # not so in a process that was forked meanwhile
-            _release(own)
+        if _held.pop(key, None) is holding:  # not so in a process that was forked meanwhile
+            holding.release()
 
 
 def require(folder: Path) -> None:
-    """Refuse to go on in a folder that was removed meanwhile, or that another process has now.
+    """Refuse to continue in a folder that was removed meanwhile, or that another process has now.
 
     Raises:
         UserError: it is not there, or no longer held by this process, which held it.
     """
-    held = [own for own in _held.values() if own.path == folder / LOCK]
-    if not folder.is_dir() or any(not _is_whole(own) for own in held):
+    held = [holding for holding in _held.values() if holding.path == folder / LOCK]
+    if not folder.is_dir() or not all(holding.is_whole() for holding in held):
         raise UserError(f"{folder} has vanished during the run: repeat the command")
-
-
-def _is_whole(own: _Holding) -> bool:
-    if own.handle is None:
-        return _read(own.path) == own.text
-    return _is_open_at(own.handle, own.path)
-
-
-def _acquire(own: _Holding) -> None:
-    while True:
-        handle = os.open(own.path, _FLAGS, 0o666)  # less the umask
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise UserError(f"{own.path} is no file: remove it")
-            if not _lock(handle, own.path):
-                break
-            # Another one may have removed the file after it was opened here, and before it was
-            # locked: then this is a lock on nothing.
-            if _is_open_at(handle, own.path):
-                if os.fstat(handle).st_nlink > 1:  # what is written would be in the other one too
-                    raise UserError(f"{own.path} is a hard link to another file: remove it")
-                os.ftruncate(handle, 0)
-                os.lseek(handle, 0, os.SEEK_SET)
-                os.write(handle, own.text)
-                own.handle = handle
-                return
-        finally:
-            if own.handle is None:
-                os.close(handle)
-    _claim(own.path, own.text)
-
-
-def _release(own: _Holding) -> None:
-    with contextlib.suppress(OSError):  # the folder may be gone, and then there is nothing to do
-        if own.handle is None:
-            if _read(own.path) == own.text:
-                own.path.unlink()
-        # Removed while it is locked, so that no lock of another process goes with it.
-        elif _is_open_at(own.handle, own.path):
-            own.path.unlink()
-    if own.handle is not None:
-        with contextlib.suppress(OSError):
-            fcntl.flock(own.handle, fcntl.LOCK_UN)
-        os.close(own.handle)
-
-
-def _lock(handle: int, path: Path) -> bool:
-    """Lock an open file; False where the file system has no locks.
-
-    Raises:
-        UserError: another process has locked it.
-    """
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return False
-        if isinstance(error, BlockingIOError):
-            raise _busy(path) from error
-        raise
-    return True
-
-
-def _is_open_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat(follow_symlinks=False))
-    except FileNotFoundError:
-        return False
-
-
-def _forget() -> None:
-    """Close in a forked process what it inherits, or the lock would outlive the one that has it."""
-    for holding in _held.values():
-        if holding.handle is not None:
-            os.close(holding.handle)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
 
 
 # ---- without locks of the operating system -------------------------------------------------------
@@ -177,17 +149,20 @@ def _claim(path: Path, text: bytes) -> None:
         UserError: another process has it, or there is no way to make a file but once.
     """
     while not _link(path, text):
-        found = _read(path)
-        if found is None:
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
             continue
-        if _is_alive(_holder(found)):
+        if _is_alive(_holder(content)):
             raise _busy(path)
-        right = path.with_name(f"{LOCK}.{sha256(found)[:16]}")
+        right = path.with_name(f"{LOCK}.{sha256(content)[:16]}")
         _claim(right, text)
         try:
-            if _read(path) == found:
+            if path.read_bytes() == content:
                 write_atomic(path, text)
                 return
+        except FileNotFoundError:
+            continue
         finally:
             right.unlink(missing_ok=True)
 
@@ -218,25 +193,18 @@ def _describe_self() -> bytes:
     return seal({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _holder(text: bytes | None) -> dict[str, Any] | None:
+def _holder(text: bytes) -> dict[str, Any] | None:
     """Return what a lock file says; None where it is empty or damaged."""
     try:
-        found = unseal(text or b"")
+        holder = unseal(text)
     except (ValueError, RecursionError):
         return None
-    pid = found.get("pid")
-    return found if isinstance(pid, int) and pid > 0 and {"host", "since"} <= {*found} else None
+    pid = holder.get("pid")
+    return holder if isinstance(pid, int) and pid > 0 and {"host", "since"} <= {*holder} else None
 
 
 def _is_alive(holder: dict[str, Any] | None) -> bool:
-    """Tell whether a process, and not this one, may be alive; nothing says so elsewhere."""
+    """Return whether a process, and not this one, may be alive; nothing says so elsewhere."""
     if holder is None:
         return False
     if holder["host"] != socket.gethostname():
@@ -254,12 +222,8 @@ def _is_alive(holder: dict[str, Any] | None) -> bool:
 
 def _busy(path: Path) -> UserError:
     holder = None
-    for _ in range(_LOOKS):
-        with contextlib.suppress(OSError):
-            holder = _holder(_read(path)) or holder
-        if _is_alive(holder):
-            break
-        time.sleep(_PAUSE_SECONDS)
+    with contextlib.suppress(OSError):
+        holder = _holder(path.read_bytes())
     who = "another process, which its lock does not name,"
     if holder:
         who = f"process {holder['pid']} on {holder['host']}, since {holder['since']},"

@@ -1,4 +1,4 @@
-"""Files of strangers are harmless: nothing they name is run, no claim of theirs takes memory."""
+"""Untrusted files are harmless: nothing they name is run, no claim of theirs takes memory."""
 
 import io
 import json
@@ -264,11 +264,11 @@ MERGES = "a0: &a0 {k: 1}\n" + "".join(
     f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], k{i}: 1}}\n" for i in range(1, 40)
 )
 SETTINGS = {
-    "aliases": (BOMB, "more than 30,000 values"),
-    "merges": (MERGES, "more than 30,000 values"),
+    "aliases": (BOMB, "an alias"),
+    "merges": (MERGES, "an alias"),
     "within itself": ("seed: &a [*a]", "not valid YAML"),
-    "deep": ("seed: " + "[" * 50_000, "20 lists within lists"),
-    "deep mappings": ("".join(f"{' ' * i}a:\n" for i in range(2000)), "20 lists within lists"),
+    "deep": ("seed: " + "[" * 50_000, "maximum recursion"),
+    "deep mappings": ("".join(f"{' ' * i}a:\n" for i in range(2000)), "maximum recursion"),
     "very many": ("- a\n" * 31_000, "more than 30,000 values"),
     "a null byte": ("epochs: 1\0", "special characters are not allowed"),
     "no UTF-8": (b"epochs: \xff", "not a text file"),
@@ -321,9 +321,7 @@ def test_bombs_in_other_places_that_take_yaml(tmp_path: Path) -> None:
     bomb = BOMB.replace("\n", ", ").rstrip(", ")
     refused(lambda: parse_settings([f"clipfit.x={{{bomb}}}"]), "not valid YAML")
     (tmp_path / "t.yaml").write_text(BOMB)
-    refused(lambda: read_tasks(tmp_path / "t.yaml", ["x"]), "more than 30,000 values")
-    (tmp_path / "t.yaml").write_text("a: &x [1]\nb: *x\n")  # what may be an alias is read
-    assert "repeated" in refused(lambda: read_tasks(tmp_path / "t.yaml", ["0", "1"]))
+    refused(lambda: read_tasks(tmp_path / "t.yaml", ["x"]), "line 2: .* an alias")
 
 
 def test_damaged_settings_never_surprise(tmp_path: Path) -> None:

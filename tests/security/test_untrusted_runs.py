@@ -1,4 +1,4 @@
-"""Run folders of strangers: whatever lies in them, a command ends with one line, and soon."""
+"""Untrusted run folders: whatever lies in them, a command ends with one line, and soon."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Reading what strangers may have made: it is refused at once, in a line, without memory."""
+"""Reading untrusted files: each is refused at once, in a line, without memory."""
 
 import random
 import resource

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
 from cl_clipfit.data.streams import as_avalanche
-from cl_clipfit.experiment.run import estimate
+from cl_clipfit.experiment import estimate
 from tests.support.methods import TwoGroups
 
 Build = Callable[..., CLIPClassifier]

@@ -1,4 +1,4 @@
-"""The configuration of a model from strangers: what it asks for is compared with its weights."""
+"""An untrusted configuration of a model: what it asks for is compared with its weights."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def check_config(file: Path, size: int) -> None:
 
 
 def _runs_code(value: Any) -> bool:
-    """Tell whether a configuration asks for code of its own, anywhere in it."""
+    """Return whether a configuration asks for code of its own, anywhere in it."""
     if isinstance(value, list):
         return any(map(_runs_code, value))
     if not isinstance(value, dict):

@@ -1,15 +1,16 @@
-"""Files of weights from strangers: what is in one is checked before any of it is read as weights.
+"""Untrusted files of weights: what one claims to hold is compared with its size before it is read.
 
-`torch.save` writes pickles, which name functions to call, and sizes to reserve. They are read here
-once by an unpickler that knows stand-ins alone: it calls nothing, and finds out what open_clip and
-`torch.load(weights_only=True)` would meet. `.safetensors` files hold no code.
+`.safetensors` files hold no code. Others are loaded by open_clip with
+`torch.load(weights_only=True)`, which runs none either. But that reserves whatever memory a pickle
+asks for (`bytearray(10**10)`), and hashes nested tuples without end. So a pickle is read here
+before, by an unpickler that knows stand-ins alone: it calls nothing and reserves nothing.
 """
 
 import math
 import pickle
 import zipfile
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, NamedTuple
 
 import safetensors
 
@@ -26,8 +27,6 @@ _ITEM_BYTES = {
     "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
     "BoolStorage": 1,
 }  # fmt: skip
-# Bytes of an archive's two last records: start of its directory, bytes of that, members.
-_NARROW, _WIDE = ((16, 20), (12, 16), (10, 12)), ((48, 56), (40, 48), (32, 40))
 _PLAIN_OPCODES = (
     "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT",
     "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
@@ -81,9 +80,6 @@ def _check_archive(file: Path) -> None:
             )
         if held > MOST_PACKED * size:
             raise ValueError(f"{size:,} bytes that unpack to {held:,}")
-        if file.suffix != ".npz":  # which NumPy reads, by zipfile as it is read here
-            with file.open("rb") as opened:
-                _check_layout(archive, opened, size)
         for member in archive.infolist():
             name = member.filename.lower()
             if name == "data.pkl" or name.endswith("/data.pkl"):
@@ -96,54 +92,6 @@ def _check_archive(file: Path) -> None:
                 for key, count in reader.storages.items():
                     if members.get(f"{folder}data/{key.lower()}", -1) < count:
                         raise ValueError(f"it holds fewer values than it says ({count:,} bytes)")
-
-
-def _check_layout(archive: zipfile.ZipFile, file: IO[bytes], size: int) -> None:
-    """Refuse an archive that PyTorch's reader and Python's could take for two different ones.
-
-    Python's finds its way round data before and behind the archive; PyTorch's takes each place as
-    it is written. What `torch.save` writes has nothing there.
-    """
-    members = archive.infolist()
-    names = {member.filename.lower() for member in members}
-    start, count = _directory(file, size)
-    whole = start == archive.start_dir and count == len(members) == len(names)
-    if not (whole and members and members[0].header_offset == 0):
-        raise ValueError("an archive within other data, or of several parts: save it anew")
-    for member in members:
-        stored = member.compress_type == zipfile.ZIP_STORED
-        plain = member.filename == member.orig_filename and _is_plain(member.extra)
-        if not (stored and plain and member.compress_size == member.file_size):
-            raise ValueError("an archive of packed members, which torch.save does not write")
-
-
-def _directory(file: IO[bytes], size: int) -> tuple[int, int]:
-    """Return where an archive says that its directory starts, and of how many members it is.
-
-    Raises:
-        ValueError: the records that say so are not the last bytes of the file, in their order.
-    """
-    file.seek(max(0, size - 98))
-    tail = file.read(98).rjust(98, b"\0")
-    wide, locator, end = tail[:56], tail[56:76], tail[76:]
-    start, length, count = (int.from_bytes(end[i:j], "little") for i, j in _NARROW)
-    stop = size - len(end)
-    if locator.startswith(b"PK\6\7"):  # torch.save writes the wide record whatever the size
-        stop = size - len(tail)
-        known = wide[:12] == b"PK\6\6" + (44).to_bytes(8, "little")
-        if not known or int.from_bytes(locator[8:16], "little") != stop:
-            raise ValueError("an archive whose directory is elsewhere than it says")
-        start, length, count = (int.from_bytes(wide[i:j], "little") for i, j in _WIDE)
-    if not end.startswith(b"PK\5\6") or end[20:] != b"\0\0" or start + length != stop:
-        raise ValueError("an archive with other data behind it: save it anew")
-    return start, count
-
-
-def _is_plain(extra: bytes) -> bool:
-    """Tell whether a member has at most one extra field, that of sizes beyond 4 GiB."""
-    return not extra or (
-        extra[:2] == b"\1\0" and int.from_bytes(extra[2:4], "little") == len(extra) - 4
-    )
 
 
 def _check_old_pickle(file: IO[bytes], size: int) -> None:
@@ -175,20 +123,14 @@ class _Mapping(dict[Any, Any]):
             raise pickle.UnpicklingError("a mapping of an unknown state")
 
 
-class _Storage:
-    """Where values lie: how many of them, of how many bytes."""
+class _Storage(NamedTuple):
+    """Where values lie: how many of them. A pickle cannot change it."""
 
-    __slots__ = ("count", "item")
-
-    def __init__(self, count: int, item: int) -> None:
-        self.count, self.item = count, item
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it asks to change a storage, which is refused")
+    values: int
 
 
 def _are_sizes(values: Any) -> bool:
-    """Tell whether these are few numbers and none is huge: others may be printed without end."""
+    """Return whether these are few numbers and none is huge: others may be printed without end."""
     return (
         type(values) is tuple
         and len(values) <= MOST_AXES
@@ -196,13 +138,10 @@ def _are_sizes(values: Any) -> bool:
     )
 
 
-class _Call:
-    """What a pickle may call: its own name, as data."""
+class _Call(NamedTuple):
+    """What a pickle may call: its own name, as data. A pickle cannot change it."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def __call__(self, *arguments: Any) -> Any:
         if self.name == "OrderedDict" and not arguments:  # its keys come later, one by one
@@ -216,12 +155,9 @@ class _Call:
                 and _are_sizes(shape) and _are_sizes(strides)):  # fmt: skip
             raise pickle.UnpicklingError("a tensor whose shape is no shape")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if math.prod(shape) > storage.count or (0 not in shape and last >= storage.count):
-            raise pickle.UnpicklingError(f"a tensor {shape} made of {storage.count:,} values")
+        if math.prod(shape) > storage.values or (0 not in shape and last >= storage.values):
+            raise pickle.UnpicklingError(f"a tensor {shape} made of {storage.values:,} values")
         return None
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it asks to change a function, which is refused")
 
 
 class _Reader(pickle._Unpickler):
@@ -268,7 +204,7 @@ class _Reader(pickle._Unpickler):
         if kind != "storage" or item is None or not known or pid[5:] not in ((), (None,)):
             raise pickle.UnpicklingError("weights of an unknown kind")
         self.storages[key] = max(self.storages.get(key, 0), count * item)
-        return _Storage(count, item)
+        return _Storage(count)
 
 
 def check_folder(folder: Path) -> None:
