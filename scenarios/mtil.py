@@ -6,8 +6,7 @@ task-aware there, and the accuracy over all classes stands beside them here.
 
 from pydantic import Field
 
-from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.data.composed import one_after_the_other
+from cl_clipfit import DataRequest, Options, Source, UserError, one_after_the_other
 
 NAME = "mtil"
 PROTOCOL = "mtil"

@@ -10,11 +10,23 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from cl_clipfit.config.options import NotNegative, Number
-from cl_clipfit.evaluation.fisher import diagonal_fisher
-from cl_clipfit.merging import check_path_rule, interpolate, path_positions, relative_distance
-from cl_clipfit.methods.continued import ContinuedOptions, ContinuedStrategy, Share, Stage, Values
-from cl_clipfit.training.features import Workload, label_index
+from cl_clipfit import (
+    ContinuedOptions,
+    ContinuedStrategy,
+    NotNegative,
+    Number,
+    Share,
+    Stage,
+    Workload,
+    diagonal_fisher,
+    label_index,
+)
+from cl_clipfit.merging import (
+    check_path_rule,
+    interpolate,
+    path_positions,
+    relative_distance,
+)
 from cl_clipfit.training.losses import cosine_distance
 
 NAME = "mergetune"
@@ -26,6 +38,7 @@ PUBLISHED = {
     "merge_lr": 2e-3,
 }  # fmt: skip
 
+Values = dict[str, Tensor]
 Pull = Callable[[Mapping[str, Tensor]], Tensor]  # the distance of values from an anchor
 _DRAW_SEED = 2_000_003  # keeps the draws of path points apart from data order and crops
 

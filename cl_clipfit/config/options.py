@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,6 +40,9 @@ Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 
 
+Share = Annotated[float, Number, Field(ge=0, le=1)]
+
+
 def read_names(value: Any) -> Any:
     """Read a list of names: a file with one name a line, or "imagenet" for its 1,000 classes."""
     if not isinstance(value, str):
@@ -66,6 +70,9 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(check_names)]
+
+
 class Options(BaseModel):
     """Base of a strategy's or scenario's own options, set with `--set NAME.key=value`.
 
@@ -77,6 +84,12 @@ class Options(BaseModel):
     def parts(self) -> tuple[str, ...]:
         """Return the names of the scenarios that a scenario is made of; default none."""
         return ()
+
+
+class ScopeOptions(Options):
+    """Options of a method whose cross-entropy ranks the classes of a task, or all those seen."""
+
+    ce_scope: Literal["task", "seen"] = Field("task", description="classes the cross-entropy ranks")
 
 
 class Recipe(Options):

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cl_clipfit.config.options import Number, Options, Positive
+from cl_clipfit.config.options import Number, Options, Positive, Share
 from cl_clipfit.evaluation.feature_reuse import leaves_images
 from cl_clipfit.evaluation.landscape import LINES, POINTS, Sample, profiles
 from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
@@ -20,7 +20,6 @@ from cl_clipfit.training.strategy import CLIPStrategy
 
 LANDSCAPE_IMAGES = 512
 FAR = 3.0  # of the host's distance from zero-shot: a second stage beyond it has diverged
-Share = Annotated[float, Number, Field(ge=0, le=1)]
 Values = dict[str, Tensor]
 
 

@@ -10,12 +10,20 @@ import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 
-from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, UserError, build_scenario
+from cl_clipfit import (
+    CLIPClassifier,
+    CLIPStrategy,
+    Recipe,
+    ScopeOptions,
+    Source,
+    UserError,
+    build_scenario,
+)
 from cl_clipfit.clip.context import learn_context
 from cl_clipfit.methods.prompt import PromptOptions
 from cl_clipfit.strategies.coop import CoOp
 from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
-from cl_clipfit.strategies.linear_head import LinearHead, LinearHeadOptions
+from cl_clipfit.strategies.linear_head import LinearHead
 from tests.support.tiny import TINY_CLIP
 
 Build = Callable[..., CLIPClassifier]
@@ -113,7 +121,7 @@ def test_linear_head_is_a_linear_layer_on_image_features(
     strategy = middle(
         LinearHead(
             model=tiny(), class_names=source.class_names,
-            options=LinearHeadOptions(ce_scope=ce_scope),
+            options=ScopeOptions(ce_scope=ce_scope),
         )
     )  # fmt: skip
     model, ranked = strategy.model, SCOPES[ce_scope]
