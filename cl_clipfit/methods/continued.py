@@ -24,7 +24,7 @@ Values = dict[str, Tensor]
 
 
 class ContinuedOptions(Options):
-    """Settings of methods that continue another; what their label says besides is the host's."""
+    """Settings of methods that continue another; other settings of their label go to the host."""
 
     host: str = Field("clipfit", description="the method that is continued")
     trajectory: Literal["chained", "read-out"] = Field(
@@ -39,7 +39,7 @@ class ContinuedOptions(Options):
         None, description="score the merged weights at this share, with zero-shot for the rest"
     )
     landscape: Literal["sample", "off"] = Field(
-        "sample", description="measure the barriers of every task on a sample of its images"
+        "sample", description="measure the barriers of each task on a sample of its images"
     )
 
 
@@ -70,7 +70,7 @@ class ContinuedStrategy(CLIPStrategy):
     `training_loss`; what a host adds in `add_gradients` counts at the weights of a step alone.
 
     Args:
-        options: the method's own; default: those of `options_class`.
+        options: the method's; default: those of `options_class`.
         host_options: the host's; default: those of its `options_class`.
         **kwargs: as `CLIPStrategy`; the recipe is the host's.
     """
@@ -88,7 +88,7 @@ class ContinuedStrategy(CLIPStrategy):
         self.second_stage: Stage | None = None
         self._solutions: Sequence[Values] | None = None
         self._previous: Values | None = None  # merged weights of the task before
-        self._trajectory: Values | None = None  # where a read-out's host goes on
+        self._trajectory: Values | None = None  # where a read-out's host resumes
         self._last: Stage | None = None
         self._ratio = 1.0  # how far its merged weights are from zero-shot, the host being at 1
         self._task_started = 0.0
@@ -100,7 +100,7 @@ class ContinuedStrategy(CLIPStrategy):
         return type(f"{cls.__name__}{host.__name__}", (cls, host), {"host_class": host})
 
     def continue_solutions(self, solutions: Sequence[Values]) -> None:
-        """Train no host, but continue the solutions of one: its weights after each task."""
+        """Continue given solutions, the weights after each task, instead of training a host."""
         self._solutions = solutions
         self.train_epochs = 0
 
@@ -115,7 +115,7 @@ class ContinuedStrategy(CLIPStrategy):
         """Do something at the merged weights of a task; default nothing."""
 
     def before_task(self) -> None:
-        """Put a read-out's host back on its own way."""
+        """Put a read-out's host back to the end of its previous task."""
         super().before_task()
         if self._trajectory is not None:
             self.model.load_values(self._trajectory)
@@ -124,7 +124,7 @@ class ContinuedStrategy(CLIPStrategy):
 
     def after_task(self) -> None:
         """Run the second stage on the same images."""
-        super().after_task()  # the host's own
+        super().after_task()  # the host's
         started = self._now()
         host = self._solutions[self.tasks_seen - 1] if self._solutions else self.current_values()
         assert self._previous is not None
@@ -149,27 +149,27 @@ class ContinuedStrategy(CLIPStrategy):
         self.measured_seconds += self._now() - ended
 
     def _now(self) -> float:
-        """Return the time in seconds, once the device has done what it was given."""
+        """Return the time in seconds, after the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def _train(self, stage: Stage) -> None:
-        own, recipe, epochs = self.merge, self.recipe, self._epochs()
+        options, recipe, epochs = self.merge, self.recipe, self._epochs()
         if epochs == 0:
             return
         changes = {
-            "epochs": epochs, "lr": own.merge_lr or recipe.lr, "weight_decay": 0.0,
+            "epochs": epochs, "lr": options.merge_lr or recipe.lr, "weight_decay": 0.0,
             # a stage of one epoch must not be all warm-up
             "warmup_epochs": min(recipe.warmup_epochs, epochs - 1),
         }  # fmt: skip
         host_options = self.options
-        if not own.keep_kd and hasattr(host_options, "kd_weight"):
+        if not options.keep_kd and hasattr(host_options, "kd_weight"):
             self.options = host_options.model_copy(update={"kd_weight": 0.0})
         self.second_stage = stage
         crops = self.augmentation_draws.get_state()
         # A read-out leaves no trace: the host's next task draws what it would have drawn.
-        read_out = own.trajectory == "read-out"
+        read_out = options.trajectory == "read-out"
         try:
             with torch.random.fork_rng(enabled=read_out):
                 self.train_stage(recipe.model_copy(update=changes))
@@ -186,7 +186,7 @@ class ContinuedStrategy(CLIPStrategy):
         """Count the second stage and what is measured after it."""
         host, epochs, trained = super().workload(), self._epochs(), self._solutions is None
         points = 0
-        if self.merge.landscape != "off":  # where images look the same at all points, one is enough
+        if self.merge.landscape != "off":  # if image features do not change, one point is enough
             shared = self.selection and leaves_images(self, self.selection)
             points = 1 if shared else 4 + len(LINES) * (POINTS - 2)  # lines share their four ends
         # scored: the merged weights, the host, WiSE-FT, and the ensemble where it is asked for
@@ -203,16 +203,16 @@ class ContinuedStrategy(CLIPStrategy):
         return {name: p.detach().clone() for name, p in self.selection.items()}
 
     def _measure(self, stage: Stage, merged: Values) -> dict[str, Any]:
-        """Measure where the merged weights lie, and what the loss is on the way to them."""
-        found: dict[str, Any] = {}
+        """Measure where the merged weights lie and the loss on the way to them."""
+        record: dict[str, Any] = {}
         for name, point in (("zero_shot", stage.zero_shot), ("previous", stage.previous)):
             ratio = length_ratio(merged, point, stage.host)
-            found[f"ratio_to_{name}"] = ratio if math.isfinite(ratio) else None
-            found[f"cosine_to_{name}"] = direction_cosine(merged, point, stage.host)
+            record[f"ratio_to_{name}"] = ratio if math.isfinite(ratio) else None
+            record[f"cosine_to_{name}"] = direction_cosine(merged, point, stage.host)
             if point is stage.zero_shot:
                 self._ratio = ratio
         ratio = self._ratio
-        if not ratio <= FAR:  # nor where it is no number
+        if not ratio <= FAR:  # nor if it is NaN
             self.warn(
                 f"task {self.tasks_seen}: the second stage diverged, {ratio:.3g} times as far from"
                 " zero-shot as the host: lower merge_lr or the lambdas, or let the host move more"
@@ -224,8 +224,8 @@ class ContinuedStrategy(CLIPStrategy):
                 "host": stage.host, "merged": merged,
             }  # fmt: skip
             lines = profiles(self, points, Sample(images, labels, self.label_space()))
-            found["barriers"] = {name: line["barrier"] for name, line in lines.items()}
-        return found
+            record["barriers"] = {name: line["barrier"] for name, line in lines.items()}
+        return record
 
     def compared(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the host before merging, and the interpolation as far from zero-shot as merged."""
@@ -233,11 +233,11 @@ class ContinuedStrategy(CLIPStrategy):
         if stage is None or merged is None:
             return {}
         ratio = self._ratio if math.isfinite(self._ratio) else 1.0  # the host never left zero-shot
-        found: dict[str, Mapping[str, Tensor]] = {
+        values: dict[str, Mapping[str, Tensor]] = {
             "host": stage.host,
             "wise-ft at the same distance": interpolate(stage.zero_shot, stage.host, ratio),
         }
         if self.merge.ensemble is not None:
             mixed = interpolate(stage.zero_shot, merged, self.merge.ensemble)
-            found["ensemble with zero-shot"] = mixed
-        return found
+            values["ensemble with zero-shot"] = mixed
+        return values

@@ -21,7 +21,7 @@ class PromptOptions(ScopeOptions):
 
 
 class PromptStrategy(CLIPStrategy):
-    """Learn one context for all classes, from the words of the template on.
+    """Learn one context for all classes, starting at the words of the template.
 
     Raises:
         UserError: the template or the model allows no context; see `learn_context`.
@@ -39,7 +39,7 @@ class PromptStrategy(CLIPStrategy):
             self.warn(f"learned prompts use one template for all classes: {self.templates[0]!r}")
         learn_context(self.model, self.options.context_tokens, self.templates[0])
         if len(self.templates) > 1:
-            self.warn(f"learned prompts use the first template alone: {self.templates[0]!r}")
+            self.warn(f"learned prompts use only the first template: {self.templates[0]!r}")
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return the context."""
@@ -47,10 +47,9 @@ class PromptStrategy(CLIPStrategy):
         return [self.model.context]
 
     def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
-        """Encode a probe's names behind the learned context, as CoOp goes to other data sets.
+        """Encode a probe's names behind the learned context, as CoOp transfers to other data sets.
 
-        The stream's template stands in for those of the probe, whose words are not the learned
-        ones.
+        The stream's template replaces those of the probe, whose words are not the learned ones.
         """
         return self.model.encode_names(names, self.templates)
 
