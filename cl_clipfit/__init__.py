@@ -9,62 +9,117 @@ from typing import TYPE_CHECKING, Any
 
 from cl_clipfit._version import __version__
 
-if TYPE_CHECKING:
-    from cl_clipfit.bank.store import Delta, DeltaBank
-    from cl_clipfit.clip import CLIPClassifier, create_classifier
-    from cl_clipfit.config.options import Options, Recipe
-    from cl_clipfit.data.source import DataRequest, ImageSet, Source
-    from cl_clipfit.data.streams import Scenario, build_scenario
-    from cl_clipfit.errors import UserError
-    from cl_clipfit.methods.continued import ContinuedOptions, ContinuedStrategy
-    from cl_clipfit.runtime.determinism import Seeds
-    from cl_clipfit.training.strategy import CLIPStrategy
+if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getattr__`
+    from cl_clipfit import merging as merging
+    from cl_clipfit import metrics as metrics
+    from cl_clipfit.bank.store import DeltaBank as DeltaBank
+    from cl_clipfit.clip import CLIPClassifier as CLIPClassifier
+    from cl_clipfit.clip import create_classifier as create_classifier
+    from cl_clipfit.clip.mini import glyphs as glyphs
+    from cl_clipfit.clip.mini import shapes as shapes
+    from cl_clipfit.commands.train import run as run
+    from cl_clipfit.config.command import RunConfig as RunConfig
+    from cl_clipfit.config.options import Count as Count
+    from cl_clipfit.config.options import Names as Names
+    from cl_clipfit.config.options import NotNegative as NotNegative
+    from cl_clipfit.config.options import Number as Number
+    from cl_clipfit.config.options import Options as Options
+    from cl_clipfit.config.options import Positive as Positive
+    from cl_clipfit.config.options import Recipe as Recipe
+    from cl_clipfit.config.options import ScopeOptions as ScopeOptions
+    from cl_clipfit.config.options import Share as Share
+    from cl_clipfit.data.composed import base_and_novel as base_and_novel
+    from cl_clipfit.data.composed import one_after_the_other as one_after_the_other
+    from cl_clipfit.data.images.lazy import ImageFiles as ImageFiles
+    from cl_clipfit.data.source import DataRequest as DataRequest
+    from cl_clipfit.data.source import ImageSet as ImageSet
+    from cl_clipfit.data.source import Source as Source
+    from cl_clipfit.data.streams import Scenario as Scenario
+    from cl_clipfit.data.streams import build_scenario as build_scenario
+    from cl_clipfit.errors import UserError as UserError
+    from cl_clipfit.errors import nearest as nearest
+    from cl_clipfit.evaluation.fisher import diagonal_fisher as diagonal_fisher
+    from cl_clipfit.experiment.prepare import load_scenario as load_scenario
+    from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
+    from cl_clipfit.experiment.reopen import open_run as open_run
+    from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
+    from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
+    from cl_clipfit.methods.continued import Stage as Stage
+    from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
+    from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
+    from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
+    from cl_clipfit.runtime.determinism import Seeds as Seeds
+    from cl_clipfit.storage.result import Result as Result
+    from cl_clipfit.training import selection as selection
+    from cl_clipfit.training.features import StepFeatures as StepFeatures
+    from cl_clipfit.training.features import Workload as Workload
+    from cl_clipfit.training.features import label_index as label_index
+    from cl_clipfit.training.strategy import CLIPStrategy as CLIPStrategy
 
 # In a checkout, strategies/ and scenarios/ stand beside the package; installed, inside it.
 _CHECKOUT = Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "strategies").is_dir():
     __path__.append(str(_CHECKOUT))
 
+# Where each public name is; the last five are modules.
 _HOMES = {
+    "run": "cl_clipfit.commands.train",
+    "Result": "cl_clipfit.storage.result",
+    "open_run": "cl_clipfit.experiment.reopen",
+    "FinishedRun": "cl_clipfit.experiment.reopen",
+    "load_scenario": "cl_clipfit.experiment.prepare",
+    "Seeds": "cl_clipfit.runtime.determinism",
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
+    "Count": "cl_clipfit.config.options",
     "DataRequest": "cl_clipfit.data.source",
-    "Delta": "cl_clipfit.bank.store",
     "DeltaBank": "cl_clipfit.bank.store",
+    "ImageFiles": "cl_clipfit.data.images.lazy",
     "ImageSet": "cl_clipfit.data.source",
+    "Names": "cl_clipfit.config.options",
+    "NotNegative": "cl_clipfit.config.options",
+    "Number": "cl_clipfit.config.options",
     "Options": "cl_clipfit.config.options",
+    "Positive": "cl_clipfit.config.options",
+    "PromptOptions": "cl_clipfit.methods.prompt",
+    "PromptStrategy": "cl_clipfit.methods.prompt",
     "Recipe": "cl_clipfit.config.options",
+    "RunConfig": "cl_clipfit.config.command",
     "Scenario": "cl_clipfit.data.streams",
-    "Seeds": "cl_clipfit.determinism",
+    "ScopeOptions": "cl_clipfit.config.options",
+    "Share": "cl_clipfit.config.options",
     "Source": "cl_clipfit.data.source",
+    "Stage": "cl_clipfit.methods.continued",
+    "StepFeatures": "cl_clipfit.training.features",
+    "TextDistillation": "cl_clipfit.methods.text_distillation",
     "UserError": "cl_clipfit.errors",
+    "Workload": "cl_clipfit.training.features",
+    "base_and_novel": "cl_clipfit.data.composed",
     "build_scenario": "cl_clipfit.data.streams",
     "create_classifier": "cl_clipfit.clip",
+    "diagonal_fisher": "cl_clipfit.evaluation.fisher",
+    "label_index": "cl_clipfit.training.features",
+    "nearest": "cl_clipfit.errors",
+    "one_after_the_other": "cl_clipfit.data.composed",
+    "glyphs": "cl_clipfit.clip.mini.glyphs",
+    "merging": "cl_clipfit.merging",
+    "metrics": "cl_clipfit.metrics",
+    "selection": "cl_clipfit.training.selection",
+    "shapes": "cl_clipfit.clip.mini.shapes",
 }
-__all__ = [
-    "CLIPClassifier",
-    "CLIPStrategy",
-    "ContinuedOptions",
-    "ContinuedStrategy",
-    "DataRequest",
-    "Delta",
-    "DeltaBank",
-    "ImageSet",
-    "Options",
-    "Recipe",
-    "Scenario",
-    "Seeds",
-    "Source",
-    "UserError",
-    "__version__",
-    "build_scenario",
-    "create_classifier",
-]
+__all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'cl_clipfit' has no attribute '{name}'")
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'cl_clipfit' has no attribute '{name}'")
+        home = import_module(_HOMES[name])
+        return home if home.__name__.endswith(f".{name}") else getattr(home, name)

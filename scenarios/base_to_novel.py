@@ -6,8 +6,7 @@ The protocol of CoCoOp (Zhou et al. 2022, arXiv 2203.05557), which CLIPFit and M
 
 from pydantic import Field
 
-from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.data.composed import base_and_novel
+from cl_clipfit import DataRequest, Options, Source, base_and_novel
 
 NAME = "base-to-novel"
 PROTOCOL = "base-to-novel"

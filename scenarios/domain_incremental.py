@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from cl_clipfit import DataRequest, ImageSet, Source, UserError
+from cl_clipfit import DataRequest, ImageFiles, ImageSet, Source, UserError, nearest
 from cl_clipfit.data.formats.folders import (
     TEST_PARTS,
     SplitOptions,
@@ -18,8 +18,6 @@ from cl_clipfit.data.formats.folders import (
     read_tree,
     visible_folders,
 )
-from cl_clipfit.data.images.lazy import ImageFiles
-from cl_clipfit.errors import nearest
 
 NAME = "domain-incremental"
 CLASSES = "yours"

@@ -5,8 +5,7 @@ Training images are drawn in the pre-training fonts, test images in the held-out
 
 import torch
 
-from cl_clipfit import DataRequest, ImageSet, Options, Source
-from cl_clipfit.clip.mini import glyphs
+from cl_clipfit import DataRequest, ImageSet, Options, Source, glyphs
 
 NAME = "glyph-letters"
 CLASSES = 26

@@ -6,8 +6,7 @@ task-aware, as in ZSCL; the accuracy over all classes is reported as well.
 
 from pydantic import Field
 
-from cl_clipfit import DataRequest, Options, Source, UserError
-from cl_clipfit.data.composed import one_after_the_other
+from cl_clipfit import DataRequest, Options, Source, UserError, one_after_the_other
 
 NAME = "mtil"
 PROTOCOL = "mtil"

@@ -5,8 +5,7 @@ The classes of split-shapes100, drawn anew without any shift of domain.
 
 import torch
 
-from cl_clipfit import DataRequest, ImageSet, Options, Source
-from cl_clipfit.clip.mini import shapes
+from cl_clipfit import DataRequest, ImageSet, Options, Source, shapes
 
 NAME = "pretraining-shapes"
 CLASSES = 100

@@ -5,13 +5,10 @@ order, the subset of LUCIR, PODNet and DER; a file of WordNet ids or class names
 Accepted: an unpacked tree, train/WNID/* and val/WNID/*, with at least these classes.
 """
 
-from typing import Annotated
-
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from cl_clipfit import DataRequest, Options, Source
-from cl_clipfit.config.options import read_names
+from cl_clipfit import DataRequest, Names, Options, Source
 from cl_clipfit.data.formats.imagenet import (
     TEMPLATES,
     class_names,
@@ -33,7 +30,7 @@ CLASS_ORDER = "natural"
 class SubsetOptions(Options):
     """Settings of the subset."""
 
-    classes: Annotated[tuple[str, ...], BeforeValidator(read_names)] = Field(
+    classes: Names = Field(
         (), description="WordNet ids or class names in label order, or a file with one per line"
     )
 

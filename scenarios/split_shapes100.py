@@ -7,8 +7,7 @@ tone curve, clutter, blur and noise that the mini CLIP did not see in pre-traini
 import torch
 from pydantic import Field
 
-from cl_clipfit import DataRequest, ImageSet, Options, Source
-from cl_clipfit.clip.mini import shapes
+from cl_clipfit import DataRequest, ImageSet, Options, Source, shapes
 
 NAME = "split-shapes100"
 CLASSES = 100

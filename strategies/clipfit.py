@@ -4,23 +4,27 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from cl_clipfit import CLIPStrategy, Options
-from cl_clipfit.config.options import Count, NotNegative, Positive, check_names, read_names
+from cl_clipfit import (
+    CLIPStrategy,
+    Count,
+    Names,
+    NotNegative,
+    Positive,
+    ScopeOptions,
+    TextDistillation,
+    selection,
+)
 from cl_clipfit.merging.layers import squared_change_by_layer
-from cl_clipfit.training.features import label_index
 from cl_clipfit.training.losses import cosine_distance
-from cl_clipfit.training.prompt_sampling import PromptDraws, PromptSample
-from cl_clipfit.training.selection import check_layers, parse_layers, select_clipfit
 
 NAME = "clipfit"
 PAPER = "Li et al. 2024, arXiv 2409.16718 (EMNLP)"
 NEEDS = "nothing of earlier tasks"
 RECIPES = {
-    # Two classes a task: ranked among themselves alone, zero-shot tells them apart already.
+    # Two classes per task: zero-shot can already tell just these two apart.
     "split-digits": {"lr": 5e-4, "text_lr_scale": 30, "ce_scope": "seen"},
     "split-shapes100": {"lr": 1e-3, "text_lr_scale": 30},
 }
@@ -33,12 +37,11 @@ PUBLISHED = {
     "ce_scope": "task", "kd": "cosine", "kd_weight": 8.0, "kd_scope": "seen", "kd_prompts": None,
 }  # fmt: skip
 
-LayerRange = Annotated[str, AfterValidator(check_layers)]
-Names = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(check_names)]
+LayerRange = Annotated[str, AfterValidator(selection.check_layers)]
 
 
-class ClipFitOptions(Options):
-    """CLIPFit's own settings; the defaults are the published method over tasks."""
+class ClipFitOptions(ScopeOptions):
+    """Settings of CLIPFit; the defaults are the published method over tasks."""
 
     text_biases: Literal["second-ffn", "all", "none"] = Field(
         "second-ffn", description="biases of the text tower that train"
@@ -48,7 +51,6 @@ class ClipFitOptions(Options):
     )
     text_layers: LayerRange | None = Field(None, description="text blocks, as 0-5; default all")
     image_layers: LayerRange | None = Field(None, description="image blocks, as 0-5; default all")
-    ce_scope: Literal["task", "seen"] = Field("task", description="classes the cross-entropy ranks")
     kd: Literal["cosine", "mse", "none"] = Field(
         "cosine", description="distillation: of text features, or squared change of text biases"
     )
@@ -60,7 +62,8 @@ class ClipFitOptions(Options):
         (), description="further names to distil: a list, a file of lines, or imagenet"
     )
     kd_prompts: Count | None = Field(
-        None, description="prompts distilled besides the ranked ones, drawn each step; default all"
+        None,
+        description="prompts distilled besides the ranked ones, drawn per step; default all",
     )
     image_anchor: NotNegative = Field(
         0.0, description="weight of 1 - cos of image features to their zero-shot ones"
@@ -111,26 +114,29 @@ class ClipFit(CLIPStrategy):
 
     options_class = ClipFitOptions
     options: ClipFitOptions
-    _vocabulary: Sequence[Tensor] = ()  # token ids of each name, once encoded
-    _vocabulary_anchors: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.kd_draws = PromptDraws(self.seeds.data)
-        self._distilled: PromptSample | None = None  # of the pass under way
-        self._names_text: list[Tensor] = []  # features of the vocabulary in that pass, once encoded
+        options = self.options
+        self.distillation = TextDistillation(
+            self, seed=self.seeds.data, scope=options.kd_scope, limit=options.kd_prompts,
+            vocabulary=options.vocabulary,
+        )  # fmt: skip
 
     def before_task(self) -> None:
-        """Begin the draws of the task."""
+        """Seed the draws of prompts for the task."""
         super().before_task()
-        self.kd_draws.start_task(self.tasks_seen)
+        self.distillation.start_task(self.tasks_seen)
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return the published selection, or the ablation that the options ask for."""
-        own = self.options
-        ranges = [parse_layers(t) if t else None for t in (own.text_layers, own.image_layers)]
-        chosen = select_clipfit(self.model.clip, own.text_biases, own.layer_norms, *ranges)
-        if not chosen.image and own.layer_norms != "none":
+        options = self.options
+        layers = (options.text_layers, options.image_layers)
+        ranges = [selection.parse_layers(text) if text else None for text in layers]
+        chosen = selection.select_clipfit(
+            self.model.clip, options.text_biases, options.layer_norms, *ranges
+        )
+        if not chosen.image and options.layer_norms != "none":
             self.warn("clipfit: this image tower has no such LayerNorm; only text biases train")
         text = {id(p) for p in chosen.text}
         self._text = {n: p for n, p in self.model.named_parameters() if id(p) in text}
@@ -148,80 +154,32 @@ class ClipFit(CLIPStrategy):
         ]
         return [group for group in groups if group["params"]]
 
-    def label_space(self) -> Sequence[int]:
-        """Return the classes of the task, or those seen."""
-        return self.task_classes if self.options.ce_scope == "task" else self.seen_classes
-
-    @property
-    def _distils_features(self) -> bool:
-        return self.options.kd == "cosine" and self.options.kd_weight > 0
-
     def text_space(self) -> Sequence[int]:
-        """Return the classes that are ranked or distilled; drawn ones as in the latest pass."""
-        if self._distilled and self.options.kd_scope != "task":
-            return self._distilled.classes
-        return self.label_space()
+        """Return the classes that are ranked or distilled."""
+        return self.distillation.text_space()
 
     def training_logits(self, images: Tensor) -> Tensor:
-        """Choose the prompts to distil, and encode the vocabulary along with the classes."""
+        """Encode the prompts that are distilled along with those that are ranked."""
         # The images' anchors first: putting weights back would spoil a later backward.
         if self.options.image_anchor:
             with torch.no_grad(), self.model.pretrained_weights():
                 self._image_anchors = self.model.image_features(images)
-        self._names_text = []  # lets go of the graph of the pass before
-        self._distilled = self._choose_prompts() if self._distils_features else None
-        names = self._distilled.names if self._distilled else []
-        if not names:
+        distils = self.options.kd == "cosine" and self.options.kd_weight > 0
+        with self.distillation.encoding(distils):
             return super().training_logits(images)
-        further = [self._vocabulary[i] for i in names]
-        with self.model.encoding_along(further) as self._names_text:
-            return super().training_logits(images)
-
-    def _choose_prompts(self) -> PromptSample:
-        own = self.options
-        if own.kd_scope == "task":
-            return PromptSample(self.task_classes, [])
-        if own.vocabulary and not self._vocabulary:
-            self._encode_vocabulary()
-        ranked, names = self.label_space(), len(own.vocabulary)
-        return self.kd_draws.sample(ranked, self.seen_classes, names, own.kd_prompts)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Add distillation and anchor to the cross-entropy."""
-        own, loss = self.options, super().compute_loss(logits, labels)
-        if self._distils_features:
-            assert self._distilled is not None
-            distance = self._distilled.distance(*self._text_and_anchors())
-            loss = loss + own.kd_weight * distance
-        elif own.kd == "mse" and own.kd_weight > 0:
-            loss = loss + own.kd_weight * self._bias_change()
-        if own.image_anchor:
+        """Return cross-entropy + kd_weight * (1 - mean cos), and the image anchor if it is on."""
+        options, loss = self.options, super().compute_loss(logits, labels)
+        if options.kd_weight > 0 and options.kd == "cosine":
+            loss = loss + options.kd_weight * self.distillation.distance()
+        elif options.kd_weight > 0 and options.kd == "mse":
+            loss = loss + options.kd_weight * self._bias_change()
+        if options.image_anchor:
             assert self.features is not None
             distance = cosine_distance(self.features.image, self._image_anchors)
-            loss = loss + own.image_anchor * distance
+            loss = loss + options.image_anchor * distance
         return loss
-
-    def _text_and_anchors(self) -> tuple[Tensor, Tensor]:
-        """Return the text features distilled in this pass and their zero-shot anchors, (P, d)."""
-        assert self.features is not None and self._distilled is not None
-        text, encoded = self.features.text, self.features.classes
-        classes, names = self._distilled.classes, self._distilled.names
-        if encoded != classes:  # more were encoded: to be ranked, or for a second stage
-            text = text[label_index([encoded.index(c) for c in classes], text.device)]
-        anchors = self.model.zero_shot_text_features[label_index(classes, text.device)]
-        if names:
-            if not self._names_text:  # the text of the classes was known already
-                own = [self._vocabulary[i] for i in names]
-                self._names_text = [self.model.encode_prompts(own)]
-            known = self._vocabulary_anchors[label_index(names, text.device)]
-            text = torch.cat([text, F.normalize(self._names_text[0], dim=-1)])
-            anchors = torch.cat([anchors, known])
-        return text, anchors
-
-    def _encode_vocabulary(self) -> None:
-        self._vocabulary = self.model.tokenize(self.options.vocabulary, self.templates)
-        with torch.no_grad(), self.model.pretrained_weights():
-            self._vocabulary_anchors = self.model.encode_prompts(self._vocabulary)
 
     def _bias_change(self) -> Tensor:
         """Return the mean over layers of the squared change of the text biases."""

@@ -1,6 +1,6 @@
 """CoOp: learned first words of the prompt, the same for all classes; both towers stay frozen."""
 
-from cl_clipfit.methods.prompt import PromptStrategy
+from cl_clipfit import PromptStrategy
 
 NAME = "coop"
 PAPER = "Zhou et al. 2022, arXiv 2109.01134 (IJCV)"

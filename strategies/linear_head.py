@@ -1,18 +1,16 @@
 """A linear classifier on frozen image features, which starts at zero-shot CLIP."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Iterable
+from typing import Any, cast
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from cl_clipfit import CLIPStrategy, Options
-from cl_clipfit.training.features import StepFeatures, label_index
+from cl_clipfit import CLIPStrategy, ScopeOptions, StepFeatures, label_index
 
 NAME = "linear-head"
 PAPER = "Wortsman et al. 2022, arXiv 2109.01903 (CVPR)"
 NEEDS = "nothing of earlier tasks"
-# No PUBLISHED: its warm-up over 500 steps and its clipped gradients are no settings of a recipe.
+# No PUBLISHED: its warm-up over 500 steps and its clipped gradients are not settings of a recipe.
 RECIPE = {"lr": 1e-4}  # not tuned where RECIPES says nothing
 RECIPES = {
     # The best average accuracy on held-out training images, the mean of two class orders: 86.4
@@ -22,33 +20,27 @@ RECIPES = {
 }
 
 
-class LinearHeadOptions(Options):
-    """Settings of the linear head."""
-
-    ce_scope: Literal["task", "seen"] = Field("task", description="classes the cross-entropy ranks")
-
-
 class LinearHead(CLIPStrategy):
     """Train `model.head` (K, d), whose rows start as the zero-shot text features.
 
-    Logits are logit_scale * image features @ head.T; rows are not brought to unit length again.
-    Only the stream's classes have rows: probes are asked zero-shot, which never changes.
+    Logits are logit_scale * image features @ head.T; rows are not normalised again.
+    Only the stream's classes have rows: probes are scored zero-shot, which never changes.
 
     Raises:
-        ValueError: no `class_names`, or a model that has a head already.
+        ValueError: `class_names` are missing, or the model already has a head.
     """
 
     compares_text = False
     towers = ()
-    options_class = LinearHeadOptions
-    options: LinearHeadOptions
+    options_class = ScopeOptions
+    options: ScopeOptions
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not self.model.class_names:
             raise ValueError("linear-head needs the class_names of the whole stream")
         if hasattr(self.model, "head"):
-            raise ValueError("this model has a head already: load the model anew")
+            raise ValueError("this model already has a head: load the model again")
         start = self.model.zero_shot_text_features.clone()
         self.model.head = nn.Parameter(start, requires_grad=False)
 
@@ -60,15 +52,11 @@ class LinearHead(CLIPStrategy):
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return the head."""
         if len(self.head) != len(self.model.class_names):
-            raise ValueError("linear-head needs all classes at its start, some were added later")
+            raise ValueError("linear-head needs all classes from the start; some were added later")
         return [self.head]
 
-    def label_space(self) -> Sequence[int]:
-        """Return the classes of the task, or those seen."""
-        return self.task_classes if self.options.ce_scope == "task" else self.seen_classes
-
     def training_logits(self, images: Tensor) -> Tensor:
-        """Encode the images alone; `features.text` holds rows of the head, of any length."""
+        """Encode the images alone; `features.text` holds rows of the head, not normalised."""
         classes = list(self.label_space())
         image = self.model.image_features(images)
         rows = self.head.index_select(0, label_index(classes, self.head.device))

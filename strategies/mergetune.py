@@ -10,11 +10,23 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from cl_clipfit.config.options import NotNegative, Number
-from cl_clipfit.evaluation.fisher import diagonal_fisher
-from cl_clipfit.merging import check_path_rule, interpolate, path_positions, relative_distance
-from cl_clipfit.methods.continued import ContinuedOptions, ContinuedStrategy, Share, Stage, Values
-from cl_clipfit.training.features import Workload, label_index
+from cl_clipfit import (
+    ContinuedOptions,
+    ContinuedStrategy,
+    NotNegative,
+    Number,
+    Share,
+    Stage,
+    Workload,
+    diagonal_fisher,
+    label_index,
+)
+from cl_clipfit.merging import (
+    check_path_rule,
+    interpolate,
+    path_positions,
+    relative_distance,
+)
 from cl_clipfit.training.losses import cosine_distance
 
 NAME = "mergetune"
@@ -26,12 +38,13 @@ PUBLISHED = {
     "merge_lr": 2e-3,
 }  # fmt: skip
 
+Values = dict[str, Tensor]
 Pull = Callable[[Mapping[str, Tensor]], Tensor]  # the distance of values from an anchor
 _DRAW_SEED = 2_000_003  # keeps the draws of path points apart from data order and crops
 
 
 class MergeTuneOptions(ContinuedOptions):
-    """MERGETUNE's own settings; other settings of its label go to the host."""
+    """Settings of MERGETUNE; other settings of its label go to the host."""
 
     anchor: Literal["zero-shot", "previous", "both"] = Field(
         "both", description="solutions the weights are pulled to"
@@ -48,7 +61,7 @@ class MergeTuneOptions(ContinuedOptions):
     )
     beta: NotNegative = Field(0.5, description="weight of the loss on the line to the host")
     alpha: Annotated[str, AfterValidator(check_path_rule)] = Field(
-        "uniform", description="points of the line: uniform (one draw), midpoints-N or grid-N"
+        "uniform", description="points on the line: uniform (one draw), midpoints-N or grid-N"
     )
     start: Literal["previous", "zero-shot"] = Field(
         "previous", description="where the second stage starts from, at tau=0"
@@ -81,10 +94,10 @@ class MergeTune(ContinuedStrategy):
         super().__init__(**kwargs)
         self.path_draws = torch.Generator().manual_seed((self.seeds.data + _DRAW_SEED) % 2**63)
         self._fisher: Values | None = None
-        self._known_pulls: tuple[Stage, list[tuple[float, Pull]]] | None = None
+        self._stage_pulls: tuple[Stage, list[tuple[float, Pull]]] | None = None
 
     def select(self) -> None:
-        """Refuse a host without text features where the terms are between such."""
+        """Refuse a host without text features if the terms compare text features."""
         super().select()
         if self.merge.space == "text-features" and not self.compares_text:
             raise ValueError("space=text-features needs a host that compares images with text")
@@ -95,12 +108,12 @@ class MergeTune(ContinuedStrategy):
         return interpolate(start, stage.host, self.merge.tau)
 
     def workload(self) -> Workload:
-        """Count the points of the line too, and the images of the Fisher."""
-        own, work = self.merge, super().workload()
+        """Count the points on the line and the images of the Fisher too."""
+        options, work = self.merge, super().workload()
         points = 0
-        if own.space == "weights" and own.beta > 0:
-            points = len(path_positions(own.alpha, torch.Generator()))
-        fisher = 3 * own.fisher_samples if own.metric == "fisher" else 0
+        if options.space == "weights" and options.beta > 0:
+            points = len(path_positions(options.alpha, torch.Generator()))
+        fisher = 3 * options.fisher_samples if options.metric == "fisher" else 0
         return replace(
             work, passes=work.passes + points * self._epochs(),
             sampled_images=work.sampled_images + fisher,
@@ -108,27 +121,27 @@ class MergeTune(ContinuedStrategy):
 
     def _anchors(self, stage: Stage) -> list[tuple[float, Values, Values | None]]:
         """Return weight, point and Fisher of every pull; in task 1 both anchors are one point."""
-        own, first = self.merge, self.tasks_seen == 1
+        options, first = self.merge, self.tasks_seen == 1
         anchors: list[tuple[float, Values, Values | None]] = []
-        if own.anchor != "previous":
-            anchors.append((own.lambda_zero_shot, stage.zero_shot, None))
-        if own.anchor == "previous" or (own.anchor == "both" and not first):
-            anchors.append((own.lambda_previous, stage.previous, self._fisher))
+        if options.anchor != "previous":
+            anchors.append((options.lambda_zero_shot, stage.zero_shot, None))
+        if options.anchor == "previous" or (options.anchor == "both" and not first):
+            anchors.append((options.lambda_previous, stage.previous, self._fisher))
         return [anchor for anchor in anchors if anchor[0] > 0]
 
     def _pulls(self, stage: Stage) -> list[tuple[float, Pull]]:
-        """Return weight and distance of every pull; units are computed once for a stage."""
-        if self._known_pulls is None or self._known_pulls[0] is not stage:
+        """Return weight and distance of every pull; units are computed once per stage."""
+        if self._stage_pulls is None or self._stage_pulls[0] is not stage:
             pulls = [
                 (weight, relative_distance(point, stage.host, stage.groups, fisher))
                 for weight, point, fisher in self._anchors(stage)
             ]
-            self._known_pulls = stage, pulls
-        return self._known_pulls[1]
+            self._stage_pulls = stage, pulls
+        return self._stage_pulls[1]
 
     def stage_done(self) -> None:
         """Add the Fisher of this task, at the merged weights."""
-        self._known_pulls = None
+        self._stage_pulls = None
         if self.merge.metric != "fisher":
             return
         images, _ = self.task_sample(self.merge.fisher_samples)
@@ -139,7 +152,7 @@ class MergeTune(ContinuedStrategy):
     # ---- a step in weight space ------------------------------------------------------------------
 
     def add_gradients(self) -> None:
-        """Add the gradients of the pulls and of the points of the line, one after the other."""
+        """Add the gradients of the pulls and of the points on the line, one after the other."""
         super().add_gradients()
         stage = self.second_stage
         if stage is None or self.merge.space != "weights":
@@ -156,7 +169,7 @@ class MergeTune(ContinuedStrategy):
                     self._add_path_point(stage.host, weights, alpha, self.merge.beta / len(alphas))
 
     def _shared_images(self) -> contextlib.AbstractContextManager[None]:
-        """Compute once what is the same all along the line: all of a frozen image tower."""
+        """Compute once what does not change along the line: all of a frozen image tower."""
         if any(name.startswith("clip.visual.") for name in self.selection):
             return self.model.shared_embedding(self.mb_x)
         if self.features is None:
@@ -180,7 +193,7 @@ class MergeTune(ContinuedStrategy):
 
     @torch.no_grad()
     def prepare_stage(self, stage: Stage) -> None:
-        """Encode the text at the ends of the line, once."""
+        """Encode the text at the ends of the line once."""
         if self.merge.space == "weights":
             return
         with self.model.weights(stage.previous):
@@ -194,7 +207,7 @@ class MergeTune(ContinuedStrategy):
         return self.seen_classes if pulled else super().text_space()
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Add pulls and line where they are drawn between text features."""
+        """Add the pulls and the line if they are between text features."""
         loss = super().compute_loss(logits, labels)
         if self.second_stage is None or self.merge.space != "text-features":
             return loss
@@ -206,7 +219,7 @@ class MergeTune(ContinuedStrategy):
         W (1 - mean cos(f, f of zero-shot)) + W_LMC mean_alpha CE(image . n(f2 + alpha (f - f2))),
         f and f2 not normalised.
         """
-        features, own = self.features, self.merge
+        features, options = self.features, self.merge
         assert features is not None and features.raw_text is not None
         device = labels.device
         encoded = label_index(features.classes, device)
@@ -219,9 +232,9 @@ class MergeTune(ContinuedStrategy):
         targets = (labels[:, None] == label_index(classes, device)).int().argmax(1)
         ranked = label_index([features.classes.index(c) for c in classes], device)
         end, start = (f.index_select(0, ranked) for f in (features.raw_text, self._host_text))
-        alphas = path_positions(own.alpha, self.path_draws) if own.beta > 0 else []
+        alphas = path_positions(options.alpha, self.path_draws) if options.beta > 0 else []
         for alpha in alphas:
             text = F.normalize(start + alpha * (end - start), dim=-1)
             loss = F.cross_entropy(self.model.logits(features.image, text), targets)
-            total = total + own.beta / len(alphas) * loss
+            total = total + options.beta / len(alphas) * loss
         return total

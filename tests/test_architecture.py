@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import cl_clipfit
 from tests.support.imports import arrows, circles, floors, imported, room_files
 
 # A room imports only rooms of the floors below its own: arrows never run up or sideways.
@@ -26,6 +27,9 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(reversed(FLOORS), 1) for room in rooms}
 LOOSE = {"__init__", "__main__", "_version", "errors", "registry"}
+# What strategies/ and scenarios/ may import besides the names in `cl_clipfit.__all__`.
+OPEN = ("data.fetch", "data.formats", "heads", "merging", "training.losses")
+INSIDE = {"cl_clipfit", "strategies", "scenarios", "tests", "benchmarks"}
 DRAWN = arrows()
 FILES = sorted(Path("cl_clipfit").rglob("*.py"))
 
@@ -56,6 +60,52 @@ def test_the_package_does_not_import_strategies_scenarios_or_tests() -> None:
     for file in FILES:
         for module in imported(file):
             assert not module.removeprefix("cl_clipfit.").startswith(outside), (file, module)
+
+
+def private_imports(code: str) -> list[str]:
+    """Return what a method or stream imports of the package besides what is open to it."""
+    private = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            private += [a.name for a in node.names if a.name.split(".")[0] in INSIDE]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or "."
+            if node.level or module.split(".")[0] in INSIDE - {"cl_clipfit"}:
+                private.append(module)
+            elif module == "cl_clipfit":
+                private += [a.name for a in node.names if a.name not in cl_clipfit.__all__]
+            elif module.startswith("cl_clipfit."):
+                room = module.removeprefix("cl_clipfit.")
+                if not any(room == name or room.startswith(f"{name}.") for name in OPEN):
+                    private.append(module)
+    return private
+
+
+@pytest.mark.parametrize("folder", ["strategies", "scenarios"])
+def test_methods_and_streams_import_the_public_api(folder: str) -> None:
+    files = sorted(Path(folder).glob("*.py"))
+    assert len(files) > 5
+    for file in files:
+        assert private_imports(file.read_text()) == [], file
+
+
+@pytest.mark.parametrize(
+    ("code", "private"),
+    [
+        ("from cl_clipfit import CLIPStrategy, merging", []),
+        ("from cl_clipfit.data.formats.folders import plain_name", []),
+        ("from cl_clipfit.training.losses import cosine_distance", []),
+        ("import torch\nfrom pathlib import Path", []),
+        ("from cl_clipfit import Source, errors", ["errors"]),
+        ("from cl_clipfit.training.features import label_index", ["cl_clipfit.training.features"]),
+        ("from cl_clipfit.data.formats_of_mine import a", ["cl_clipfit.data.formats_of_mine"]),
+        ("def f():\n    import cl_clipfit.storage", ["cl_clipfit.storage"]),
+        ("from strategies.full import Full", ["strategies.full"]),
+        ("from .full import Full", ["full"]),
+    ],
+)
+def test_what_counts_as_private(code: str, private: list[str]) -> None:
+    assert private_imports(code) == private
 
 
 def test_no_test_file_imports_another() -> None:

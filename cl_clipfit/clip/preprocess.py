@@ -38,6 +38,12 @@ class Preprocess:
     fill_color: int = 0
 
     @classmethod
+    def default(cls) -> "Preprocess":
+        """Return the settings of OpenAI's CLIP at 224 x 224 pixels."""
+        config = PreprocessCfg()
+        return cls((224, 224), tuple(config.mean), tuple(config.std))
+
+    @classmethod
     def of(cls, clip: nn.Module) -> "Preprocess":
         """Read the settings that open_clip attaches to `clip.visual`."""
         config = dict(clip.visual.preprocess_cfg)  # type: ignore[arg-type, union-attr]

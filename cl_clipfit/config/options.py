@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from cl_clipfit.errors import UserError, is_file, nearest
 
@@ -22,6 +29,7 @@ Count = Annotated[int, Number, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Number, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Number, Field(ge=0, le=1)]
 
 
 class Options(BaseModel):
@@ -35,6 +43,12 @@ class Options(BaseModel):
     def parts(self) -> tuple[str, ...]:
         """Return the names of the scenarios that a scenario is made of; default none."""
         return ()
+
+
+class ScopeOptions(Options):
+    """Options of a method whose cross-entropy ranks the classes of a task, or all those seen."""
+
+    ce_scope: Literal["task", "seen"] = Field("task", description="classes the cross-entropy ranks")
 
 
 class Recipe(Options):
@@ -89,6 +103,9 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if not all(name.strip() for name in names):
         raise ValueError("a name is empty")
     return names
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(check_names)]
 
 
 def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from cl_clipfit.clip import (
     MINI,
     CLIPClassifier,
     ModelIdentity,
+    Preprocess,
     check_model,
     create_classifier,
     parse_model,
@@ -18,7 +20,7 @@ from cl_clipfit.clip import (
 from cl_clipfit.clip.feature_classifier import FEATURES, FeatureClassifier, hash_features
 from cl_clipfit.clip.precision import announce_precision, resolve_precision, tower_width
 from cl_clipfit.config.command import DataSettings, RunConfig
-from cl_clipfit.config.options import make_options
+from cl_clipfit.config.options import explain, make_options
 from cl_clipfit.config.text_files import read_class_names
 from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.images.lazy import hashed_by
@@ -31,9 +33,9 @@ from cl_clipfit.experiment.command import Command, parse_command
 from cl_clipfit.experiment.identity import run_digest
 from cl_clipfit.experiment.run_plan import RunPlan, resolve
 from cl_clipfit.experiment.scenario_file import load_source
-from cl_clipfit.experiment.stream_plan import StreamPlan
+from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Registry
-from cl_clipfit.runtime.progress import Progress
+from cl_clipfit.runtime.progress import Progress, Silent
 from cl_clipfit.storage.run_folder import RunFolder
 
 
@@ -67,31 +69,7 @@ class Prepared:
 
     def scenario(self, seed: int) -> Scenario:
         """Build the stream; few-shot streams differ by seed, others do not."""
-        settings = self.stream.settings
-        skipped_before = self.loader.skipped
-        scenario = build_scenario(
-            self.stream.entry.name,
-            self.source,
-            layout=self.layout,
-            templates=tuple(settings.template) if settings.template else None,
-            seed=self.stream.shots_seed(seed),
-            load=self.loader,
-            **settings.cut(),
-        )
-        if self.stream.data_settings.skip_bad_images:
-            scenario.origin["skipped_images"] = self.loader.skipped - skipped_before
-        self._note_missing_shots(scenario)
-        return scenario
-
-    def _note_missing_shots(self, scenario: Scenario) -> None:
-        """Report where images that cannot be read leave a class fewer than `--shots`."""
-        shots, counts = self.stream.settings.shots, torch.bincount(scenario.train.labels)
-        short = int(((counts > 0) & (counts < (shots or 0))).sum())
-        if short and not scenario.task_names:
-            scenario.origin["classes_with_fewer_shots"] = short
-            self.loader.request.note(
-                f"{short} classes have fewer than {shots} shots: some of those drawn cannot be read"
-            )
+        return _build(self.stream, self.source, self.layout, self.loader, seed)
 
     def folder(self, plan: RunPlan, name: str = "", trained_on: str = "", **more: Any) -> RunFolder:
         """Return where a run goes.
@@ -113,6 +91,92 @@ class Prepared:
         return RunFolder(self.command.config.output, scenario, strategy, plan.seed, digest)
 
 
+def load_scenario(
+    name: str,
+    *,
+    preprocess: Preprocess | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Scenario:
+    """Read a data set and build its stream of tasks, without a model.
+
+    Args:
+        name: of the scenario, as in `run.py list scenarios`; settings may follow, as on the
+            command line: "base-to-novel:dataset=dtd".
+        preprocess: brings image files to the input size of a model (`model.preprocess`); default
+            that of CLIP, 224 x 224 pixels.
+        seed: of the draw of shots.
+        progress: told how it goes; default nobody.
+        settings: fields of `RunConfig` that make a stream, such as `tasks`, `shots`, `data_dir`.
+
+    Returns:
+        the stream: `benchmark` for Avalanche, `class_names`, `task_classes`, templates and images.
+
+    Raises:
+        UserError: an unknown name or setting, or data that cannot be read.
+
+    Example:
+        >>> from cl_clipfit import load_scenario
+        >>> scenario = load_scenario("split-digits", tasks=5)
+        >>> len(scenario.class_names), len(scenario.benchmark.train_stream)
+        (10, 5)
+    """
+    try:
+        config = RunConfig(scenario=name, strategy=["zero-shot"], probe=[], **settings)
+    except ValidationError as error:
+        raise UserError(f"scenario {name}: {explain(error)}") from error
+    progress, registry, command = (
+        progress or Silent(),
+        Registry(config.plugin),
+        parse_command(config),
+    )
+    _import_plugins(registry, command, progress)
+    stream = plan_stream(command, registry)
+    request = _request(config, progress)
+    try:
+        source, _ = _read_sources(command, registry, stream, request)
+        source = sized(source, preprocess or Preprocess.default())
+        layout = _make_layout(source, stream)
+        loader = ImageLoader(request, config.skip_bad_images)
+        return _build(stream, source, layout, loader, seed)
+    finally:
+        progress.stop()
+
+
+def _request(config: RunConfig, progress: Progress) -> DataRequest:
+    return DataRequest(
+        config.data_dir, config.unverified_data, progress.note, progress.transfer, progress.count
+    )
+
+
+def _build(
+    stream: StreamPlan, source: Source, layout: Layout, loader: ImageLoader, seed: int
+) -> Scenario:
+    """Build a stream of tasks from its data set."""
+    settings, skipped_before = stream.settings, loader.skipped
+    scenario = build_scenario(
+        stream.entry.name,
+        source,
+        layout=layout,
+        templates=tuple(settings.template) if settings.template else None,
+        seed=stream.shots_seed(seed),
+        load=loader,
+        **settings.cut(),
+    )
+    if stream.data_settings.skip_bad_images:
+        scenario.origin["skipped_images"] = loader.skipped - skipped_before
+    counts = torch.bincount(scenario.train.labels)
+    short = int(((counts > 0) & (counts < (settings.shots or 0))).sum())
+    if short and not scenario.task_names:  # unreadable images leave a class fewer than `--shots`
+        scenario.origin["classes_with_fewer_shots"] = short
+        loader.request.note(
+            f"{short} classes have fewer than {settings.shots} shots: some of those drawn cannot be"
+            " read"
+        )
+    return scenario
+
+
 def prepare(config: RunConfig, progress: Progress) -> Prepared:
     """Resolve a command, read its data and load its model.
 
@@ -126,9 +190,7 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     stream = resolved.stream
     if stream.model != FEATURES:
         check_model(stream.model)  # a wrong name should not cost the reading of a data set
-    request = DataRequest(
-        config.data_dir, config.unverified_data, progress.note, progress.transfer, progress.count
-    )
+    request = _request(config, progress)
     try:
         source, probes = _read_sources(resolved.command, registry, stream, request)
     finally:

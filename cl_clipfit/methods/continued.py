@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cl_clipfit.config.options import Number, Options, Positive
+from cl_clipfit.config.options import Number, Options, Positive, Share
 from cl_clipfit.evaluation.feature_reuse import leaves_images
 from cl_clipfit.evaluation.landscape import LINES, POINTS, Sample, profiles
 from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
@@ -20,12 +20,11 @@ from cl_clipfit.training.strategy import CLIPStrategy
 
 LANDSCAPE_IMAGES = 512
 FAR = 3.0  # of the host's distance from zero-shot: a second stage beyond it has diverged
-Share = Annotated[float, Number, Field(ge=0, le=1)]
 Values = dict[str, Tensor]
 
 
 class ContinuedOptions(Options):
-    """Settings of methods that continue another; what their label says besides is the host's."""
+    """Settings of methods that continue another; other settings of their label go to the host."""
 
     host: str = Field("clipfit", description="the method that is continued")
     trajectory: Literal["chained", "read-out"] = Field(
@@ -40,7 +39,7 @@ class ContinuedOptions(Options):
         None, description="score the merged weights at this share, with zero-shot for the rest"
     )
     landscape: Literal["sample", "off"] = Field(
-        "sample", description="measure the barriers of every task on a sample of its images"
+        "sample", description="measure the barriers of each task on a sample of its images"
     )
 
 
@@ -71,7 +70,7 @@ class ContinuedStrategy(CLIPStrategy):
     `training_loss`; what a host adds in `add_gradients` counts at the weights of a step alone.
 
     Args:
-        options: the method's own; default: those of `options_class`.
+        options: the method's; default: those of `options_class`.
         host_options: the host's; default: those of its `options_class`.
         **kwargs: as `CLIPStrategy`; the recipe is the host's.
     """
@@ -89,7 +88,7 @@ class ContinuedStrategy(CLIPStrategy):
         self.second_stage: Stage | None = None
         self._solution: Callable[[int], Values] | None = None
         self._previous: Values | None = None  # merged weights of the task before
-        self._trajectory: Values | None = None  # where a read-out's host goes on
+        self._trajectory: Values | None = None  # where a read-out's host resumes
         self._last: Stage | None = None
         self._ratio = 1.0  # how far its merged weights are from zero-shot, the host being at 1
         self._task_started = 0.0
@@ -121,7 +120,7 @@ class ContinuedStrategy(CLIPStrategy):
         """Do something at the merged weights of a task; default nothing."""
 
     def before_task(self) -> None:
-        """Put a read-out's host back on its own way."""
+        """Put a read-out's host back to the end of its previous task."""
         super().before_task()
         if self._trajectory is not None:
             self.model.load_values(self._trajectory)
@@ -130,7 +129,7 @@ class ContinuedStrategy(CLIPStrategy):
 
     def after_task(self) -> None:
         """Run the second stage on the same images."""
-        super().after_task()  # the host's own
+        super().after_task()  # the host's
         started = self._now()
         host = self._solution(self.tasks_seen) if self._solution else self.current_values()
         assert self._previous is not None
@@ -155,27 +154,27 @@ class ContinuedStrategy(CLIPStrategy):
         self.measured_seconds += self._now() - ended
 
     def _now(self) -> float:
-        """Return the time in seconds, once the device has done what it was given."""
+        """Return the time in seconds, after the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def _train(self, stage: Stage) -> None:
-        own, recipe, epochs = self.merge, self.recipe, self._epochs()
+        options, recipe, epochs = self.merge, self.recipe, self._epochs()
         if epochs == 0:
             return
         changes = {
-            "epochs": epochs, "lr": own.merge_lr or recipe.lr, "weight_decay": 0.0,
+            "epochs": epochs, "lr": options.merge_lr or recipe.lr, "weight_decay": 0.0,
             # a stage of one epoch must not be all warm-up
             "warmup_epochs": min(recipe.warmup_epochs, epochs - 1),
         }  # fmt: skip
         host_options = self.options
-        if not own.keep_kd and hasattr(host_options, "kd_weight"):
+        if not options.keep_kd and hasattr(host_options, "kd_weight"):
             self.options = host_options.model_copy(update={"kd_weight": 0.0})
         self.second_stage = stage
         crops = self.augmentation_draws.get_state()
         # A read-out leaves no trace: the host's next task draws what it would have drawn.
-        read_out = own.trajectory == "read-out"
+        read_out = options.trajectory == "read-out"
         try:
             with torch.random.fork_rng(enabled=read_out):
                 self.train_stage(recipe.model_copy(update=changes))
@@ -192,7 +191,7 @@ class ContinuedStrategy(CLIPStrategy):
         """Count the second stage and what is measured after it."""
         host, epochs, trained = super().workload(), self._epochs(), self._solution is None
         points = 0
-        if self.merge.landscape != "off":  # where images look the same at all points, one is enough
+        if self.merge.landscape != "off":  # if image features do not change, one point is enough
             shared = self.selection and leaves_images(self, self.selection)
             points = 1 if shared else 4 + len(LINES) * (POINTS - 2)  # lines share their four ends
         # scored: the merged weights, the host, WiSE-FT, and the ensemble where it is asked for
@@ -209,16 +208,16 @@ class ContinuedStrategy(CLIPStrategy):
         return {name: p.detach().clone() for name, p in self.selection.items()}
 
     def _measure(self, stage: Stage, merged: Values) -> dict[str, Any]:
-        """Measure where the merged weights lie, and what the loss is on the way to them."""
-        found: dict[str, Any] = {}
+        """Measure where the merged weights lie and the loss on the way to them."""
+        record: dict[str, Any] = {}
         for name, point in (("zero_shot", stage.zero_shot), ("previous", stage.previous)):
             ratio = length_ratio(merged, point, stage.host)
-            found[f"ratio_to_{name}"] = ratio if math.isfinite(ratio) else None
-            found[f"cosine_to_{name}"] = direction_cosine(merged, point, stage.host)
+            record[f"ratio_to_{name}"] = ratio if math.isfinite(ratio) else None
+            record[f"cosine_to_{name}"] = direction_cosine(merged, point, stage.host)
             if point is stage.zero_shot:
                 self._ratio = ratio
         ratio = self._ratio
-        if not ratio <= FAR:  # nor where it is no number
+        if not ratio <= FAR:  # nor if it is NaN
             self.warn(
                 f"task {self.tasks_seen}: the second stage diverged, {ratio:.3g} times as far from"
                 " zero-shot as the host: lower merge_lr or the lambdas, or let the host move more"
@@ -230,8 +229,8 @@ class ContinuedStrategy(CLIPStrategy):
                 "host": stage.host, "merged": merged,
             }  # fmt: skip
             lines = profiles(self, points, Sample(images, labels, self.label_space()))
-            found["barriers"] = {name: line["barrier"] for name, line in lines.items()}
-        return found
+            record["barriers"] = {name: line["barrier"] for name, line in lines.items()}
+        return record
 
     def compared(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the host before merging, and the interpolation as far from zero-shot as merged."""
@@ -239,11 +238,11 @@ class ContinuedStrategy(CLIPStrategy):
         if stage is None or merged is None:
             return {}
         ratio = self._ratio if math.isfinite(self._ratio) else 1.0  # the host never left zero-shot
-        found: dict[str, Mapping[str, Tensor]] = {
+        values: dict[str, Mapping[str, Tensor]] = {
             "host": stage.host,
             "wise-ft at the same distance": interpolate(stage.zero_shot, stage.host, ratio),
         }
         if self.merge.ensemble is not None:
             mixed = interpolate(stage.zero_shot, merged, self.merge.ensemble)
-            found["ensemble with zero-shot"] = mixed
-        return found
+            values["ensemble with zero-shot"] = mixed
+        return values

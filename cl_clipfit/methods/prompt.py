@@ -1,28 +1,27 @@
 """Methods that learn the first words of the prompt and leave both towers as they are."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.clip.context import learn_context
-from cl_clipfit.config.options import Count, Options
+from cl_clipfit.config.options import Count, Options, ScopeOptions
 from cl_clipfit.training.strategy import CLIPStrategy
 
 
-class PromptOptions(Options):
-    """Settings that CoOp and what follows it share."""
+class PromptOptions(ScopeOptions):
+    """Settings that CoOp and the methods built on it share."""
 
     context_tokens: Count | None = Field(
         None, description="learned tokens; default as many as the template's words before the name"
     )
-    ce_scope: Literal["task", "seen"] = Field("task", description="classes the cross-entropy ranks")
 
 
 class PromptStrategy(CLIPStrategy):
-    """Learn one context for all classes, from the words of the template on.
+    """Learn one context for all classes, starting at the words of the template.
 
     Raises:
         UserError: the template or the model allows no context; see `learn_context`.
@@ -40,22 +39,17 @@ class PromptStrategy(CLIPStrategy):
             self.warn(f"learned prompts use one template for all classes: {self.templates[0]!r}")
         learn_context(self.model, self.options.context_tokens, self.templates[0])
         if len(self.templates) > 1:
-            self.warn(f"learned prompts use the first template alone: {self.templates[0]!r}")
+            self.warn(f"learned prompts use only the first template: {self.templates[0]!r}")
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return the context."""
         assert self.model.context is not None
         return [self.model.context]
 
-    def label_space(self) -> Sequence[int]:
-        """Return the classes of the task, or those seen."""
-        return self.task_classes if self.options.ce_scope == "task" else self.seen_classes
-
     def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
-        """Encode a probe's names behind the learned context, as CoOp goes to other data sets.
+        """Encode a probe's names behind the learned context, as CoOp transfers to other data sets.
 
-        The stream's template stands in for those of the probe, whose words are not the learned
-        ones.
+        The stream's template replaces those of the probe, whose words are not the learned ones.
         """
         return self.model.encode_names(names, self.templates)
 

@@ -6,6 +6,7 @@ TensorBoard; timm, which open_clip imports, takes wandb too. No narrower import 
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -53,7 +54,9 @@ def lean_imports() -> Iterator[None]:
     stand_ins = {name: _StandIn(name) for name in _DEFERRED if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="no QP solver found")  # of Avalanche
+            yield
     finally:
         for name in stand_ins:
             del sys.modules[name]

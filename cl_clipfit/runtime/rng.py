@@ -13,7 +13,7 @@ class Draws:
     """States of all generators that a step may draw from, for a repeated step to draw the same.
 
     They are the global ones of Python, NumPy and PyTorch, and the `torch.Generator`s among the
-    attributes of an object, or among those of an attribute, such as `PromptDraws`.
+    attributes of an object, or among those of an attribute, such as `TextDistillation`.
 
     Args:
         owner: the strategy.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
-from cl_clipfit.config.options import Options, Recipe
+from cl_clipfit.config.options import Options, Recipe, ScopeOptions
 from cl_clipfit.runtime import signals
 from cl_clipfit.runtime.determinism import Seeds
 from cl_clipfit.runtime.lean_imports import lean_imports
@@ -208,8 +208,12 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         return [{"params": list(self.selection.values())}]
 
     def label_space(self) -> Sequence[int]:
-        """Return the classes (labels) that the training loss ranks; default: the task's own."""
-        return self.task_classes
+        """Return the classes (labels) that the training loss ranks.
+
+        Default: those that the option `ce_scope` of `ScopeOptions` says, else those of the task.
+        """
+        scoped = isinstance(self.options, ScopeOptions) and self.options.ce_scope == "seen"
+        return self.seen_classes if scoped else self.task_classes
 
     def text_space(self) -> Sequence[int]:
         """Return the classes (labels) whose text a step encodes; it holds `label_space()`."""

@@ -433,8 +433,8 @@ def draws(strategy: CLIPStrategy) -> dict[str, Any]:
     }
     names = ("augmentation_draws", "path_draws", "own")
     found |= {n: torch.rand(3, generator=vars(strategy)[n]) for n in names if n in vars(strategy)}
-    if "kd_draws" in vars(strategy):
-        found["kd_draws"] = vars(strategy)["kd_draws"].positions(5, 1000)
+    if "distillation" in vars(strategy):
+        found["prompts"] = torch.rand(3, generator=vars(strategy)["distillation"].generator)
     return found
 
 

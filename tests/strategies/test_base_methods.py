@@ -10,12 +10,20 @@ import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 
-from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, UserError, build_scenario
+from cl_clipfit import (
+    CLIPClassifier,
+    CLIPStrategy,
+    Recipe,
+    ScopeOptions,
+    Source,
+    UserError,
+    build_scenario,
+)
 from cl_clipfit.clip.context import learn_context
 from cl_clipfit.methods.prompt import PromptOptions
 from cl_clipfit.strategies.coop import CoOp
 from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
-from cl_clipfit.strategies.linear_head import LinearHead, LinearHeadOptions
+from cl_clipfit.strategies.linear_head import LinearHead
 from tests.support.tiny import TINY_CLIP
 
 Build = Callable[..., CLIPClassifier]
@@ -113,7 +121,7 @@ def test_linear_head_is_a_linear_layer_on_image_features(
     strategy = middle(
         LinearHead(
             model=tiny(), class_names=source.class_names,
-            options=LinearHeadOptions(ce_scope=ce_scope),
+            options=ScopeOptions(ce_scope=ce_scope),
         )
     )  # fmt: skip
     model, ranked = strategy.model, SCOPES[ce_scope]
@@ -267,7 +275,7 @@ def test_several_templates_leave_the_first_and_a_warning(tiny: Build) -> None:
     templates = ("a photo of a {}.", "a drawing of a {}.")
     strategy = CoOp(model=tiny(), class_names=["cat", "dog"], templates=templates)
     (warning,) = strategy.warnings
-    assert "the first template alone: 'a photo of a {}.'" in warning
+    assert "only the first template: 'a photo of a {}.'" in warning
     single, ensemble = tiny(), tiny()
     single.add_classes(["cat", "dog"])
     ensemble.add_classes(["cat", "dog"], templates)
@@ -313,7 +321,7 @@ def test_a_head_needs_all_classes_at_its_start(tiny: Build, source: Source) -> N
     with pytest.raises(ValueError, match="class_names of the whole stream"):
         LinearHead(model=tiny())
     strategy = LinearHead(model=tiny(), class_names=source.class_names)
-    with pytest.raises(ValueError, match="has a head already"):
+    with pytest.raises(ValueError, match="already has a head"):
         LinearHead(model=strategy.model)
     strategy.model.add_classes(["late"])
     with pytest.raises(ValueError, match="some were added later"):

@@ -180,7 +180,7 @@ def test_distillation_and_its_gradient_vanish_at_the_start(tiny: Build, source: 
     assert abs((loss - plain).item()) <= 1e-6
     for one, other in zip(ours, without, strict=True):
         assert (one - other).abs().max() <= 1e-6
-    text, anchors = strategy._text_and_anchors()
+    text, anchors = strategy.distillation.features_and_anchors()
     distance = cosine_distance(text, anchors)
     assert abs(distance.item()) <= 1e-6
     assert all(g.abs().max() <= 1e-6 for g in torch.autograd.grad(distance, biases))

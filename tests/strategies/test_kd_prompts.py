@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import growth
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
+from cl_clipfit.methods import text_distillation
+from cl_clipfit.methods.text_distillation import PromptSample, draw_positions, sample_prompts
 from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
 from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
-from cl_clipfit.training.prompt_sampling import PromptDraws, PromptSample
 from cl_clipfit.training.strategy import StepCallback
 from tests.support.tiny import build_source
 
@@ -110,11 +111,11 @@ def test_loss_and_gradients_of_a_step_are_unbiased(
     subsets = list(combinations(range(others), min(2, others - 1)))
     turns = iter(subsets)
 
-    def positions(count: int, total: int) -> list[int]:
+    def positions(count: int, total: int, generator: torch.Generator) -> list[int]:
         assert (count, total) == (len(subsets[0]), others)
         return list(next(turns))
 
-    monkeypatch.setattr(strategy.kd_draws, "positions", positions)
+    monkeypatch.setattr(text_distillation, "draw_positions", positions)
     losses = [strategy.training_loss(images, labels) for _ in subsets]
     mean = torch.stack(losses).mean()
     torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-6)
@@ -125,11 +126,10 @@ def test_loss_and_gradients_of_a_step_are_unbiased(
 
 
 def test_every_subset_is_drawn_alike() -> None:
-    torch.manual_seed(3)
-    draws = PromptDraws(torch.initial_seed())
+    generator = torch.Generator().manual_seed(3)
     counts = Counter(
         (tuple(s.classes), tuple(s.names))
-        for s in (draws.sample([3], [1, 2, 3], names=2, limit=2) for _ in range(6000))
+        for s in (sample_prompts([3], [1, 2, 3], 2, 2, generator) for _ in range(6000))
     )
     assert len(counts) == 6
     assert all(classes[0] == 3 for classes, _ in counts)
@@ -205,7 +205,7 @@ def test_a_step_encodes_its_prompts_at_once_and_no_more(
     source = build_source(classes=12, per_class=4)
     strategy = make(method, tiny, source, **options)
     if method in ("words", "seen"):
-        strategy._encode_vocabulary()  # its anchors are encoded once, before the first step
+        strategy.distillation.encode_vocabulary()  # once, before the first step
     counts = watch_prompts(strategy.model)
     learn(strategy, source, tasks=6)
     assert counts == [count for count in expected for _ in range(2)]
@@ -261,7 +261,9 @@ def test_a_read_out_leaves_the_draws_of_its_host_as_they_are(tiny: Build, source
 
 
 @pytest.mark.parametrize("space", ["weights", "text-features"])
-def test_every_pass_of_a_second_stage_draws(space: str, tiny: Build, source: Source) -> None:
+def test_every_pass_of_a_second_stage_draws(
+    space: str, tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     strategy: Any = MergeTune.over(ClipFit)(
         model=tiny(), class_names=source.class_names,
         recipe=Recipe(optimizer="sgd", lr=0.02, epochs=1, batch_size=16),
@@ -269,10 +271,12 @@ def test_every_pass_of_a_second_stage_draws(space: str, tiny: Build, source: Sou
         options=MergeTuneOptions(space=space, alpha="grid-2", landscape="off", merge_epochs=1),
     )  # fmt: skip
     draws: list[bool] = []
-    positions = strategy.kd_draws.positions
-    strategy.kd_draws.positions = lambda *a: (
-        draws.append(strategy.second_stage is not None) or positions(*a)  # type: ignore[func-returns-value]
-    )
+
+    def positions(count: int, total: int, generator: torch.Generator) -> list[int]:
+        draws.append(strategy.second_stage is not None)
+        return draw_positions(count, total, generator)
+
+    monkeypatch.setattr(text_distillation, "draw_positions", positions)
     losses = learn(strategy, source)
     assert all(torch.tensor(losses).isfinite())
     # Two tasks after the first, a step each: the host's, and the second stage's with its points.
