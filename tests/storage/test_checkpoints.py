@@ -467,7 +467,7 @@ def test_steps_after_put_are_those_without(
 def test_put_brings_back_every_generator(tiny: Build, source: Source) -> None:
     strategy = make(MergeTune, tiny, source, RECIPES["crops"])
     snapshot = take(strategy)
-    assert {"augmentation_draws", "path_draws"} <= set(snapshot["draws"]["own"])
+    assert {"augmentation_draws", "path_draws"} <= set(snapshot["rng"]["generators"])
     expected = draws(strategy)
     assert not same(draws(strategy), expected)
     put(strategy, snapshot)

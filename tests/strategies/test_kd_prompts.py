@@ -16,8 +16,8 @@ from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scena
 from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
 from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
+from cl_clipfit.training.loop import StepCallback
 from cl_clipfit.training.prompt_sampling import PromptDraws, PromptSample
-from cl_clipfit.training.strategy import StepCallback
 from tests.support.tiny import build_source
 
 Build = Callable[..., CLIPClassifier]
