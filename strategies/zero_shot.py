@@ -10,5 +10,5 @@ NEEDS = "no training"
 class ZeroShot(CLIPStrategy):
     """Compare image features with the text features of the classes, as pretrained."""
 
-    frozen = True
+    learning = "none"
     towers = ()

@@ -248,7 +248,7 @@ def test_installed_packages_add_entries(tmp_path: Path, monkeypatch: pytest.Monk
     package.mkdir()
     write(package, "__init__.py", "")
     write(package, "gentle.py", "'''Gentle.'''\nfrom cl_clipfit import CLIPStrategy\n"
-          "class Gentle(CLIPStrategy):\n    frozen = True\n")  # fmt: skip
+          "class Gentle(CLIPStrategy):\n    learning = 'none'\n")  # fmt: skip
     info = tmp_path / "their_methods-1.0.dist-info"
     info.mkdir()
     write(info, "METADATA", "Metadata-Version: 2.1\nName: their-methods\nVersion: 1.0\n")

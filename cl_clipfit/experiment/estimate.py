@@ -52,7 +52,7 @@ def estimate_seconds(
     tasks, work = scenario.trained_tasks, strategy.workload()
     # An empty selection has not been made yet.
     fixed = bool(strategy.selection) and leaves_images(strategy, strategy.selection)
-    rows = 1 if strategy.frozen else 1 + tasks * work.test_passes
+    rows = 1 if strategy.learning == "none" else 1 + tasks * work.test_passes
     tested = len(scenario.test) + sum(len(source.test) for source in probes.values())
     total = (1 if fixed else rows) * test * tested - at_hand * test * tested
     total += rows * prompt * len(scenario.class_names) * strategy.compares_text

@@ -33,7 +33,7 @@ class Evaluator:
         for name in compared:
             boards[name] = record.compared.setdefault(name, Scoreboard(self.scorer.scenario))
         weights: dict[str, Mapping[str, Tensor]] = {_CURRENT: {}, **compared}
-        if strategy.frozen and self._before:  # which is not resumed, but run again
+        if strategy.learning == "none" and self._before:  # which is not resumed, but run again
             boards[_CURRENT].add(self._before)
             del weights[_CURRENT]
         for name, scores in self.scorer.score(weights):

@@ -28,8 +28,8 @@ from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.files import write_json
 from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
 from cl_clipfit.training.journal import Journal, place, stream_hash
+from cl_clipfit.training.loop import StepCallback
 from cl_clipfit.training.loss_watch import DivergedError, LossWatch
-from cl_clipfit.training.strategy import StepCallback
 
 LONG_RUN_SECONDS = 120
 
@@ -98,7 +98,7 @@ class Run:
         device.reset_peak_memory(self.stream.compute.device)
         select_first(self.plan, self.strategy, self.scenario.task_classes[0])
         self._show_warnings()
-        if self.plan.recipe is not None and self.strategy.trains:
+        if self.plan.recipe is not None and self.strategy.learning == "gradient":
             checkpoints = self.folder.checkpoints(self.progress.warn)
             self.journal = Journal(checkpoints, self.strategy, self._stream(), self.folder.digest)
         saved = self.journal.load() if self.journal else None

@@ -143,7 +143,7 @@ def _plan(command: Command, registry: Registry, scenario: Entry, spec: Spec) -> 
     name, config = spec.name, command.config
     entry, cls = registry.get("strategies", name), registry.strategy_class(name)
     given = command.settings_of(name)
-    if not cls.trains or cls.frozen:
+    if cls.learning != "gradient":
         options = make_options(entry.options_class(), given | dict(spec.settings), name)
         return RunPlan(spec.text, entry, cls, options, None)
     if cls.needs_host:
@@ -186,7 +186,7 @@ def find_host(registry: Registry, name: str, host: str) -> tuple[Entry, type[Any
         UserError: it is unknown, trains nothing or continues another one itself.
     """
     entry, cls = registry.get("strategies", host), registry.strategy_class(host)
-    if cls.frozen or not cls.trains:
+    if cls.learning != "gradient":
         raise UserError(f"{name}.host={host}: {host} trains nothing that could be continued")
     if cls.needs_host:
         raise UserError(f"{name}.host={host}: {host} continues another method itself")

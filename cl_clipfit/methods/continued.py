@@ -92,7 +92,6 @@ class ContinuedStrategy(CLIPStrategy):
         self._last: Stage | None = None
         self._ratio = 1.0  # how far its merged weights are from zero-shot, the host being at 1
         self._task_started = 0.0
-        self.common_attributes.add("_task_started")  # a clock of this process alone
 
     @classmethod
     def over(cls, host: type[CLIPStrategy]) -> type["ContinuedStrategy"]:
@@ -108,6 +107,11 @@ class ContinuedStrategy(CLIPStrategy):
         """
         self._solution = solution
         self.train_epochs = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Leave out this process's clock, and the solutions, which a resumed run loads again."""
+        left_out = ("_task_started", "_solution")
+        return {n: v for n, v in super().state_dict().items() if n not in left_out}
 
     def start(self, stage: Stage) -> Values:
         """Return the weights that the second stage starts from; default the host's."""

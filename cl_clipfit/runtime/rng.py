@@ -9,72 +9,53 @@ import torch
 from torch import nn
 
 
-class Draws:
-    """States of all generators that a step may draw from, for a repeated step to draw the same.
+def generators(owner: object) -> dict[str, torch.Generator]:
+    """Return the generators among the attributes of an object, or of an attribute, by name.
 
-    They are the global ones of Python, NumPy and PyTorch, and the `torch.Generator`s among the
-    attributes of an object, or among those of an attribute, such as `TextDistillation`.
+    An attribute that is not a module is looked into, such as `TextDistillation`.
+    """
+    by_path: dict[str, torch.Generator] = {}
+    for name, value in vars(owner).items():
+        within = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
+        for path, one in {name: value, **{f"{name}.{n}": v for n, v in within.items()}}.items():
+            if isinstance(one, torch.Generator) and not any(one is g for g in by_path.values()):
+                by_path[path] = one
+    return by_path
+
+
+def rng_state(owner: object, device: torch.device) -> dict[str, Any]:
+    """Return the RNG state that training draws from, in a form that a checkpoint holds.
+
+    It is that of the global generators of Python, NumPy and PyTorch, and of `generators(owner)`.
 
     Args:
         owner: the strategy.
         device: where it computes.
     """
-
-    def __init__(self, owner: object, device: torch.device) -> None:
-        self._own = [(g, g.get_state()) for g in generators(owner).values()]
-        self._python, self._numpy = random.getstate(), np.random.get_state()
-        self._torch, self._device = torch.get_rng_state(), device
-        # The state lies on the host: to read it waits for nothing.
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def restore(self) -> None:
-        """Put every generator back to where it was."""
-        for generator, state in self._own:
-            generator.set_state(state)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
-
-
-def generators(owner: object) -> dict[str, torch.Generator]:
-    """Return the generators among the attributes of an object, or of an attribute, by name."""
-    found: dict[str, torch.Generator] = {}
-    for name, value in vars(owner).items():
-        within = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
-        for path, one in {name: value, **{f"{name}.{n}": v for n, v in within.items()}}.items():
-            if isinstance(one, torch.Generator) and not any(one is g for g in found.values()):
-                found[path] = one
-    return found
-
-
-def draws_of(strategy: Any) -> dict[str, Any]:
-    """Return the states of all generators that training draws from."""
     name, keys, *rest = np.random.get_state(legacy=True)
-    found = {
+    state = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
         "torch": torch.get_rng_state(),
-        "own": {path: g.get_state() for path, g in generators(strategy).items()},
+        "generators": {path: g.get_state() for path, g in generators(owner).items()},
     }
-    if strategy.device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(strategy.device)
-    return found
+    if device.type == "cuda":  # the state lies on the host: to read it does not wait for the device
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
-def set_draws(strategy: Any, draws: Mapping[str, Any]) -> None:
-    """Put back the states that `draws_of` returned."""
-    random.setstate(draws["python"])
-    name, keys, *rest = draws["numpy"]
+def set_rng_state(owner: object, state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore the state that `rng_state` returned; a generator that it does not name is kept."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(draws["torch"])
-    known = generators(strategy)
-    for path, state in draws["own"].items():
-        if path in known:
-            known[path].set_state(state)
-    if "cuda" in draws:
-        torch.cuda.set_rng_state(draws["cuda"], strategy.device)
+    torch.set_rng_state(state["torch"])
+    by_path = generators(owner)
+    for path, value in state["generators"].items():
+        if path in by_path:
+            by_path[path].set_state(value)
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def seed_everything(seed: int) -> None:

@@ -24,7 +24,7 @@ from cl_clipfit.storage.files import read_bytes, reading, removing, sha256, writ
 
 FOLDER = "checkpoints"
 KEPT = 2
-SCHEMA = 3
+SCHEMA = 4
 MANY = 64  # longer sequences of integers, such as the classes of a long stream, become a tensor
 INT64 = 2**63
 LARGEST_STATE = 1 << 38  # bytes

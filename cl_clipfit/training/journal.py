@@ -1,22 +1,27 @@
-"""Which state of a run is saved when, and how a run goes on from it, bit for bit.
+"""Which state of a run is saved when, and how a run resumes from it, bit for bit.
 
-A task is gone through again from its start, as far as it prepares things, but epochs that were
-finished are left out: their outcome is put in their place. Of an epoch that a signal stopped, the
-batches of the steps that were finished are drawn again, as they were, and left out.
+A task is begun again, as far as it prepares things, but finished epochs are skipped: their outcome
+is restored instead. In an epoch that a signal stopped, the batches of finished steps are drawn
+again, the same ones, and skipped.
 """
 
 import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.runtime.rng import draws_of, set_draws
+from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.storage.checkpoints import Checkpoints
 from cl_clipfit.storage.files import sha256
 from cl_clipfit.storage.lock import require
 from cl_clipfit.training.snapshot import Snapshot, copied, put, put_counters, take
+
+if TYPE_CHECKING:
+    from cl_clipfit.training.strategy import CLIPStrategy
 
 _STATE = (
     ("stream", (str,)), ("digest", (str,)), ("tasks", (int,)), ("seconds", (float,)),
@@ -25,24 +30,24 @@ _STATE = (
 )  # fmt: skip
 _AT = (
     ("loop", (int,)), ("epoch", (int,)), ("steps", (int,)), ("snapshot", (dict,)),
-    ("draws", (dict,)), ("batches", (str,)),
+    ("rng", (dict,)), ("batches", (str,)),
 )  # fmt: skip
 
 
-def _is_state(found: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint, whoever made it, is of what a journal saves."""
-    if any(type(found.get(key)) not in kinds for key, kinds in _STATE):
+def _is_state(saved: dict[str, Any]) -> bool:
+    """Return whether a checkpoint, which may be untrusted, has the form that a journal saves."""
+    if any(type(saved.get(key)) not in kinds for key, kinds in _STATE):
         return False
-    at, counts = found["at"], [found["tasks"]]
+    at, counts = saved["at"], [saved["tasks"]]
     if at is not None:
         if any(type(at.get(key)) not in kinds for key, kinds in _AT):
             return False
         counts += [at["loop"], at["epoch"], at["steps"]]
-    return min(counts) >= 0 and math.isfinite(found["seconds"])
+    return min(counts) >= 0 and math.isfinite(saved["seconds"])
 
 
 def stream_hash(task_classes: list[list[int]]) -> str:
-    """Return what tells streams apart: a thousand tasks need not stand in every checkpoint."""
+    """Return a hash that tells streams apart, short where there are a thousand tasks."""
     return sha256(repr([list(classes) for classes in task_classes]).encode())
 
 
@@ -58,7 +63,7 @@ def place(saved: dict[str, Any]) -> str:
 
 
 class Journal:
-    """Saves a run after every epoch, and leaves out what an earlier process finished.
+    """Saves a run after every epoch, and skips what an earlier process finished.
 
     Args:
         checkpoints: of the run folder.
@@ -68,14 +73,18 @@ class Journal:
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, strategy: Any, stream: list[list[int]], digest: str = ""
+        self,
+        checkpoints: Checkpoints,
+        strategy: "CLIPStrategy",
+        stream: list[list[int]],
+        digest: str = "",
     ) -> None:
         self.checkpoints, self.strategy = checkpoints, strategy
         self.stream, self.digest = stream_hash(stream), digest
-        self.repeats_batches = True  # False where a run goes on with other settings
+        self.repeats_batches = True  # False where a run resumes with other settings
         self._loop = 0  # of epochs, within the task
         self._epoch, self._step = 0, 0  # finished ones of the loop, and of the epoch under way
-        self._epoch_draws: dict[str, Any] = {}  # before the epoch under way
+        self._epoch_rng: dict[str, Any] = {}  # before the epoch under way
         self._labels = hashlib.sha256()  # of its batches so far
         self._state: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
@@ -85,21 +94,21 @@ class Journal:
         strategy.journal = self
 
     def load(self) -> dict[str, Any] | None:
-        """Return what was saved with the last state, and go on from there; None at the start."""
-        found = self.checkpoints.load()
-        if found is not None and not _is_state(found):
+        """Return what was saved with the last state, to resume from; None at the start."""
+        saved = self.checkpoints.load()
+        if saved is not None and not _is_state(saved):
             raise UserError(
                 f"{self.checkpoints.folder}: not what a run writes: begin again with --fresh"
             )
-        self._resumed = found
-        return self._resumed
+        self._resumed = saved
+        return saved
 
-    def begin_task(self, tasks: int, progress: Any) -> None:
-        """Save, or put back, the state before a task.
+    def begin_task(self, tasks: int, progress: object) -> None:
+        """Save, or restore, the state before a task.
 
         Args:
             tasks: that are finished.
-            progress: what the run found out so far.
+            progress: the results of the run so far.
         """
         self._loop, self._started = 0, time.perf_counter()
         if self._resumed is not None and self._resumed["tasks"] == tasks:
@@ -115,7 +124,7 @@ class Journal:
         self._save()
 
     def enter(self, epochs: int) -> int:
-        """Begin a loop of epochs; return how many of them are left out.
+        """Begin a loop of epochs; return how many of them are skipped.
 
         Args:
             epochs: of the loop.
@@ -135,8 +144,8 @@ class Journal:
         self._within = at if at["steps"] and self._epoch < epochs else None
         return self._epoch
 
-    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches of an epoch, but for those that an earlier process learned from.
+    def batches(self, loader: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
+        """Yield the batches of an epoch, except those that an earlier process learned from.
 
         Args:
             loader: of the epoch's batches: images, labels, ...
@@ -144,34 +153,35 @@ class Journal:
         Raises:
             UserError: it draws other batches than before, though the settings are the same.
         """
-        left_out, self._within = self._within, None
-        if left_out:
-            set_draws(self.strategy, left_out["draws"])
-        self._epoch_draws, self._step = draws_of(self.strategy), 0
+        done, self._within = self._within, None
+        device = self.strategy.device
+        if done:
+            set_rng_state(self.strategy, done["rng"], device)
+        self._epoch_rng, self._step = rng_state(self.strategy, device), 0
         self._labels = hashlib.sha256()
         for batch in loader:
             self._step += 1
             self._labels.update(batch[1].cpu().numpy().tobytes())
-            if left_out is None:
+            if done is None:
                 yield batch
-            elif self._step == left_out["steps"]:
-                self._check_batches(left_out["batches"])
-                put_counters(self.strategy, left_out["snapshot"])
-                left_out = None
-        if left_out is not None:
-            self._check_batches(left_out["batches"])
+            elif self._step == done["steps"]:
+                self._check_batches(done["batches"])
+                put_counters(self.strategy, done["snapshot"])
+                done = None
+        if done is not None:
+            self._check_batches(done["batches"])
 
     def _check_batches(self, wanted: str) -> None:
         """Refuse batches with other labels than those that were learned from."""
         if self.repeats_batches and self._labels.hexdigest() != wanted:
             raise UserError(
                 f"{self.checkpoints.folder.parent}: an epoch's batches are not drawn as before:"
-                f" remove {self.checkpoints.newest}, which is of the midst of an epoch, and repeat"
+                f" remove {self.checkpoints.newest}, which was saved within an epoch, and repeat"
                 " the command"
             )
 
     def step_done(self) -> None:
-        """Save the state after a step, in the midst of an epoch."""
+        """Save the state after a step, within an epoch."""
         self._save_at(take(self.strategy, optimizer=True), self._step)
 
     def epoch_done(self, epoch: int, epochs: int, piece: bool) -> None:
@@ -180,7 +190,7 @@ class Journal:
         Args:
             epoch: counted from 1.
             epochs: of the loop.
-            piece: the loop is over a piece of a task's images: of earlier ones nothing is needed.
+            piece: the loop is over a piece of a task's images: nothing is needed of earlier ones.
         """
         loop, self._epoch = self._loop - 1, epoch
         snapshot = take(self.strategy, optimizer=True)
@@ -190,21 +200,21 @@ class Journal:
         self._save_at(snapshot)
 
     def doubt(self, step: int) -> str:
-        """Say how to go on from an older state where the newest one's weights may be ruined.
+        """Say how to resume from an older state where the newest one's weights may be ruined.
 
         Args:
-            step: of the task under way, counted from 1: the first without a number.
+            step: of the task under way, counted from 1: the first with a NaN or infinite loss.
 
         Returns:
             a clause of the error; "" where a step from the newest one's weights went well.
         """
         at = self._state.get("at")
-        proven = not at or at["snapshot"]["memory"]["task_steps"] < step - 1
+        proven = not at or at["snapshot"]["common"]["task_steps"] < step - 1
         if proven or not self.checkpoints.one_before():
             return ""
         return (
             f"; no step was made from {self.checkpoints.newest}: if its weights are to blame,"
-            " remove it, and an earlier state is gone on with"
+            " remove it to resume from the previous checkpoint"
         )
 
     def _save_at(self, snapshot: Snapshot, steps: int = 0) -> None:
@@ -212,7 +222,7 @@ class Journal:
         self._state["seconds"] = self.earlier_seconds + seconds
         self._state["at"] = {
             "loop": self._loop - 1, "epoch": self._epoch, "steps": steps, "snapshot": snapshot,
-            "draws": self._epoch_draws if steps else {},
+            "rng": self._epoch_rng if steps else {},
             "batches": self._labels.hexdigest() if steps else "",
         }  # fmt: skip
         self._save()

@@ -1,76 +1,251 @@
-"""Avalanche's loop over the batches of an epoch, a step of which may be repeated."""
+"""The training loop of every method: Avalanche's, with steps that can be repeated.
 
-from typing import Any
+`TrainingLoop.training_epoch` is the loop over the steps; the hooks it calls are `CLIPStrategy`'s.
+With `data/streams.py` this is the only code that touches Avalanche's internals.
+"""
 
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.clip.augment import random_flip, random_resized_crop
+from cl_clipfit.config.options import Recipe
 from cl_clipfit.errors import UserError
 from cl_clipfit.runtime import signals
+from cl_clipfit.runtime.determinism import Seeds
+from cl_clipfit.runtime.lean_imports import lean_imports
 from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, fits, release
-from cl_clipfit.runtime.rng import Draws
+from cl_clipfit.runtime.rng import rng_state, set_rng_state
+from cl_clipfit.training.features import StepFeatures, keep_columns
+from cl_clipfit.training.journal import Journal
+from cl_clipfit.training.loss_watch import LossWatch
+from cl_clipfit.training.optimization import make_optimizer, make_schedule, online_steps
+
+with lean_imports():
+    from avalanche.core import SupervisedPlugin
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.templates import SupervisedTemplate
+
+Learning = Literal["gradient", "closed-form", "none"]
+_AUGMENTATION_SEED = 1_000_003  # keeps crops independent of the data order
 
 
-class RepeatableSteps:
-    """Avalanche's loop over the batches of an epoch, a step of which may be repeated.
+class StepCallback(SupervisedPlugin):
+    """Avalanche plugin that calls a function after every training iteration.
 
-    It goes before Avalanche's template among the bases of a class, whose attributes it uses.
+    Args:
+        function: takes the strategy; read `loss` seldom, it waits for the device.
     """
 
-    features: Any
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.function = function
 
-    def allow_repeats(self: Any) -> None:
-        """Take note of a size that the user chose: it is not made smaller."""
-        self.micro_batch_given = self.model.micro_batch is not None
+    def after_training_iteration(
+        self, strategy: SupervisedTemplate, *args: object, **kwargs: object
+    ) -> None:
+        """Forward the event."""
+        self.function(strategy)
 
-    def training_epoch(self: Any, **kwargs: Any) -> None:
-        """Run the steps of an epoch: Avalanche's loop, but for the passes that may be repeated."""
+
+def silent_evaluator() -> EvaluationPlugin:
+    """Return an Avalanche evaluation plugin that logs nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Avalanche warns that silence was asked for
+        return EvaluationPlugin(loggers=[])
+
+
+class TrainingLoop(SupervisedTemplate):
+    """What `CLIPStrategy` takes from Avalanche's template, and what it replaces in it.
+
+    Args:
+        model: the classifier, with all classes of the stream.
+        recipe: how a task is trained.
+        seeds: of generators of the method's own.
+        **kwargs: further arguments of `SupervisedTemplate`.
+    """
+
+    learning: ClassVar[Learning] = "gradient"
+    """How the method learns: by optimiser steps; in "closed-form", without gradients, in
+    `after_task`; or "none": its predictions never change, and it is scored once."""
+
+    # Set by Avalanche's template.
+    model: CLIPClassifier
+    device: torch.device
+    optimizer: torch.optim.Optimizer
+    plugins: list[SupervisedPlugin]
+    eval_mb_size: int
+    train_mb_size: int
+    train_epochs: int
+    is_training: bool
+    experience: Any  # with the attributes that `data/streams.py` adds
+    dataloader: DataLoader[list[Tensor]]
+    mbatch: list[Tensor] | None
+    mb_output: Tensor | None
+    mb_x: Tensor
+    mb_y: Tensor
+    loss: Tensor
+    _stop_training: bool
+
+    # Methods of `CLIPStrategy` that the loop calls.
+    select: Callable[[], None]
+    parameter_groups: Callable[[], list[dict[str, Any]]]
+    training_logits: Callable[[Tensor], Tensor]
+    compute_loss: Callable[[Tensor, Tensor], Tensor]
+    scores: Callable[[Tensor], Tensor]
+    in_batches: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+    before_task: Callable[[], None]
+    add_gradients: Callable[[], None]
+    after_step: Callable[[], None]
+    after_task: Callable[[], None]
+
+    def __init__(
+        self, *, model: CLIPClassifier, recipe: Recipe, seeds: Seeds, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            model=model,
+            optimizer=None,  # built anew for every task
+            train_mb_size=recipe.batch_size,
+            train_epochs=recipe.epochs,
+            **kwargs,
+        )
+        self.recipe = recipe
+        self.micro_batch_given = model.micro_batch is not None  # by the user: it is not lowered
+        self.features: StepFeatures | None = None
+        self.selection: dict[str, nn.Parameter] = {}
+        self.task_classes: list[int] = []
+        self.seen_classes: list[int] = []
+        self.tasks_seen = 0
+        self.task_number, self.task_steps = 0, 0  # being learned, from 1; its steps so far
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.warnings: list[str] = []
+        # A separate generator: what is drawn for a crop does not change the order of the data.
+        self.augmentation_draws = torch.Generator().manual_seed(
+            (seeds.data + _AUGMENTATION_SEED) % 2**63
+        )
+        self.watch = LossWatch()
+        self.journal: Journal | None = None
+
+    # ---- the steps of an epoch ------------------------------------------------------------------
+
+    def training_epoch(self, **kwargs: object) -> None:
+        """Run the steps of an epoch: Avalanche's loop and events, with passes that can be repeated.
+
+        A step that runs out of memory is repeated with fewer images at a time, a batch with a NaN
+        or infinite loss stops the run or is skipped, and a signal ends the run after a step.
+        """
         journal = self.journal
         for batch in journal.batches(self.dataloader) if journal else self.dataloader:
             if self._stop_training:
                 break
             self.mbatch, images = batch, batch[0]
-            self._unpack_minibatch()
+            self._unpack_minibatch()  # to the device, augmented
             self._before_training_iteration(**kwargs)
             self.optimizer.zero_grad()
             self.loss = self._make_empty_loss()
             self._before_forward(**kwargs)
-            self._run_passes(**kwargs)
+
+            def passes() -> None:
+                self.mb_output = self.forward()  # the hook training_logits
+                self._after_forward(**kwargs)
+                self.loss += self.criterion()  # the hook compute_loss
+                self._before_backward(**kwargs)
+                self.backward()  # then the hook add_gradients
+
+            self._repeat_until_it_fits(passes)
             self._after_backward(**kwargs)
             self._before_update(**kwargs)
             self.task_steps += 1
             if self.watch.leaves_out(self, images):
-                self.scheduler.step()  # a batch that is left out leaves the rest as it was
+                self._step_schedule()  # a skipped batch changes nothing else
             else:
-                self.optimizer_step()
+                self.optimizer_step()  # then the hook after_step
             self._after_update(**kwargs)
             self._after_training_iteration(**kwargs)
             if signals.pending():
-                if journal:
-                    self.watch.flush(self)
-                    journal.step_done()
-                signals.check()
+                self._save_and_stop()
         self.watch.flush(self)
 
-    def _run_passes(self: Any, **kwargs: Any) -> None:
-        """Compute loss and gradients of a step; fewer images at a time once memory runs out."""
+    def _unpack_minibatch(self) -> None:
+        """Move the batch to the device and, in training, augment it."""
+        super()._unpack_minibatch()
+        if self.is_training and self.recipe.augmentation != "none":
+            assert self.mbatch is not None
+            self.mbatch[0] = self._augment(self.mb_x)
+
+    def _augment(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise ValueError("augmentation needs uint8 images; float ones are preprocessed already")
+        rng, scale = self.augmentation_draws, self.recipe.crop_scale
+        images = random_resized_crop(images, self.model.preprocess, scale, rng)
+        return random_flip(images, rng) if self.recipe.augmentation == "crop-flip" else images
+
+    def forward(self) -> Tensor:
+        """Return logits (B, K) of the minibatch; -inf outside of the label space in force.
+
+        In training that is `label_space()`, in evaluation the classes seen (all, before any).
+        """
+        if self.is_training:
+            return self.training_logits(self.mb_x)
+        classes = self.seen_classes or range(len(self.model.class_names))
+        return keep_columns(self.in_batches(self.scores, self.mb_x), classes)
+
+    def criterion(self) -> Tensor:
+        """Return the loss of the minibatch: `compute_loss` in training, else cross-entropy."""
+        assert self.mb_output is not None
+        if self.is_training:
+            return self.compute_loss(self.mb_output, self.mb_y)
+        return F.cross_entropy(self.mb_output, self.mb_y)
+
+    def backward(self) -> None:
+        """Run the backward pass of a step, then `add_gradients`."""
+        super().backward()
+        self.add_gradients()
+
+    def optimizer_step(self) -> None:
+        """Step the optimiser and the schedule, then call `after_step`."""
+        self.optimizer.step()
+        self._step_schedule()
+        self.after_step()
+
+    def _step_schedule(self) -> None:
+        assert self.scheduler is not None
+        self.scheduler.step()
+
+    def _save_and_stop(self) -> None:
+        """Save a run that a signal stops; raises `Stopped`."""
+        if self.journal:
+            self.watch.flush(self)
+            self.journal.step_done()
+        signals.check()
+
+    # ---- when memory runs out -------------------------------------------------------------------
+
+    def _repeat_until_it_fits(self, passes: Callable[[], None]) -> None:
+        """Compute loss and gradients of a step; fewer images at a time once memory runs out.
+
+        A repeated step draws the same random numbers.
+        """
+        assert self.mbatch is not None
         batch, before = list(self.mbatch), self.model.micro_batch
-        draws = Draws(self, self.device)
-        while not fits(lambda: self._passes(**kwargs)):
+        state = rng_state(self, self.device)
+        while not fits(passes):
             self.model.micro_batch = self._fewer_images(len(batch[0]))
             self.mb_output, self.features, self.mbatch = None, None, list(batch)
             self.optimizer.zero_grad()
             self.loss = self._make_empty_loss()
             release()
-            draws.restore()
+            set_rng_state(self, state, self.device)
         if self.model.micro_batch != before:
             self.warn(f"out of memory: {self.model.micro_batch} images at a time from now on")
 
-    def _passes(self: Any, **kwargs: Any) -> None:
-        self.mb_output = self.forward()
-        self._after_forward(**kwargs)
-        self.loss += self.criterion()
-        self._before_backward(**kwargs)
-        self.backward()
-
-    def _fewer_images(self: Any, batch_size: int) -> int:
+    def _fewer_images(self, batch_size: int) -> int:
         size = min(self.model.micro_batch or batch_size, batch_size)
         if size == 1:
             raise UserError(f"out of memory in training, with one image at a time: {NEEDS_LESS}")
@@ -80,3 +255,109 @@ class RepeatableSteps:
                 f" or auto; {NEEDS_LESS}"
             )
         return (size + 1) // 2
+
+    def warn(self, text: str) -> None:
+        """Record, once, what the user should know; shown, and kept in `result.json`."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    # ---- the epochs of a task -------------------------------------------------------------------
+
+    def check_model_and_optimizer(self, **kwargs: object) -> None:
+        """Select what trains and build an optimiser over that alone.
+
+        Avalanche's appends every parameter, frozen ones too, and fails with two parameter groups.
+        """
+        if self._continues_task():
+            return  # a further piece of the same task: its selection and optimiser stay
+        classes = getattr(self.experience, "classes_in_this_experience", None)
+        if classes is None:
+            raise ValueError(
+                "the experience does not know its classes: wrap the benchmark in Avalanche's"
+                " with_classes_timeline"
+            )
+        self.task_number, self.task_steps = self.tasks_seen + 1, 0
+        self.task_classes = sorted(getattr(self.experience, "task_classes", classes))
+        self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
+        self._check_labels()
+        self.model.to(self.device)
+        if self.learning == "gradient":
+            self.select()
+            self.before_task()
+            self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
+
+    def _check_labels(self) -> None:
+        largest, names = max(self.task_classes), len(self.model.class_names)
+        if largest >= names:
+            raise ValueError(f"label {largest} has no name: class_names holds {names} names")
+
+    def _before_training_exp(self, **kwargs: object) -> None:
+        super()._before_training_exp(**kwargs)
+        if self.learning == "gradient" and not self._continues_task():
+            # after plugins: replay changes the loader's length
+            self.scheduler = make_schedule(self.recipe, self.optimizer, self._task_steps())
+
+    def _continues_task(self) -> bool:
+        """Return whether a task arrives in several experiences, and this is not the first."""
+        return not getattr(self.experience, "is_first_subexp", True)
+
+    def _task_steps(self) -> int:
+        """Return the steps of an epoch, over all experiences of an online task together."""
+        experience = self.experience
+        if getattr(experience, "is_last_subexp", True):  # and the first, or it would not be asked
+            return len(self.dataloader)
+        return online_steps(self.recipe, experience.task_samples, len(experience.dataset))
+
+    def make_train_dataloader(self, **kwargs: object) -> None:
+        """Build the loader of a task; `drop_last` never drops a task's only batch."""
+        if self.recipe.drop_last and len(self.adapted_dataset) >= self.train_mb_size:
+            kwargs["drop_last"] = True
+        super().make_train_dataloader(**kwargs)
+        if kwargs.get("num_workers"):
+            # Avalanche does not pass on such an argument.
+            arguments = getattr(self.dataloader, "loader_kwargs", vars(self.dataloader))
+            arguments["worker_init_fn"] = signals.in_worker
+
+    def _train_exp(self, experience: object, eval_streams: object = None, **kwargs: Any) -> None:
+        if self.learning == "gradient":
+            self._run_epochs(self.train_epochs, piece=True, **kwargs)
+
+    def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: Any) -> None:
+        """Run epochs, without those that the journal says an earlier process finished."""
+        done = self.journal.enter(epochs) if self.journal else 0
+        with signals.deferred():
+            for epoch in range(done, epochs):
+                self._before_training_epoch(**kwargs)
+                stopped, self._stop_training = self._stop_training, False  # by a plugin
+                if not stopped:
+                    self.training_epoch(**kwargs)
+                    self._after_training_epoch(**kwargs)
+                if self.journal:
+                    self.journal.epoch_done(epochs if stopped else epoch + 1, epochs, piece)
+                if stopped:
+                    break
+
+    def train_stage(self, recipe: Recipe) -> None:
+        """Train on the task's data again, from the current weights, with a fresh optimiser.
+
+        Args:
+            recipe: how; batch size and `drop_last` stay those of the strategy.
+        """
+        before, self.recipe = self.recipe, recipe
+        try:
+            self.optimizer = make_optimizer(recipe, self.parameter_groups())
+            self.scheduler = make_schedule(recipe, self.optimizer, len(self.dataloader))
+            self._run_epochs(recipe.epochs)
+        finally:
+            self.recipe = before
+
+    def _after_training_exp(self, **kwargs: object) -> None:
+        if getattr(self.experience, "is_last_subexp", True):
+            self.tasks_seen += 1
+            self.after_task()
+        super()._after_training_exp(**kwargs)
+
+    def eval(self, *args: object, **kwargs: object) -> dict[str, Any]:
+        """Evaluate on experiences as Avalanche does, encoding the class prompts once."""
+        with self.model.cached_text():
+            return super().eval(*args, **kwargs)

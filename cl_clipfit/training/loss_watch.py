@@ -1,29 +1,33 @@
-"""What happens where the loss of a step is no number: the run stops, or the batch is left out."""
+"""What happens on a NaN or infinite loss: the run stops, or the batch is skipped."""
 
 import hashlib
 import math
 from collections import deque
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from cl_clipfit.errors import UserError
 
+if TYPE_CHECKING:
+    from cl_clipfit.training.loop import TrainingLoop
+
 OnNan = Literal["stop", "skip"]
-IN_A_ROW = 10  # batches left out one after the other, from which on the weights are to blame
-_UNDER_WAY = 4  # steps of a GPU that are looked at later, without waiting for it
+Batch = dict[str, Any]
+IN_A_ROW = 10  # batches skipped in a row, from which on the weights are to blame
+_UNDER_WAY = 4  # steps of a GPU whose loss is looked at later, without waiting for it
 
 
 class DivergedError(UserError):
-    """The loss is no number.
+    """The loss is NaN or infinite.
 
     Attributes:
         batch: which: task, step, loss, and the labels and places of its images.
-        first_step: of the steps in a row, up to this one, without a number.
+        first_step: of the steps in a row, up to this one, with such a loss.
     """
 
-    def __init__(self, message: str, batch: dict[str, Any], in_a_row: int = 1) -> None:
+    def __init__(self, message: str, batch: Batch, in_a_row: int = 1) -> None:
         super().__init__(message)
         self.batch, self.first_step = batch, batch["step"] - in_a_row + 1
 
@@ -32,26 +36,27 @@ class LossWatch:
     """Looks at the loss of every step, on a GPU a few steps later, so that nothing waits for it.
 
     Args:
-        skip: leave such batches out; then every step waits for its loss.
+        skip: skip such batches; then every step waits for its loss.
 
     Attributes:
-        in_a_row: batches without a number as their loss, one after the other, up to now.
+        in_a_row: batches with a NaN or infinite loss, one after the other, up to now.
     """
 
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
         self.in_a_row = 0
-        self._queue: deque[tuple[Tensor, Any, dict[str, Any]]] = deque()
+        self._queue: deque[tuple[Tensor, torch.cuda.Event, Batch]] = deque()
 
-    def leaves_out(self, strategy: Any, images: Tensor) -> bool:
-        """Look at the step under way, after its backward pass; tell whether to leave it out.
+    def leaves_out(self, strategy: "TrainingLoop", images: Tensor) -> bool:
+        """Look at the step under way, after its backward pass; return whether to skip it.
 
         Args:
             strategy: whose `loss` it is.
             images: (B, ...) as the data hold them.
 
         Raises:
-            DivergedError: the loss is no number, and the batch is not left out, or too many were.
+            DivergedError: the loss is NaN or infinite, and the batch is not skipped, or too many
+                were.
         """
         loss = strategy.loss.detach()
         about = {
@@ -59,11 +64,11 @@ class LossWatch:
             "step": strategy.task_steps,
         }  # fmt: skip
         if loss.device.type == "cuda" and not self.skip:
-            known = loss.to("cpu", non_blocking=True)
+            on_host = loss.to("cpu", non_blocking=True)
             done = torch.cuda.Event()
             # The copy is on the stream of the loss's device, which need not be the current one.
             done.record(torch.cuda.current_stream(loss.device))
-            self._queue.append((known, done, about))
+            self._queue.append((on_host, done, about))
             self._look(strategy, _UNDER_WAY)
             return False
         if math.isfinite(float(loss)):
@@ -72,28 +77,28 @@ class LossWatch:
         self.in_a_row += 1
         if not self.skip or self.in_a_row >= IN_A_ROW:
             self._stop(strategy, float(loss), about)
-        found = describe_batch(strategy, float(loss), about)
+        batch = describe_batch(strategy, float(loss), about)
         strategy.warn(
-            f"task {found['task']}, step {found['step']}: the loss is {found['loss']}, the batch"
-            f" of images {found['images']} was left out"
+            f"task {batch['task']}, step {batch['step']}: the loss is {batch['loss']}, the batch"
+            f" of images {batch['images']} was skipped"
         )
         return True
 
-    def flush(self, strategy: Any) -> None:
+    def flush(self, strategy: "TrainingLoop") -> None:
         """Look at all steps so far; errors as `leaves_out`."""
         self._look(strategy, 0)
 
-    def _look(self, strategy: Any, under_way: int) -> None:
+    def _look(self, strategy: "TrainingLoop", under_way: int) -> None:
         while self._queue and (len(self._queue) > under_way or self._queue[0][1].query()):
             loss, done, about = self._queue.popleft()
             done.synchronize()
             if not math.isfinite(float(loss)):
                 self._stop(strategy, float(loss), about)
 
-    def _stop(self, strategy: Any, loss: float, about: dict[str, Any]) -> None:
+    def _stop(self, strategy: "TrainingLoop", loss: float, about: Batch) -> None:
         batch = describe_batch(strategy, loss, about)
         again = f", {self.in_a_row} times in a row" if self.skip else ""
-        advice = "" if self.skip else ", or leave such batches out (--on-nan skip)"
+        advice = "" if self.skip else ", or skip such batches (--on-nan skip)"
         raise DivergedError(
             f"task {batch['task']}, step {batch['step']}: the loss is {batch['loss']}{again}:"
             f" lower the learning rate (--lr) or look at the images{advice}",
@@ -102,7 +107,7 @@ class LossWatch:
         )
 
 
-def describe_batch(strategy: Any, loss: float, about: dict[str, Any]) -> dict[str, Any]:
+def describe_batch(strategy: "TrainingLoop", loss: float, about: Batch) -> Batch:
     """Return what `nan-batch.json` holds; "images" are places in the task's training data.
 
     An image that is not in them, but was mixed in by a plugin, is None.

@@ -1,58 +1,65 @@
-"""Snapshots of a strategy: all that its further training depends on, and how to put it back."""
+"""Snapshots of a strategy: all that its further training depends on, and how to restore it."""
 
 import random
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from cl_clipfit.runtime.rng import draws_of, set_draws
+from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.storage.checkpoints import UnsupportedError, pack, unpack
+
+if TYPE_CHECKING:
+    from cl_clipfit.training.strategy import CLIPStrategy
 
 Snapshot = dict[str, Any]
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic, np.ndarray)
 _DEEP = 20  # a list may hold itself
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
-# Plugins of Avalanche's own, and ours, that remember nothing but what a snapshot holds.
+# Plugins that remember nothing but what a snapshot holds.
 _STATELESS = ("StepCallback", "Clock", "EvaluationPlugin", "PeriodicEval")
-# Attributes of `CLIPStrategy` that change as it learns; a method's own are found by themselves.
-_OWN = (
+# Attributes of every strategy that change as it learns; a method's are in its `state_dict`.
+_COMMON = (
     "task_classes", "seen_classes", "tasks_seen", "warnings", "records", "measured_seconds",
     "eval_mb_size", "task_steps",
 )  # fmt: skip
 
 
-def take(strategy: Any, optimizer: bool = False) -> Snapshot:
-    """Return the state of a strategy: weights it ever trained, draws, and what it remembers.
+def take(strategy: "CLIPStrategy", optimizer: bool = False) -> Snapshot:
+    """Return the state of a strategy: weights it ever trained, RNG state, and what it remembers.
 
     Args:
-        strategy: a `CLIPStrategy`.
-        optimizer: whether its optimiser and schedule go on from here.
+        strategy: which one.
+        optimizer: whether its optimiser and schedule are resumed from here.
     """
-    model = strategy.model
-    parameters, memory = dict(model.named_parameters()), _memory(strategy)
-    found: Snapshot = {
+    model, state = strategy.model, strategy.state_dict()
+    parameters = dict(model.named_parameters())
+    snapshot: Snapshot = {
         "values": {n: parameters[n].detach().clone() for n in model.pretrained_values},
         "micro_batch": model.micro_batch,
         "left_out": strategy.watch.in_a_row,
-        "memory": memory,
-        "draws": draws_of(strategy),
+        "common": {name: getattr(strategy, name) for name in _COMMON},
+        "state": state,
+        "rng": rng_state(strategy, strategy.device),
         "buffers": {n: b.clone() for n, b in _buffers(strategy).items()},
         "clock": {k: v for k, v in vars(strategy.clock).items() if type(v) is int},
-        "lost": _lost(strategy, memory),
+        "lost": _lost(strategy, state),
     }
     if optimizer:
-        found["optimizer"] = strategy.optimizer.state_dict()
-        found["optimizer_class"] = type(strategy.optimizer).__name__
+        assert strategy.scheduler is not None
         schedule = strategy.scheduler.state_dict()
-        found["scheduler"] = {k: v for k, v in schedule.items() if _holds(v)}
+        snapshot["optimizer"] = strategy.optimizer.state_dict()
+        snapshot["optimizer_class"] = type(strategy.optimizer).__name__
+        snapshot["scheduler"] = {k: v for k, v in schedule.items() if _can_hold(v)}
     # Copied here: the next steps change tensors in place.
-    return copied(found)
+    return copied(snapshot)
 
 
-def put(strategy: Any, snapshot: Snapshot) -> None:
+def put(strategy: "CLIPStrategy", snapshot: Snapshot) -> None:
     """Bring a strategy into the state that `take` returned."""
     model = strategy.model
     parameters = dict(model.named_parameters())
@@ -62,38 +69,41 @@ def put(strategy: Any, snapshot: Snapshot) -> None:
     if not strategy.micro_batch_given:
         model.micro_batch = snapshot["micro_batch"]
     strategy.watch.in_a_row = snapshot["left_out"]
-    said = strategy.warnings
-    for name, value in copied(snapshot["memory"], strategy.device).items():
-        if name in strategy.common_attributes and name not in _OWN:
-            raise ValueError(f"a checkpoint does not hold {name}")
-        setattr(strategy, name, value)
-    strategy.warnings += [text for text in said if text not in strategy.warnings]
+    shown = strategy.warnings
+    common = copied(snapshot["common"], strategy.device)
+    for name in _COMMON:
+        setattr(strategy, name, common[name])
+    strategy.load_state_dict(copied(snapshot["state"], strategy.device))
+    for text in shown:
+        strategy.warn(text)
     if snapshot["lost"]:
         strategy.warn(
-            f"went on without {', '.join(snapshot['lost'])}, which no checkpoint holds: numbers may"
+            f"resumed without {', '.join(snapshot['lost'])}, which no checkpoint holds: numbers may"
             " not be those of an unbroken run"
         )
     for name, buffer in _buffers(strategy).items():
         buffer.copy_(snapshot["buffers"].get(name, buffer))
     if "optimizer" in snapshot:
-        _put_optimizer(strategy.optimizer, strategy.scheduler, snapshot)
+        _put_optimizer(strategy, snapshot)
     put_counters(strategy, snapshot)
 
 
-def put_counters(strategy: Any, snapshot: Snapshot) -> None:
-    """Put back what an epoch's beginning changes: draws, and Avalanche's counts of steps."""
-    vars(strategy.clock).update(snapshot["clock"])
-    set_draws(strategy, snapshot["draws"])
+def put_counters(strategy: "CLIPStrategy", snapshot: Snapshot) -> None:
+    """Restore what an epoch's beginning changes: RNG state, and Avalanche's counts of steps."""
+    strategy.clock.__dict__.update(snapshot["clock"])
+    set_rng_state(strategy, snapshot["rng"], strategy.device)
 
 
-def _put_optimizer(optimizer: Any, schedule: Any, snapshot: Snapshot) -> None:
-    """Put back what an optimiser has gathered, and where in its schedule it is.
+def _put_optimizer(strategy: "CLIPStrategy", snapshot: Snapshot) -> None:
+    """Restore what an optimiser has gathered, and where in its schedule it is.
 
     Rates and other settings stay those that it was built with: a resumed run may have new ones.
     """
-    own = optimizer.state_dict()
+    optimizer, schedule = strategy.optimizer, strategy.scheduler
+    assert isinstance(schedule, LambdaLR)
     if snapshot["optimizer_class"] == type(optimizer).__name__:  # a forced run may have another
-        optimizer.load_state_dict({**own, "state": copied(snapshot["optimizer"]["state"])})
+        gathered = copied(snapshot["optimizer"]["state"])
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})
     schedule.last_epoch = snapshot["scheduler"]["last_epoch"]
     schedule._step_count = snapshot["scheduler"]["_step_count"]
     rates = [base * f(schedule.last_epoch) for base, f in zip(
@@ -103,15 +113,28 @@ def _put_optimizer(optimizer: Any, schedule: Any, snapshot: Snapshot) -> None:
     schedule._last_lr = rates
 
 
-def copied(value: Any, device: Any = "cpu") -> Any:
+def copied(value: Any, device: torch.device | str = "cpu") -> Any:
     """Return a copy of what a checkpoint can hold."""
     tensors: dict[str, Tensor] = {}
     packed = pack(value, tensors)
     return unpack(packed, tensors, device)
 
 
-def _holds(value: Any) -> bool:
-    """Tell whether a checkpoint can hold a value."""
+def plain_attributes(strategy: "CLIPStrategy") -> dict[str, Any]:
+    """Return what a method added to a strategy's attributes: plain values and tensors.
+
+    What holds a model, parameters, or a graph is made again when the task begins again.
+    """
+    return {name: value for name, value in _added(strategy).items() if _can_hold(value)}
+
+
+def _added(strategy: "CLIPStrategy") -> dict[str, Any]:
+    """Return the attributes that a strategy has beside those of any other."""
+    return {n: v for n, v in vars(strategy).items() if n not in strategy.common_attributes}
+
+
+def _can_hold(value: object) -> bool:
+    """Return whether a checkpoint can hold a value."""
     try:
         pack(value, {})
     except (UnsupportedError, RecursionError):
@@ -119,36 +142,25 @@ def _holds(value: Any) -> bool:
     return True
 
 
-def _memory(strategy: Any) -> dict[str, Any]:
-    """Return what a strategy remembers: plain values and tensors among its own attributes.
-
-    What holds a model, parameters, or a graph is made again when the task begins again.
-    """
-    own = [name for name in vars(strategy) if name not in strategy.common_attributes]
-    found = {name: getattr(strategy, name) for name in _OWN}
-    return found | {n: v for n in own if _holds(v := getattr(strategy, n))}
-
-
-def _buffers(strategy: Any) -> dict[str, Tensor]:
+def _buffers(strategy: "CLIPStrategy") -> dict[str, Tensor]:
     """Return the buffers that a method has added to the model."""
-    known = strategy.model_buffers
-    return {n: b for n, b in strategy.model.named_buffers() if n not in known}
+    common = strategy.model_buffers
+    return {n: b for n, b in strategy.model.named_buffers() if n not in common}
 
 
-def _lost(strategy: Any, held: Mapping[str, Any]) -> list[str]:
-    """Return the names of what a method remembers and no checkpoint can hold, to be told."""
-    own = {n: v for n, v in vars(strategy).items() if n not in strategy.common_attributes}
-    left_out = {n: v for n, v in own.items() if n not in held}
-    found = [n for n, v in left_out.items() if isinstance(v, _GENERATORS) or _plain(v)]
+def _lost(strategy: "CLIPStrategy", state: Mapping[str, Any]) -> list[str]:
+    """Return the names of what a method remembers and no checkpoint can hold, to be reported."""
+    missing = {n: v for n, v in _added(strategy).items() if n not in state and not _can_hold(v)}
+    lost = [n for n, v in missing.items() if isinstance(v, _GENERATORS) or _is_plain(v)]
     plugins = (type(plugin).__name__ for plugin in strategy.plugins)
-    return sorted(found) + sorted(name for name in plugins if name not in _STATELESS)
+    return sorted(lost) + sorted(name for name in plugins if name not in _STATELESS)
 
 
-def _plain(value: Any, depth: int = 0) -> bool:
-    """Tell whether a value is made of numbers, texts and tensors alone: it is not made again."""
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Return whether a value consists of numbers, texts and tensors alone: it is not made again."""
     if isinstance(value, Mapping | list | tuple | set | frozenset | deque):
         items = value.values() if isinstance(value, Mapping) else value
-        return depth > _DEEP or all(_plain(item, depth + 1) for item in items)
+        return depth > _DEEP or all(_is_plain(item, depth + 1) for item in items)
     if isinstance(value, Tensor):
         return not (isinstance(value, nn.Parameter) or value.requires_grad)
     return isinstance(value, _SCALARS)

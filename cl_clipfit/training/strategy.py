@@ -1,9 +1,5 @@
-"""`CLIPStrategy`: the Avalanche template every method is a subclass of.
+"""`CLIPStrategy`: the hooks of a method, on the training loop of `loop.py`."""
 
-With `data/streams.py` this is the only code that touches Avalanche's internals.
-"""
-
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,50 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_clipfit.clip import CLIPClassifier
-from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config.options import Options, Recipe, ScopeOptions
-from cl_clipfit.runtime import signals
 from cl_clipfit.runtime.determinism import Seeds
-from cl_clipfit.runtime.lean_imports import lean_imports
 from cl_clipfit.runtime.out_of_memory import in_batches
+from cl_clipfit.training import snapshot
 from cl_clipfit.training.features import StepFeatures, Workload, keep_columns, label_index
-from cl_clipfit.training.journal import Journal
-from cl_clipfit.training.loop import RepeatableSteps
-from cl_clipfit.training.loss_watch import LossWatch
-from cl_clipfit.training.optimization import make_optimizer, make_schedule, online_steps
-
-with lean_imports():
-    from avalanche.core import SupervisedPlugin
-    from avalanche.training.plugins import EvaluationPlugin
-    from avalanche.training.templates import SupervisedTemplate
-
-_AUGMENTATION_SEED = 1_000_003  # keeps crops from following the same draws as the data order
+from cl_clipfit.training.loop import TrainingLoop, silent_evaluator
 
 
-class StepCallback(SupervisedPlugin):
-    """Avalanche plugin that calls a function after every training iteration.
-
-    Args:
-        function: takes the strategy; read `loss` seldom, it waits for the device.
-    """
-
-    def __init__(self, function: Callable[["CLIPStrategy"], None]) -> None:
-        super().__init__()
-        self.function = function
-
-    def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Forward the event."""
-        self.function(strategy)
-
-
-def _silent_evaluator() -> EvaluationPlugin:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Avalanche warns that silence was asked for
-        return EvaluationPlugin(loggers=[])
-
-
-class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
+class CLIPStrategy(TrainingLoop):
     """Train a `CLIPClassifier` on a stream of experiences, one fresh optimiser for each.
 
     A method overrides some of these hooks, and nothing else:
@@ -76,7 +38,11 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
       default: zero-shot with the tuned weights;
     - `zero_shot_point()`: the values of the selection that stand for zero-shot CLIP;
     - `compared()`: other weights that are scored beside the method's own;
-    - `workload()`: what a task costs, where it is more than the recipe says.
+    - `workload()`: what a task costs, where it is more than the recipe says;
+    - `state_dict()` and `load_state_dict(state)`: what the method remembers, for checkpoints.
+
+    The class attribute `learning` says whether it learns by "gradient" steps (the default), in
+    "closed-form", or not at all ("none").
 
     `training_loss(images, labels)` is the loss of a step as a function, for methods that need it
     again, at other weights; `task_sample(count)` returns images of the task.
@@ -111,12 +77,6 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         ValueError: `class_names` contradict the classes the model knows.
     """
 
-    frozen: ClassVar[bool] = False
-    """True for a method whose predictions never change: it is not trained, and scored once."""
-
-    trains: ClassVar[bool] = True
-    """False for a method without gradient steps; it may still change in `after_task`."""
-
     towers: ClassVar[tuple[str, ...]] = ("image", "text")
     """The towers it changes or looks into. Without "image" it sees images through
     `model.image_features` alone, which are then encoded once; without either it also runs on
@@ -132,11 +92,6 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
     options_class: ClassVar[type[Options]] = Options
     """The method's own settings, which `--set NAME.key=value` accepts."""
 
-    model: CLIPClassifier
-    eval_mb_size: int
-    mbatch: Any
-    mb_output: Any
-
     def __init__(
         self,
         *,
@@ -151,48 +106,30 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         evaluator: Any = None,
         **kwargs: Any,
     ) -> None:
-        before = set(vars(self))  # a method's own, set before this
-        self.recipe = recipe or Recipe()
+        before = set(vars(self))  # set by the method before this
         self.seeds = seeds or Seeds.of_torch()
         self.options: Any = self.options_class() if options is None else options
-        own = [t for t in templates if not isinstance(t, str)]  # of each class: none are shared
-        self.templates: tuple[str, ...] = DEFAULT_TEMPLATES if own else tuple(templates)  # type: ignore[arg-type]
+        per_class = [t for t in templates if not isinstance(t, str)]  # then none are shared
+        self.templates: tuple[str, ...] = DEFAULT_TEMPLATES if per_class else tuple(templates)  # type: ignore[arg-type]
         model.to(device)
         if class_names is not None:
-            known = len(model.class_names)
-            if list(class_names)[:known] != model.class_names:
-                raise ValueError(f"class_names must begin with the {known} the model knows already")
-            model.add_classes(
-                list(class_names)[known:], own[known : len(class_names)] or self.templates
-            )
+            old = len(model.class_names)
+            if list(class_names)[:old] != model.class_names:
+                raise ValueError(f"class_names must begin with the {old} the model knows already")
+            new = list(class_names)[old:]
+            model.add_classes(new, per_class[old : len(class_names)] or self.templates)
         super().__init__(
             model=model,
-            optimizer=None,  # built anew for every task
-            train_mb_size=self.recipe.batch_size,
-            train_epochs=self.recipe.epochs,
+            recipe=recipe or Recipe(),
+            seeds=self.seeds,
             eval_mb_size=kwargs.pop("eval_mb_size", 256),
             device=device,
             plugins=plugins,
-            evaluator=_silent_evaluator() if evaluator is None else evaluator,
+            evaluator=silent_evaluator() if evaluator is None else evaluator,
             **kwargs,
         )
-        self.allow_repeats()
-        self.features: StepFeatures | None = None
-        self.selection: dict[str, nn.Parameter] = {}
-        self.task_classes: list[int] = []
-        self.seen_classes: list[int] = []
-        self.tasks_seen = 0
-        self.task_number, self.task_steps = 0, 0  # being learned, from 1; its steps so far
-        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
-        self.warnings: list[str] = []
-        self.records: list[dict[str, Any]] = []  # what a method notes, a task each
+        self.records: list[dict[str, Any]] = []  # what a method notes per task
         self.measured_seconds = 0.0  # of `train`, spent on measuring and not on training
-        # A generator of its own: what is drawn for a crop does not change the order of the data.
-        self.augmentation_draws = torch.Generator().manual_seed(
-            (self.seeds.data + _AUGMENTATION_SEED) % 2**63
-        )
-        self.watch = LossWatch()
-        self.journal: Journal | None = None
         # What a method adds to these belongs to its state, as far as it is plain values.
         self.model_buffers = {name for name, _ in self.model.named_buffers()}  # of any classifier
         self.common_attributes = {*vars(self), "common_attributes"} - before
@@ -202,6 +139,17 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return the parameters of `self.model` that train; an empty selection is an error."""
         return ()
+
+    def select(self) -> None:
+        """Make exactly the parameters of `trainable()` train.
+
+        Raises:
+            ValueError: there are none, or some belong to another model.
+        """
+        self.selection = self.model.train_only(self.trainable())
+        if not self.selection:
+            name = type(self).__name__
+            raise ValueError(f"{name}.trainable() selects no parameter of this model")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's groups; default: one, with the whole selection."""
@@ -242,11 +190,6 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
             labels: (B,).
         """
         return F.cross_entropy(logits, labels)
-
-    def warn(self, text: str) -> None:
-        """Record, once, what the user should know; shown, and kept in `result.json`."""
-        if text not in self.warnings:
-            self.warnings.append(text)
 
     def before_task(self) -> None:
         """Do something before the optimiser of a task is built; default nothing."""
@@ -293,6 +236,25 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         """Return other values of the selection, by name, to be scored beside the method's own."""
         return {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the method remembers beside weights and RNG state, for checkpoints.
+
+        Default: those of its attributes that a checkpoint can hold: plain values and tensors. A
+        method leaves out what a resumed run makes again, or adds what is neither.
+        """
+        return snapshot.plain_attributes(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, in another process; default: set the attributes.
+
+        Raises:
+            ValueError: an attribute is not the method's own.
+        """
+        for name, value in state.items():
+            if name in self.common_attributes:
+                raise ValueError(f"the state of {type(self).__name__} must not hold {name}")
+            setattr(self, name, value)
+
     # ---- scoring ------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -312,7 +274,9 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
             lambda batch: model.logits(model.image_features(batch), text).cpu(), images
         )
 
-    def in_batches(self, function: Callable[..., Tensor], images: Any, *beside: Tensor) -> Tensor:
+    def in_batches(
+        self, function: Callable[..., Tensor], images: Sequence[Any] | Tensor, *beside: Tensor
+    ) -> Tensor:
         """Apply a function to `eval_mb_size` images at a time; to fewer once memory runs out.
 
         Args:
@@ -327,136 +291,22 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
         Raises:
             UserError: there is not memory enough for one image.
         """
-        found, size = in_batches(function, images, self.device, self.eval_mb_size, *beside)
+        rows, size = in_batches(function, images, self.device, self.eval_mb_size, *beside)
         if size != self.eval_mb_size:
             self.eval_mb_size = size
             self.warn(f"out of memory in evaluation: {size} images at a time from now on")
-        return found
+        return rows
 
-    # ---- the loop -------------------------------------------------------------------------------
+    # ---- for methods --------------------------------------------------------------------------
 
-    def check_model_and_optimizer(self, **kwargs: Any) -> None:
-        """Select what trains and build an optimiser over that alone.
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss of a step at the current weights, with gradients."""
+        return self.compute_loss(self.training_logits(images), labels)
 
-        Avalanche's own version appends every parameter of the model, frozen ones too, and fails
-        with two parameter groups.
-        """
-        if self._continues_task():
-            return  # a further piece of the same task: its selection and optimiser stay
-        classes = getattr(self.experience, "classes_in_this_experience", None)
-        if classes is None:
-            raise ValueError(
-                "the experience does not know its classes: wrap the benchmark in Avalanche's"
-                " with_classes_timeline"
-            )
-        self.task_number, self.task_steps = self.tasks_seen + 1, 0
-        self.task_classes = sorted(getattr(self.experience, "task_classes", classes))
-        self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
-        self._check_labels()
-        self.model.to(self.device)
-        if self.frozen or not self.trains:
-            return
-        self.select()
-        self.before_task()
-        self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
-
-    def _before_training_exp(self, **kwargs: Any) -> None:
-        super()._before_training_exp(**kwargs)
-        if self.trains and not self.frozen and not self._continues_task():
-            # after plugins: replay changes the loader's length
-            self.scheduler = make_schedule(self.recipe, self.optimizer, self._task_steps())
-
-    def _continues_task(self) -> bool:
-        """True where a task's images arrive in several experiences, and this is not the first."""
-        return not getattr(self.experience, "is_first_subexp", True)
-
-    def _task_steps(self) -> int:
-        """Return the steps of an epoch, over all experiences of an online task together."""
-        experience = self.experience
-        if getattr(experience, "is_last_subexp", True):  # and the first, or it would not be asked
-            return len(self.dataloader)
-        return online_steps(self.recipe, experience.task_samples, len(experience.dataset))
-
-    def select(self) -> None:
-        """Make exactly the parameters of `trainable()` train.
-
-        Raises:
-            ValueError: there are none, or some belong to another model.
-        """
-        self.selection = self.model.train_only(self.trainable())
-        if not self.selection:
-            name = type(self).__name__
-            raise ValueError(f"{name}.trainable() selects no parameter of this model")
-
-    def _check_labels(self) -> None:
-        largest = max(self.task_classes)
-        if largest >= len(self.model.class_names):
-            known = len(self.model.class_names)
-            raise ValueError(f"label {largest} has no name: class_names holds {known} names")
-
-    def make_train_dataloader(self, **kwargs: Any) -> None:
-        """Build the loader of a task; `drop_last` never drops a task's only batch."""
-        if self.recipe.drop_last and len(self.adapted_dataset) >= self.train_mb_size:
-            kwargs["drop_last"] = True
-        super().make_train_dataloader(**kwargs)
-        if kwargs.get("num_workers"):
-            own = self.dataloader  # Avalanche hands no such argument on
-            if hasattr(own, "loader_kwargs"):
-                own.loader_kwargs["worker_init_fn"] = signals.in_worker
-            else:
-                own.worker_init_fn = signals.in_worker
-
-    def _unpack_minibatch(self) -> None:
-        """Move the batch to the device and, in training, augment it."""
-        super()._unpack_minibatch()
-        if self.is_training and self.recipe.augmentation != "none":
-            self.mbatch[0] = self._augment(self.mb_x)
-
-    def _augment(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8:
-            raise ValueError("augmentation needs uint8 images; float ones are preprocessed already")
-        recipe, draws = self.recipe, self.augmentation_draws
-        images = random_resized_crop(images, self.model.preprocess, recipe.crop_scale, draws)
-        return random_flip(images, draws) if recipe.augmentation == "crop-flip" else images
-
-    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        if self.trains and not self.frozen:
-            self._run_epochs(self.train_epochs, piece=True, **kwargs)
-
-    def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: Any) -> None:
-        """Run epochs; those that an earlier process finished, the journal leaves out."""
-        done = self.journal.enter(epochs) if self.journal else 0
-        with signals.deferred():
-            self._run_rest(range(done, epochs), piece, **kwargs)
-
-    _stop_training: bool
-
-    def _run_rest(self, rest: range, piece: bool, **kwargs: Any) -> None:
-        for epoch in rest:
-            self._before_training_epoch(**kwargs)
-            stopped, self._stop_training = self._stop_training, False  # by a plugin
-            if not stopped:
-                self.training_epoch(**kwargs)
-                self._after_training_epoch(**kwargs)
-            if self.journal:
-                done = rest.stop if stopped else epoch + 1
-                self.journal.epoch_done(done, rest.stop, piece)
-            if stopped:
-                break
-
-    def train_stage(self, recipe: Recipe) -> None:
-        """Train on the task's data again, from the current weights, with a fresh optimiser.
-
-        Args:
-            recipe: how; batch size and `drop_last` stay those of the strategy.
-        """
-        own, self.recipe = self.recipe, recipe
-        try:
-            self.optimizer = make_optimizer(recipe, self.parameter_groups())
-            self.scheduler = make_schedule(recipe, self.optimizer, len(self.dataloader))
-            self._run_epochs(recipe.epochs)
-        finally:
-            self.recipe = own
+    def _spread(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
+        """Put columns for `classes` at their labels: (B, C) to (B, K), -inf elsewhere."""
+        full = logits.new_full((len(logits), len(self.model.class_names)), -torch.inf)
+        return full.index_copy(1, label_index(classes, logits.device), logits)
 
     def task_sample(
         self, count: int, experience: Any = None, by_class: bool = False
@@ -478,52 +328,3 @@ class CLIPStrategy(RepeatableSteps, SupervisedTemplate):
             order = order[:count]
         images, labels = zip(*(data[i][:2] for i in order.sort().values.tolist()), strict=True)
         return torch.stack(images), torch.tensor(labels)
-
-    def backward(self) -> None:
-        """Run the backward pass of a step, then `add_gradients`."""
-        super().backward()
-        self.add_gradients()
-
-    def _after_training_exp(self, **kwargs: Any) -> None:
-        if getattr(self.experience, "is_last_subexp", True):
-            self.tasks_seen += 1
-            self.after_task()
-        super()._after_training_exp(**kwargs)
-
-    def forward(self) -> Tensor:
-        """Return logits (B, K) of the minibatch; -inf outside of the label space in force.
-
-        In training that is `label_space()`, in evaluation the classes seen (all, before any).
-        """
-        if self.is_training:
-            return self.training_logits(self.mb_x)
-        everything = range(len(self.model.class_names))
-        scores = self.in_batches(self.scores, self.mb_x)
-        return keep_columns(scores, self.seen_classes or everything)
-
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of a step at the current weights, with gradients."""
-        return self.compute_loss(self.training_logits(images), labels)
-
-    def eval(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Evaluate on experiences as Avalanche does, encoding the class prompts once."""
-        with self.model.cached_text():
-            return super().eval(*args, **kwargs)
-
-    def _spread(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
-        """Put columns for `classes` at their labels: (B, C) to (B, K), -inf elsewhere."""
-        full = logits.new_full((len(logits), len(self.model.class_names)), -torch.inf)
-        return full.index_copy(1, label_index(classes, logits.device), logits)
-
-    def criterion(self) -> Tensor:
-        """Return the loss of the minibatch: `compute_loss` in training, else cross-entropy."""
-        if self.is_training:
-            return self.compute_loss(self.mb_output, self.mb_y)
-        return F.cross_entropy(self.mb_output, self.mb_y)
-
-    def optimizer_step(self) -> None:
-        """Step the optimiser and the schedule, then call `after_step`."""
-        self.optimizer.step()
-        assert self.scheduler is not None
-        self.scheduler.step()
-        self.after_step()

@@ -273,7 +273,7 @@ def test_an_edited_plugin_or_probe_is_run_anew_with_its_new_code(tmp_path: Path)
     method, stream = tmp_path / "mine.py", tmp_path / "my_stream.py"
     arguments = ["--scenario", "my-stream", "--strategy", "mine", "--probe", "my-stream"]
     plugins = ["--plugin", str(method), str(stream)]
-    scores = MINE + "    frozen = True\n    def scores(self, images):\n        import torch\n"
+    scores = MINE + "    learning = 'none'\n    def scores(self, images):\n        import torch\n"
     last = []
     for column, level in ((0, 10), (1, 10), (1, 20)):
         row = [1.0 if c == column else 0.0 for c in range(2)]

@@ -260,7 +260,7 @@ def test_mixed_batches_shrink_once_memory_runs_out(
 def estimated(strategy: CLIPStrategy, source: Source) -> float | None:
     plan: Any = SimpleNamespace(recipe=None)
     probes: Mapping[str, Source] = {}
-    strategy.frozen = True  # type: ignore[misc]
+    strategy.learning = "none"  # type: ignore[misc]
     scenario = build_scenario("s", source, tasks=3)  # 48 test images, 6 classes
     return estimate.estimate_seconds(plan, scenario, strategy, probes)
 

@@ -42,7 +42,7 @@ from tests.support.tiny import build_source
 Build = Callable[..., CLIPClassifier]
 REGISTRY = Registry([Path("examples/image_norms.py")])
 CLASSES = {e.name: REGISTRY.strategy_class(e.name) for e in REGISTRY.entries("strategies")}
-TRAINED = [name for name, cls in CLASSES.items() if cls.trains and not cls.frozen]
+TRAINED = [name for name, cls in CLASSES.items() if cls.learning == "gradient"]
 TASKS, TEST, PROBE = 2, 48, 15  # images of the stream, and of each of two probes
 ROW = TEST + 2 * PROBE
 
@@ -92,7 +92,7 @@ def make_run(
     host = REGISTRY.get("strategies", options.host) if cls.needs_host else None
     if host:
         cls = cls.over(CLASSES[host.name])
-    recipe = None if cls.frozen else Recipe(epochs=1, batch_size=24, lr=0.02)
+    recipe = None if cls.learning == "none" else Recipe(epochs=1, batch_size=24, lr=0.02)
     plan: Any = SimpleNamespace(
         cls=cls, recipe=recipe, options=options, seed=0, label=name, strategy=entry,
         host=host, host_options=host.options_class()() if host else None,

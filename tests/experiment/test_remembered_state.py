@@ -166,7 +166,7 @@ def test_advice_does_not_begin_finished_runs_again(
     stop_at(23)  # 20 steps a run
     seeds = ["--seed", "0", "1", "--fresh", "--output", tmp_path]
     assert run(*JOB, "image-norms", *seeds) == 143
-    assert "the same command without --fresh goes on with all runs" in capsys.readouterr().err
+    assert "the same command without --fresh resumes all runs" in capsys.readouterr().err
 
 
 def test_weights_that_may_be_ruined_are_named(tmp_path: Path, refused: Callable[..., str]) -> None:

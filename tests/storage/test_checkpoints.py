@@ -467,7 +467,7 @@ def test_steps_after_put_are_those_without(
 def test_put_brings_back_every_generator(tiny: Build, source: Source) -> None:
     strategy = make(MergeTune, tiny, source, RECIPES["crops"])
     snapshot = take(strategy)
-    assert {"augmentation_draws", "path_draws"} <= set(snapshot["draws"]["own"])
+    assert {"augmentation_draws", "path_draws"} <= set(snapshot["rng"]["generators"])
     expected = draws(strategy)
     assert not same(draws(strategy), expected)
     put(strategy, snapshot)
@@ -554,3 +554,29 @@ def test_a_method_may_hold_anything_while_it_trains(
     endless.append(endless)
     strategy.__dict__["endless"] = endless
     learn(strategy, Checkpoints(tmp_path, pytest.fail), source)
+
+
+def test_a_method_says_what_is_not_its_state(tiny: Build, source: Source) -> None:
+    class Saying(Drawing):
+        def state_dict(self) -> dict[str, Any]:
+            return {n: v for n, v in super().state_dict().items() if n != "bulk"}
+
+    strategy = make(Saying, tiny, source, RECIPES["sgd"])
+    strategy.bulk, strategy.drawn = [torch.zeros(1000)], [(1.0,)]  # type: ignore[attr-defined]
+    snapshot = take(strategy)
+    assert snapshot["state"] == {"drawn": [(1.0,)]}
+    assert snapshot["lost"] == []
+    other = make(Saying, tiny, source, RECIPES["sgd"])
+    put(other, snapshot)
+    assert vars(other)["drawn"] == [(1.0,)] and "bulk" not in vars(other)
+    with pytest.raises(ValueError, match="must not hold model"):
+        other.load_state_dict({"model": None})
+
+
+def test_a_continued_method_keeps_the_solutions_out_of_its_checkpoints(
+    tiny: Build, source: Source
+) -> None:
+    strategy: Any = make(MergeTune, tiny, source, RECIPES["sgd"])
+    strategy._solution = [{"w": torch.zeros(1000)}]  # plain values, as a bank loaded whole
+    snapshot = take(strategy)
+    assert not {"_solution", "_task_started"} & {*snapshot["state"], *snapshot["lost"]}

@@ -18,7 +18,7 @@ from cl_clipfit.methods.text_distillation import PromptSample, draw_positions, s
 from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
 from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
-from cl_clipfit.training.strategy import StepCallback
+from cl_clipfit.training.loop import StepCallback
 from tests.support.tiny import build_source
 
 Build = Callable[..., CLIPClassifier]

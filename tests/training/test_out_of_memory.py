@@ -21,14 +21,14 @@ from cl_clipfit.config.command import read_config
 from cl_clipfit.errors import UserError
 from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.out_of_memory import in_batches, out_of_memory
-from cl_clipfit.runtime.rng import Draws
+from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.strategies.clipfit import ClipFit
 from cl_clipfit.strategies.full import Full
 from cl_clipfit.strategies.kgcoop import KgCoOp, KgCoOpOptions
 from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from cl_clipfit.training.features import keep_columns, label_index
+from cl_clipfit.training.loop import StepCallback
 from cl_clipfit.training.optimization import make_optimizer
-from cl_clipfit.training.strategy import StepCallback
 from tests.support.methods import TwoGroups
 from tests.support.tiny import TRAINED
 
@@ -164,10 +164,10 @@ def test_the_points_of_a_line_are_the_same_when_one_of_them_fails(
 def test_generators_within_an_attribute_are_found(tiny: Build, source: Source) -> None:
     options = KgCoOpOptions(kd_prompts=1)
     strategy = make(KgCoOp, tiny, source, options=options)
-    draws = Draws(strategy, strategy.device)
+    state = rng_state(strategy, strategy.device)
     generator = strategy.distillation.generator
     first = torch.rand(3, generator=generator).tolist()
-    draws.restore()
+    set_rng_state(strategy, state, strategy.device)
     assert torch.rand(3, generator=generator).tolist() == first
     assert torch.rand(3, generator=generator).tolist() != first
 
@@ -394,7 +394,7 @@ def watch(cls: type[CLIPStrategy], build: Build, source: Source, **kwargs: Any) 
 def test_a_warm_step_waits_for_no_device(
     name: str, tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cl_clipfit.training.strategy.make_optimizer", fused)
+    monkeypatch.setattr("cl_clipfit.training.loop.make_optimizer", fused)
     # On a CPU the loss is at hand; tests/test_divergence.py shows how a GPU's is looked at later.
     monkeypatch.setattr("cl_clipfit.training.loss_watch.LossWatch.leaves_out", lambda *_: False)
     registry = Registry([Path("examples/image_norms.py")])

@@ -186,7 +186,7 @@ def test_features_of_the_step_need_no_second_pass(tiny: Build, source: Source) -
 
 def test_a_method_without_gradients_may_learn_after_a_task(tiny: Build, source: Source) -> None:
     class Counting(CLIPStrategy):
-        trains = False
+        learning = "closed-form"
 
         def after_task(self) -> None:
             self.learned = list(self.seen_classes)
@@ -303,6 +303,6 @@ def test_the_estimate_counts_images_and_prompts(
     scoring = 48 / 32 + 6 / 6
     training = 3 * (2 * 48 / 32 + 12 * 3 / 6)  # 12 steps, with half of the prompts on average
     assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
-    strategy.frozen = True  # type: ignore[misc]
+    strategy.learning = "none"  # type: ignore[misc]
     plan.recipe = None
     assert estimate.estimate_seconds(plan, scenario, strategy, {}) == scoring
