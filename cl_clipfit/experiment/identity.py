@@ -50,7 +50,8 @@ def run_digest(
             "version": __version__,
             "scenario": [stream.entry.name, stream.entry.sha256, stream.options.model_dump()],
             "data": list(data),
-            "stream": stream.settings.cut(),
+            # Without defaults: a later option must not rename the runs that do not use it.
+            "stream": {k: v for k, v in stream.settings.cut().items() if v is not None},
             "templates": stream.settings.template,
             "probes": [[probe.name, probe.sha256] for probe in stream.probes],
             "strategy": [run.strategy.name, run.strategy.sha256, run.options.model_dump()],
@@ -60,8 +61,8 @@ def run_digest(
             "model": [identity.architecture, identity.pretrained, identity.weights_sha256],
             "device": compute.device.type,
             "precision": compute.precision,
-            "deterministic": compute.deterministic,
-            "on_nan": stream.on_nan,
+            **({"deterministic": True} if compute.deterministic else {}),
+            **({"on_nan": stream.on_nan} if stream.on_nan != "stop" else {}),
             # Not micro_batch, recompute or compile: they change numbers only by rounding.
             **run.other_seeds(),
             **(more or {}),
