@@ -182,7 +182,7 @@ def execute(
         run.folder.require()
         plot_run(result, run.folder.path / "curves")
         plot_changes(result, run.folder.path / "what_moved")
-        run.folder.save_result(result)  # it makes the run complete
+        content = run.folder.save_result(result)  # it makes the run complete
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():
             words = ["run.py", "--resume", str(run.folder.path)]
@@ -193,4 +193,4 @@ def execute(
     finally:
         progress.stop()
     run.folder.checkpoints(progress.warn).clear()
-    return result
+    return content

@@ -42,7 +42,7 @@ def verify_run(path: Path, out: Console, err: Console, replay: bool = False) -> 
         UserError: no run, or at least one problem.
     """
     if not any(is_file(path / name) for name in (CONFIG, RESULT, MANIFEST)):
-        raise UserError(f"{path}: no run folder: it has no {CONFIG}")
+        raise UserError(f"{path}: not a run folder: it has no {CONFIG}")
     problems: list[str] = []
     for good, bad in _checks(path, replay, err):
         problems += bad
