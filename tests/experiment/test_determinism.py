@@ -15,7 +15,6 @@ import yaml
 from rich.console import Console
 
 import cl_clipfit.experiment.identity
-import cl_clipfit.runplan
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Seeds
 from cl_clipfit.cli.app import main
 from cl_clipfit.config.command import RunConfig

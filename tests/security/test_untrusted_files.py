@@ -223,7 +223,7 @@ def test_a_sealed_index_of_another_form_is_refused(
 ) -> None:
     make(tmp_path)
     reseal(tmp_path, change)
-    refused(lambda: list_bank(tmp_path, Console(file=io.StringIO())), "no index of a bank")
+    refused(lambda: list_bank(tmp_path, Console(file=io.StringIO())), "is not the index of a bank")
 
 
 def test_banks_of_large_files_and_pipes_are_not_read(tmp_path: Path) -> None:
