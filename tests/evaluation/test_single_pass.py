@@ -143,7 +143,7 @@ def test_a_row_of_all_tables_takes_one_pass_for_each_image_tower(
     assert sets == (3 if CLASSES[name].needs_host else 1)
     assert before == 0
     assert found == [ROW] + [sets * ROW] * TASKS
-    for board in (run.progress.board, *run.progress.compared.values()):
+    for board in (run.record.board, *run.record.compared.values()):
         assert len(board.tables.seen) == len(board.tables.task_aware) == TASKS + 1
         assert {len(values) for values in board.probes.values()} == {TASKS + 1}
 
@@ -162,7 +162,7 @@ def test_the_row_before_training_is_that_of_zero_shot_in_the_same_command(
     assert first[0] == 0
     assert second[0] == ROW
     assert first[1:] == second[1:]
-    one, other = (run.progress.board.summary() for run in (shared, alone))
+    one, other = (run.record.board.summary() for run in (shared, alone))
     assert one == other
     assert (shared.evaluator._before is None, alone.evaluator._before is None) == (False, False)
     torch.testing.assert_close(
@@ -184,7 +184,7 @@ def test_tuned_text_alone_needs_no_second_look_at_the_images(
     ]
     assert rows(runs[0], encoded) == [ROW] + [passes * ROW] * TASKS
     assert rows(runs[1], encoded) == [ROW] * (TASKS + 1)
-    tables = [run.progress.board.summary()["all_classes_matrix"] for run in runs]
+    tables = [run.record.board.summary()["all_classes_matrix"] for run in runs]
     assert tables[0] == tables[1]
     assert tables[0][0] != tables[0][-1]  # it has learned
 

@@ -175,8 +175,8 @@ def test_encoded_features_have_no_precision(
     features = ["--scenario", "features", "--data-dir", str(tmp_path)]
     assert main([*features, "--precision", "bf16", "--output", str(tmp_path)]) == 2
     assert "--precision bf16: features come encoded" in capsys.readouterr().err
-    assert plan(*features).precision == "fp32"
-    assert plan(*TRAINED).precision == "auto"
+    assert plan(*features).compute.precision == "fp32"
+    assert plan(*TRAINED).compute.precision == "auto"
 
 
 # ---- a run and what follows on it ----------------------------------------------------------------
