@@ -56,7 +56,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def is_file(path: str | Path, or_folder: bool = False) -> bool:
-    """Tell whether a file (or folder) exists; a name no file can have is no error."""
+    """Return whether a file (or folder) exists; False for a name that no file can have."""
     try:
         return Path(path).is_file() or (or_folder and Path(path).is_dir())
     except (OSError, ValueError):  # too long, or with a null character

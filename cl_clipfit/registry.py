@@ -192,7 +192,7 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
 
 def _literals(tree: ast.Module) -> dict[str, Any]:
     """Return the upper-case public names a module sets to literals, annotated or not."""
-    found = {}
+    literals = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):
             target, value = node.targets[0], node.value
@@ -204,8 +204,8 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
             with contextlib.suppress(*_UNREADABLE):  # computed: to show it, it would have to run
                 literal = ast.literal_eval(value)
                 str(literal)  # which a number of very many digits has none of
-                found[target.id] = literal
-    return found
+                literals[target.id] = literal
+    return literals
 
 
 def _folder(kind: Kind) -> list[Entry]:

@@ -48,12 +48,12 @@ def list_models(pattern: str, console: Console) -> None:
     tags: dict[str, list[str]] = {"mini": ["bundled, no download"]}
     for architecture in sorted(open_clip.list_models()):
         tags[architecture] = open_clip.list_pretrained_tags_by_model(architecture)
-    shown = {name: found for name, found in tags.items() if pattern in name}
+    shown = {name: weights for name, weights in tags.items() if pattern in name}
     if not shown:
         raise UserError(f"no model with '{pattern}' in the name. {nearest(pattern, tags)}")
     table = Table("architecture", "weights", box=box.SIMPLE_HEAD)
-    for name, found in shown.items():
-        table.add_row(literal(name), literal(", ".join(found) or "ARCH:FILE only"))
+    for name, weights in shown.items():
+        table.add_row(literal(name), literal(", ".join(weights) or "ARCH:FILE only"))
     console.print(table)
 
 
@@ -64,11 +64,11 @@ def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:
         UserError: no entry has this name.
     """
     registry = Registry(plugins)
-    found = [e for kind in KINDS for e in registry.entries(kind) if e.name == name]
-    if not found:
+    entries = [e for kind in KINDS for e in registry.entries(kind) if e.name == name]
+    if not entries:
         names = [e.name for kind in KINDS for e in registry.entries(kind)]
         raise UserError(f"no strategy or scenario is called '{name}'. {nearest(name, names)}")
-    for entry in found:
+    for entry in entries:
         _show_entry(entry, console)
 
 

@@ -49,9 +49,9 @@ class ModeResult:
     def summary(self) -> dict[str, Any]:
         """Return it as JSON values."""
         chosen = self.chosen.summary() if self.chosen else None
-        found = {"mode": self.mode, "settings": self.settings, **self.board.summary()}
+        summary = {"mode": self.mode, "settings": self.settings, **self.board.summary()}
         more = {"chosen_labels": chosen, "routed": self.routed, "batches": self.batches}
-        return found | {key: value for key, value in more.items() if value is not None}
+        return summary | {key: value for key, value in more.items() if value is not None}
 
 
 class BankEvaluation:
@@ -83,7 +83,7 @@ class BankEvaluation:
         """Score a mode: a row before training and one after every task.
 
         Raises:
-            UserError: the bank's weights give no numbers as scores, or none of this mode.
+            UserError: the bank's weights give NaN or infinite scores, or do not fit the mode.
         """
         try:
             return self._evaluate(mode)
@@ -170,8 +170,8 @@ class BankEvaluation:
             # Probes belong to no task: an oracle leaves them to zero-shot CLIP.
             probes = self._zero_shot.probes
             for name, source in sources.items():
-                own = self._route(seen[name], statistics[:task])
-                probes = {**probes, name: self._probe(source, own, scorer, candidates)}
+                routes = self._route(seen[name], statistics[:task])
+                probes = {**probes, name: self._probe(source, routes, scorer, candidates)}
             result.board.add(Scores(scores, probes))
             result.chosen.add(Scores(self._within(scores, choices), probes))
             known = true_tasks < task
@@ -180,23 +180,22 @@ class BankEvaluation:
 
     def _statistics(self, task: int) -> dict[str, Tensor]:
         """Read what a task is known by; whoever makes a bank can leave anything in it."""
-        found = self.run.bank.load(task, "statistics")
-        means = found.get("means", torch.empty(0))
+        statistics = self.run.bank.load(task, "statistics")
+        means = statistics.get("means", torch.empty(0))
         count, width = means.shape if means.ndim == 2 else (0, 0)
         wanted = {"labels": [count], "counts": [count], "means": [count, width]}
         wanted["scatter"] = [width, width]
-        shapes = {name: list(value.shape) for name, value in found.items()}
+        shapes = {name: list(value.shape) for name, value in statistics.items()}
         if not count or shapes != wanted:
             raise UserError(
                 f"{self.run.bank.folder}: statistics of task {task} are not what a run writes:"
                 " train again"
             )
-        return found
+        return statistics
 
     def _route(self, features: Tensor, statistics: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        own = self.settings
         try:
-            return route(features, statistics, own.rule, own.shrinkage)  # type: ignore[arg-type]
+            return route(features, statistics, self.settings.rule, self.settings.shrinkage)  # type: ignore[arg-type]
         except ValueError as error:
             raise UserError(f"--mode routed: {error}") from error
 
@@ -263,8 +262,8 @@ def _one_at_a_time(
     for task in choices.unique().tolist():
         mask = choices == task
         with strategy.model.weights(candidates[task]):
-            own = whole(images[mask])
-        scores = own.new_empty(len(images), own.shape[1]) if scores is None else scores
-        scores[mask] = own
+            rows = whole(images[mask])
+        scores = rows.new_empty(len(images), rows.shape[1]) if scores is None else scores
+        scores[mask] = rows
     assert scores is not None
     return scores

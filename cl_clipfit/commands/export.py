@@ -61,7 +61,7 @@ def export_bank(
     bank = open_bank(path)
     if others := [name for name in bank.index["selection"] if not name.startswith("clip.")]:
         raise UserError(
-            f"{path}: this run trained '{others[0]}', which is no parameter of the open_clip model:"
+            f"{path}: this run trained '{others[0]}', which the open_clip model does not have:"
             " a checkpoint of that model cannot hold what was learned"
         )
     last = len(bank) if task is None else task

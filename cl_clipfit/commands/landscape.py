@@ -41,7 +41,7 @@ class Request:
     Attributes:
         path: folder of a finished run.
         task: counted from 1; default the last.
-        images: at most so many of the training and of the test images.
+        images: at most this many of the training and of the test images.
         plane: measure the plane through three solutions too.
         device: where; default where the run was trained.
     """
@@ -79,13 +79,13 @@ def landscape_command(request: Request, out: Console, err: Console) -> dict[str,
         raise UserError(f"--task {task}: the run in {run.path} has tasks 1 to {tasks}")
     run.at_task(task)
     try:
-        found = _measure(run, task, request, display, out)
+        measured = _measure(run, task, request, display, out)
     except UserError:
         raise
     except Exception as error:  # a method's own code may raise anything
         raise UserError(failure(run.plan, error, task)) from error
-    _write(run, task, found, out)
-    return found
+    _write(run, task, measured, out)
+    return measured
 
 
 def solutions(run: FinishedRun, task: int) -> dict[str, Values]:
@@ -141,7 +141,7 @@ def _measure(
             out.print(str(error), highlight=False, markup=False)
     few = take_samples(run, task, min(request.images, PLANE_IMAGES)) if surface else {}
     _announce(run, points, [samples, few], display)
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "task": task,
         "images": {name: len(sample.labels) for name, sample in samples.items()},
         "classes": {name: len(sample.classes) for name, sample in samples.items()},
@@ -151,12 +151,12 @@ def _measure(
     if surface:
         if task == 1:
             del points["previous"]  # zero-shot under another name
-        found["plane"] = {
+        measured["plane"] = {
             "images": {name: len(sample.labels) for name, sample in few.items()},
             "spanned_by": _corners(points),
             **plane_landscape(run.strategy, surface, points, few),
         }
-    return found
+    return measured
 
 
 def _corners(points: Mapping[str, Values]) -> list[str]:
@@ -188,18 +188,18 @@ def _seconds(run: FinishedRun, values: Values, sample: Sample) -> float:
     return time.perf_counter() - started
 
 
-def _write(run: FinishedRun, task: int, found: dict[str, Any], out: Console) -> None:
+def _write(run: FinishedRun, task: int, measured: dict[str, Any], out: Console) -> None:
     lines = run.path / f"landscape-task-{task:03d}"
     surface = run.path / f"plane-task-{task:03d}"
     with adding(run.path):
-        plot_lines(found, run.result, lines)
-        if found["plane"]:
-            plot_plane(found, run.result, surface)
+        plot_lines(measured, run.result, lines)
+        if measured["plane"]:
+            plot_plane(measured, run.result, surface)
         else:  # one of an earlier call would not belong to this one's numbers
             for kind in ("png", "svg"):
                 surface.with_name(f"{surface.name}.{kind}").unlink(missing_ok=True)
-        write_json(lines.with_name(f"{lines.name}.json"), found)
-    out.print(lines_table(found, run.result))
-    for path in (lines, surface) if found["plane"] else (lines,):
+        write_json(lines.with_name(f"{lines.name}.json"), measured)
+    out.print(lines_table(measured, run.result))
+    for path in (lines, surface) if measured["plane"] else (lines,):
         say(out, f"figure: {path}.png")
     say(out, f"numbers: {lines}.json")

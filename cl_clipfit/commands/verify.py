@@ -210,7 +210,7 @@ def _check_tables(path: Path, result: Result) -> Found:
 
 
 def _is_share(value: Any, images: int) -> bool:
-    """Tell whether an accuracy in percent is one that so many images can have."""
+    """Return whether an accuracy in percent is possible with this number of images."""
     if value is None or not images:
         return value is None and not images
     if not isinstance(value, float) or not 0 <= value <= 100:

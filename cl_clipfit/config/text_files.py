@@ -46,12 +46,12 @@ def check_size(file: Path, place: str, most: int = LARGEST_TEXT) -> None:
     """Refuse a file that is too large for one of names or settings.
 
     Raises:
-        UserError: it has more than `most` bytes, or is no file: a pipe never ends.
+        UserError: it has more than `most` bytes, or is not a regular file: a pipe never ends.
         OSError: there is no such file.
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        reason = "cannot read it: it is no file"
+        reason = "cannot read it: it is not a regular file"
     elif status.st_size > most:
         reason = f"the file has more than {most >> 20} MiB of text"
     else:
@@ -77,11 +77,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuse keys that come twice, or that are no text."""
+        """Refuse keys that come twice, or that are not text."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                what = "a key is no text" if key.id != "scalar" else f"'{key.value}' is there twice"
+                what = (
+                    "a key is not text" if key.id != "scalar" else f"'{key.value}' is given twice"
+                )
                 raise yaml.MarkedYAMLError(None, None, what, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -98,7 +100,7 @@ def load_yaml(text: str) -> Any:
     """Read settings: plain values, lists and mappings, whose keys are texts that come once.
 
     Raises:
-        Exception: of any kind where it is no such YAML.
+        Exception: of any kind if it is not such YAML.
     """
     return yaml.load(text, Loader=_Loader)
 
@@ -150,15 +152,17 @@ def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
         mapping = _mapping(file, place)
         for old in (old for old in mapping if old not in names):
             raise UserError(f"{place}: no class is called '{old}'. {nearest(old, names)}")
-        found = tuple(mapping.get(name, name) for name in names)
+        new_names = tuple(mapping.get(name, name) for name in names)
     else:
-        found = tuple(line.strip() for line in read_text(file, place).strip().split("\n"))
-        if len(found) != len(names):
-            raise UserError(f"{place}: it has {len(found)} names, the data {len(names)} classes")
-    for label, name in enumerate(found):
+        new_names = tuple(line.strip() for line in read_text(file, place).strip().split("\n"))
+        if len(new_names) != len(names):
+            raise UserError(
+                f"{place}: it has {len(new_names)} names, the data {len(names)} classes"
+            )
+    for label, name in enumerate(new_names):
         if not name or has_control(name):
             raise UserError(f"{place}: the name of class {label} is empty or unreadable: {name!r}")
-    return found
+    return new_names
 
 
 def _mapping(file: Path, place: str) -> dict[str, str]:

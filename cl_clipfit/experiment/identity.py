@@ -8,10 +8,9 @@ from typing import Any
 from cl_clipfit import __version__
 from cl_clipfit.clip import ModelIdentity
 from cl_clipfit.config.command import OutputSettings, RunConfig
-from cl_clipfit.config.parsing import format_setting
+from cl_clipfit.config.parsing import Command, format_setting
 from cl_clipfit.data.orders import NAMED_ORDERS
 from cl_clipfit.errors import is_file
-from cl_clipfit.experiment.command import Command
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.storage.files import sha256

@@ -17,7 +17,7 @@ def make_settings(
     config: RunConfig,
     scenario: Entry,
     strategy: Entry,
-    own: Mapping[str, Any],
+    assigned: Mapping[str, Any],
     inline: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, Options]:
     """Layer a strategy's recipe and options; what comes later wins.
@@ -31,7 +31,7 @@ def make_settings(
         config: the command.
         scenario: the stream.
         strategy: the method.
-        own: what `--set` says of it.
+        assigned: what `--set` says of it.
         inline: what its label says, as in "full:ce_scope=task".
 
     Raises:
@@ -47,7 +47,7 @@ def make_settings(
         options |= for_options
     command = {"epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr}
     given = {key: value for key, value in command.items() if value is not None}
-    for_options, for_recipe = split_settings(own, options_class)
+    for_options, for_recipe = split_settings(assigned, options_class)
     more_options, more_recipe = split_settings(inline or {}, options_class)
     try:
         layered = Recipe.model_validate(recipe | for_recipe | given | more_recipe)
@@ -96,14 +96,14 @@ def named_recipes(entry: Entry) -> dict[str, Settings]:
     """
     about, file = entry.about, entry.file.name
     options_class = entry.options_class() if entry.kind == "strategies" else Options
-    found = {"recipe": ("RECIPE", about.get("RECIPE", {}))}
+    layers = {"recipe": ("RECIPE", about.get("RECIPE", {}))}
     recipes = about.get("RECIPES", {})
     check_layer(f"{file}: RECIPES", {} if isinstance(recipes, dict) else recipes, Options)
-    found |= {f"recipe on {name}": ("RECIPES", own) for name, own in recipes.items()}
-    found["recipe with --recipe published"] = ("PUBLISHED", about.get("PUBLISHED", {}))
-    for literal, layer in found.values():
+    layers |= {f"recipe on {name}": ("RECIPES", layer) for name, layer in recipes.items()}
+    layers["recipe with --recipe published"] = ("PUBLISHED", about.get("PUBLISHED", {}))
+    for literal, layer in layers.values():
         check_layer(f"{file}: {literal}", layer, options_class)
-    return {title: layer for title, (_, layer) in found.items()}
+    return {title: layer for title, (_, layer) in layers.items()}
 
 
 def file_layers(config: RunConfig, scenario: Entry, strategy: Entry) -> list[tuple[str, Any, bool]]:

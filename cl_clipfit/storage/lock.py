@@ -59,7 +59,7 @@ class _Holding:
         """Lock the file.
 
         Raises:
-            UserError: another process has it, or the file is no file of its own.
+            UserError: another process has it, or the file is not a regular file.
         """
         self.lock = FileLock(
             self.path, _WAIT_SECONDS, poll_interval=_PAUSE_SECONDS, thread_local=False,
@@ -78,7 +78,7 @@ class _Holding:
     def _write(self, handle: int) -> None:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{self.path} is no file: remove it")
+            raise UserError(f"{self.path} is not a regular file: remove it")
         if status.st_nlink > 1:  # what is written would be in the other one too
             raise UserError(f"{self.path} is a hard link to another file: remove it")
         os.ftruncate(handle, 0)

@@ -13,7 +13,7 @@ from rich.console import Console
 from cl_clipfit.cli.app import main
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.options import read_names
-from cl_clipfit.experiment.command import parse_command
+from cl_clipfit.config.parsing import parse_command
 from cl_clipfit.experiment.prepare import prepare
 from cl_clipfit.experiment.run_plan import resolve
 from cl_clipfit.experiment.stream_plan import plan_stream

@@ -14,10 +14,10 @@ from torch import Tensor
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import CLIPClassifier, ModelIdentity, create_classifier, precision
 from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.parsing import parse_command
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache
 from cl_clipfit.evaluation.frozen_features import FrozenImages
-from cl_clipfit.experiment.command import parse_command
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.reopen import open_run
 from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream

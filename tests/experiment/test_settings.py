@@ -13,8 +13,7 @@ from cl_clipfit.config.command import (
     StreamSettings,
     TrainingSettings,
 )
-from cl_clipfit.config.parsing import parse_spec
-from cl_clipfit.experiment.command import parse_command
+from cl_clipfit.config.parsing import parse_command, parse_spec
 from cl_clipfit.experiment.identity import config_of
 from cl_clipfit.experiment.prepare import prepare
 from cl_clipfit.runtime.progress import Silent

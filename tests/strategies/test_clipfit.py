@@ -13,7 +13,7 @@ from open_clip.transform import PreprocessCfg
 
 from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
 from cl_clipfit.config.command import RunConfig
-from cl_clipfit.experiment.command import parse_command
+from cl_clipfit.config.parsing import parse_command
 from cl_clipfit.experiment.run_plan import resolve
 from cl_clipfit.registry import Registry
 from cl_clipfit.strategies.clipfit import PUBLISHED, ClipFit, ClipFitOptions

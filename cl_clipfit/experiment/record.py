@@ -1,4 +1,4 @@
-"""What a run found out: collected while it goes on, written to `result.json` at its end."""
+"""The numbers of a run: collected while it trains, written to `result.json` at its end."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -22,12 +22,12 @@ class RunRecord:
     Attributes:
         board: a row before training and after every task.
         compared: the same for other weights that the method is compared with.
-        zero_shot: accuracy over the classes seen, had the model stayed as it was.
-        changes: root mean square change of every layer from the pretrained values, a task each.
-        train_seconds: a task each.
-        measure_seconds: a task each, of landscapes.
+        zero_shot: accuracy over the classes seen, had the model stayed as it was before training.
+        changes: root mean square change of every layer from the pretrained values, per task.
+        train_seconds: per task.
+        measure_seconds: per task, spent on landscapes.
         eval_seconds: as the rows of `board`.
-        encode_seconds: of images that are encoded once, before everything else.
+        encode_seconds: spent on images that are encoded once, before everything else.
     """
 
     board: Scoreboard
@@ -139,8 +139,8 @@ def _cut(stream: StreamPlan) -> dict[str, Any]:
 def _code(stream: StreamPlan, plan: RunPlan) -> list[Entry]:
     """Return the files that the run is made of, and all plug-ins: they could change anything."""
     used = (stream.entry, *stream.parts, *stream.probes, plan.strategy, plan.host)
-    found = [entry for entry in used if entry is not None]
-    return [*found, *(entry for entry in stream.plugins if entry not in found)]
+    entries = [entry for entry in used if entry is not None]
+    return [*entries, *(entry for entry in stream.plugins if entry not in entries)]
 
 
 def describe_host(plan: RunPlan) -> dict[str, Any] | None:
