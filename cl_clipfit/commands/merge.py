@@ -133,7 +133,7 @@ def _merge(
             config = config_of(prepared.stream, plan, prepared.command)
             result = execute(work, {MERGED_FROM: str(run.resolve()), **config}, display, fresh)
         else:
-            folder.checkpoints(display.warn).clear()  # left if it was killed while clearing them
+            folder.checkpoints(display.warn).clear()  # left if it was killed while clearing
             display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
     out.print(results_table([finished.result, result]))
     say(out, f"run folder: {folder.path}")
