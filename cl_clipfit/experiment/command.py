@@ -10,13 +10,13 @@ from cl_clipfit.config.parsing import Assigned, Spec, parse_settings, parse_spec
 
 @dataclass(frozen=True)
 class Command:
-    """What a user asked for.
+    """The parsed command.
 
     Attributes:
         config: all settings.
-        scenario: the stream, with the settings in its name.
-        strategies: the methods, each once, with the settings in their names.
-        assigned: what `--set` gives, by name of strategy or scenario.
+        scenario: the stream, with the settings in its label.
+        strategies: the methods without duplicates, with the settings in their labels.
+        assigned: the settings of `--set`, by name of strategy or scenario.
     """
 
     config: RunConfig
@@ -25,7 +25,7 @@ class Command:
     assigned: Assigned
 
     def settings_of(self, name: str) -> dict[str, Any]:
-        """Return what `--set` says of a strategy or scenario."""
+        """Return the settings that `--set` gives a strategy or scenario."""
         return dict(self.assigned.get(name, {}))
 
 
@@ -34,10 +34,10 @@ def parse_command(config: RunConfig, strategies: Sequence[str] | None = None) ->
 
     Args:
         config: all settings.
-        strategies: methods in place of those of `config`.
+        strategies: replaces the methods of `config`.
 
     Raises:
-        UserError: a name or an assignment of another form.
+        UserError: a name or an assignment is malformed.
     """
     labels = config.strategy if strategies is None else strategies
     return Command(
