@@ -19,7 +19,8 @@ from benchmarks.faults.job import (
     wait,
 )
 from cl_clipfit.errors import UserError
-from cl_clipfit.storage.checkpoints import FOLDER, Checkpoints
+from cl_clipfit.storage.checkpoints import Checkpoints
+from cl_clipfit.storage.manifest import CHECKPOINTS
 
 CHECKPOINTS_BEFORE_THE_END = 5  # of an unfinished run: it is in its third task
 SHARE_OF_CHECKPOINTS = 25  # one trial of so many is on one
@@ -67,7 +68,7 @@ def _damage_checkpoint(bench: Bench, campaign: Campaign, number: int, draws: ran
     with bench.place(f"checkpoint-{number}", campaign) as place:
         _leave_unfinished(place, strategy)
         (run,) = run_folders(place.output)
-        newest = max((run / FOLDER).glob("*.safetensors"))
+        newest = max((run / CHECKPOINTS).glob("*.safetensors"))
         what = _damage(newest, newest.read_bytes(), draws)
         campaign.count("checkpoints_damaged")
         code = wait(start(lambda: run_job(place, strategy, "--quiet"), place.log("again")))

@@ -23,8 +23,8 @@ from benchmarks.faults.job import (
     wait,
 )
 from cl_clipfit.errors import UserError
-from cl_clipfit.storage.checkpoints import FOLDER
 from cl_clipfit.storage.files import sha256, unseal
+from cl_clipfit.storage.manifest import CHECKPOINTS
 
 # A broken disk fails once; a full one, or one that became read-only, fails from then on. What is
 # full lets files be removed.
@@ -195,7 +195,7 @@ def _not_whole(output: Path, wanted: dict[str, Any]) -> str:
     for file in sorted(path for path in output.rglob("*") if path.is_file()):
         if file.name.startswith(".") or file.name == "MANIFEST.sha256":
             continue
-        if file.parent.name == FOLDER:
+        if file.parent.name == CHECKPOINTS:
             whole = sha256(file.read_bytes()) in file.name
         elif file.name == "index.json":  # of a bank that still grows
             try:

@@ -1,1 +1,1 @@
-"""What each subcommand of `run.py` does, behind the options that `cli.py` reads."""
+"""What each subcommand of `run.py` does; `cl_clipfit.cli` defines their options."""

@@ -16,18 +16,19 @@ from cl_clipfit.merging.layers import change_by_layer, squared_change_by_layer
 from cl_clipfit.report.display import ConsoleDisplay, literal, say
 from cl_clipfit.report.figures import plot_changes
 from cl_clipfit.storage.manifest import adding
+from cl_clipfit.storage.run_folder import BANK, CONFIG
 
 _TOP = 10
-_CELL = 44  # characters of a list of names
+_CELL = 44  # characters of a list of names in a table
 
 
 def open_bank(path: Path) -> DeltaBank:
     """Open the bank of a run folder, or a bank folder itself.
 
     Raises:
-        UserError: neither of them, or a damaged index.
+        UserError: it is neither of them, or the index is damaged.
     """
-    folder = path / "bank" if is_file(path / "bank" / INDEX) else path
+    folder = path / BANK if is_file(path / BANK / INDEX) else path
     if not is_file(folder / INDEX):
         raise UserError(f"{path}: no bank here: give the folder of a run, or of its bank")
     return DeltaBank.open(folder)
@@ -35,7 +36,7 @@ def open_bank(path: Path) -> DeltaBank:
 
 def _shortened(names: Sequence[str]) -> str:
     """Join names as far as they fit; say how many are left out."""
-    first = [name[: 2 * _CELL + 1] for name in names[:_CELL]]  # more never fit
+    first = [name[: 2 * _CELL + 1] for name in names[:_CELL]]  # more cannot fit
     shown, count = ", ".join(first), len(first)
     while len(shown) > _CELL and count > 1:
         count -= 1
@@ -44,19 +45,19 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def file_size(count: int) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes in MB or kB."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def list_bank(path: Path, out: Console) -> None:
-    """Print what a bank holds, once every file has proved to be what was written.
+    """Verify all files of a bank, then print its content.
 
     Args:
         path: a run folder or a bank folder.
         out: where to print.
 
     Raises:
-        UserError: no bank, or a damaged file, which is named.
+        UserError: there is no bank, or a file is damaged; the message names it.
     """
     bank = open_bank(path)
     bank.verify()
@@ -83,7 +84,7 @@ def list_bank(path: Path, out: Console) -> None:
 
 
 def show_task(path: Path, task: int, out: Console, err: Console) -> None:
-    """Print a task's tensors in the order of the model, and in a run how far each one moved.
+    """Print a task's tensors in the order of the model, and for a run how far each one moved.
 
     Args:
         path: a run folder; or a bank folder, for which no model is loaded.
@@ -92,11 +93,11 @@ def show_task(path: Path, task: int, out: Console, err: Console) -> None:
         err: where progress goes.
 
     Raises:
-        UserError: no bank, no such task, a damaged file, or a run that cannot be opened.
+        UserError: there is no bank or no such task, a file is damaged, or the run cannot be opened.
     """
     delta = open_bank(path).delta(task)
     changes: Mapping[str, Tensor] = {}
-    if is_file(path / "config.yaml"):
+    if is_file(path / CONFIG):
         run = open_run(path, ConsoleDisplay(err), device="cpu")
         changes = delta.difference(run.strategy.model.pretrained_values)
     table = Table(box=box.SIMPLE_HEAD, title=f"task {task}: {_shortened(delta.classes)}")
@@ -119,18 +120,19 @@ def diff_bank(
 ) -> None:
     """Print which layers moved most: in every task, or from one task to another.
 
-    A task's own change is its values minus those of the task before, and in task 1 minus the
-    pretrained ones. Of all tasks `bank-diff.png` and `.svg` are drawn into the run's folder.
+    A task's own change is its values minus those of the previous task, or in task 1 minus the
+    pretrained ones. For all tasks, `bank-diff.png` and `.svg` are drawn into the run's folder.
 
     Args:
-        path: a run folder; between two tasks a bank folder will do.
+        path: a run folder; for the difference of two tasks, a bank folder is enough.
         out: where to print.
         err: where progress goes.
         task: where the difference starts, counted from 1; 0 is the pretrained model.
         to: where it ends, likewise.
 
     Raises:
-        UserError: only one of `task` and `to`, no such task, or a run that cannot be opened.
+        UserError: only one of `task` and `to` is given, there is no such task, or the run cannot be
+            opened.
     """
     if (task is None) != (to is None):
         raise UserError("--task and --to need each other: the difference is taken from A to B")
@@ -158,7 +160,7 @@ def diff_bank(
 def _steps(
     bank: DeltaBank, start: Mapping[str, Tensor]
 ) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
-    """Yield the values before and after every task; no more than two sets are held at once."""
+    """Yield the values before and after every task; at most two sets are in memory at once."""
     before: Mapping[str, Tensor] = start
     for task in range(1, len(bank) + 1):
         after = bank.load(task)

@@ -17,16 +17,16 @@ from cl_clipfit.report.display import literal
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
 _STRATEGY_FACTS = ("PAPER", "NEEDS")
-_BOUNDLESS = 2**31  # limits that nobody comes near, and that are not shown
+_BOUNDLESS = 2**31  # limits from here on are technical and are not shown
 
 
 def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Console) -> None:
-    """Print one row for each entry; broken plug-ins are named with their error."""
+    """Print one row for each entry; a broken plug-in is listed with its error."""
     scenarios = kind == "scenarios"
     facts = _SCENARIO_FACTS if scenarios else ("summary", *_STRATEGY_FACTS)
     table = Table(box=box.SIMPLE_HEAD, caption="more: run.py info NAME", caption_justify="left")
     for column in ("name", *(fact.lower() for fact in facts)):
-        # One line a scenario: what it is says its name, or `info`.
+        # One line per scenario: its name, or `info`, tells what it is.
         table.add_column(column, overflow="fold", no_wrap=scenarios and column == "name")
     for entry in Registry(plugins).entries(kind):
         if pattern not in entry.name:
@@ -48,27 +48,27 @@ def list_models(pattern: str, console: Console) -> None:
     tags: dict[str, list[str]] = {"mini": ["bundled, no download"]}
     for architecture in sorted(open_clip.list_models()):
         tags[architecture] = open_clip.list_pretrained_tags_by_model(architecture)
-    shown = {name: weights for name, weights in tags.items() if pattern in name}
+    shown = {name: names for name, names in tags.items() if pattern in name}
     if not shown:
         raise UserError(f"no model with '{pattern}' in the name. {nearest(pattern, tags)}")
     table = Table("architecture", "weights", box=box.SIMPLE_HEAD)
-    for name, weights in shown.items():
-        table.add_row(literal(name), literal(", ".join(weights) or "ARCH:FILE only"))
+    for name, names in shown.items():
+        table.add_row(literal(name), literal(", ".join(names) or "ARCH:FILE only"))
     console.print(table)
 
 
 def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:
-    """Print all there is to know about a strategy or scenario before running it.
+    """Print the facts, recipes and options of a strategy or scenario.
 
     Raises:
         UserError: no entry has this name.
     """
     registry = Registry(plugins)
-    entries = [e for kind in KINDS for e in registry.entries(kind) if e.name == name]
-    if not entries:
+    matches = [e for kind in KINDS for e in registry.entries(kind) if e.name == name]
+    if not matches:
         names = [e.name for kind in KINDS for e in registry.entries(kind)]
         raise UserError(f"no strategy or scenario is called '{name}'. {nearest(name, names)}")
-    for entry in entries:
+    for entry in matches:
         _show_entry(entry, console)
 
 
@@ -106,7 +106,7 @@ def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None 
 
 
 def _annotation_name(annotation: Any) -> str:
-    """Return a type in words: "float", "crop | none", "list of str"."""
+    """Return a type in words, such as "float", "crop | none" or "list of str"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _annotation_name(arguments[0])
@@ -120,7 +120,7 @@ def _annotation_name(annotation: Any) -> str:
 
 
 def _type_name(field: FieldInfo) -> str:
-    """Return the type with its range, as "float >= 0"."""
+    """Return the type with its range, such as "float >= 0"."""
     name = _annotation_name(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [

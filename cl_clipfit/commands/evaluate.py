@@ -1,4 +1,4 @@
-"""A finished run's bank, merged or routed in other ways, scored on the same stream."""
+"""Score a finished run's bank, merged or routed in other ways, on the same stream."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +27,17 @@ Scorer = Callable[..., Tensor]  # _mixed or _one_at_a_time
 
 @dataclass
 class ModeResult:
-    """What a mode reached.
+    """The results of a mode.
 
     Attributes:
         mode: its name.
-        settings: those it reads.
-        board: its tables, labels being all classes.
-        chosen: the same with the labels of the chosen task alone; None where none is chosen.
-        routed: share of test images of tasks seen sent to their own task, in percent, by row;
-            None where no task seen has test images.
-        batches: "mixed" or "one task at a time", where tasks are chosen.
+        settings: the settings that it reads.
+        board: its tables, with all classes as labels.
+        chosen: its tables, with only the classes of each image's chosen task as labels; None if the
+            mode chooses no task.
+        routed: percentage of the test images of tasks seen that are routed to their own task, one
+            value per row, None if no task seen has test images; None if the mode chooses no task.
+        batches: "mixed" or "one task at a time"; None if the mode chooses no task.
     """
 
     mode: str
@@ -47,7 +48,7 @@ class ModeResult:
     batches: str | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the results as JSON values."""
         chosen = self.chosen.summary() if self.chosen else None
         summary = {"mode": self.mode, "settings": self.settings, **self.board.summary()}
         more = {"chosen_labels": chosen, "routed": self.routed, "batches": self.batches}
@@ -55,7 +56,7 @@ class ModeResult:
 
 
 class BankEvaluation:
-    """Score a run's bank in several modes; what they share is computed once.
+    """Scores a run's bank in several modes; what they share is computed once.
 
     Args:
         run: the finished run.
@@ -80,10 +81,10 @@ class BankEvaluation:
         self._fishers: list[Values] = []
 
     def evaluate(self, mode: str) -> ModeResult:
-        """Score a mode: a row before training and one after every task.
+        """Score a mode: one row before training and one after every task.
 
         Raises:
-            UserError: the bank's weights give NaN or infinite scores, or do not fit the mode.
+            UserError: the bank's weights or their merge give scores that are NaN.
         """
         try:
             return self._evaluate(mode)
@@ -109,12 +110,12 @@ class BankEvaluation:
         method = BY_NAME[mode]
         if "fishers" in method.takes:
             self._estimate_fishers(task)
-        # Read tensor by tensor: a bank of whole models need not fit into memory.
+        # Read tensor by tensor: a bank of complete models may not fit into memory.
         values = [self._lazy(t) for t in range(1, task + 1)]
         return merged_values(method, values, self.base, self.settings, self._fishers[:task])
 
     def _lazy(self, task: int) -> LazyValues:
-        """Return what a task trained, verified once and read from disk at every use."""
+        """Return what a task trained, verified once and read from disk at each use."""
         if task not in self._verified:
             self._verified[task] = self.run.bank.lazy(task)
         return self._verified[task]
@@ -174,19 +175,19 @@ class BankEvaluation:
                 probes = {**probes, name: self._probe(source, routes, scorer, candidates)}
             result.board.add(Scores(scores, probes))
             result.chosen.add(Scores(self._within(scores, choices), probes))
-            known = true_tasks < task
-            right = int((choices[known] == true_tasks[known]).sum())
-            result.routed.append(100.0 * right / count if (count := int(known.sum())) else None)
+            learned = true_tasks < task
+            right = int((choices[learned] == true_tasks[learned]).sum())
+            result.routed.append(100.0 * right / count if (count := int(learned.sum())) else None)
 
     def _statistics(self, task: int) -> dict[str, Tensor]:
-        """Read what a task is known by; whoever makes a bank can leave anything in it."""
+        """Return the statistics of a task; an untrusted bank may contain anything."""
         statistics = self.run.bank.load(task, "statistics")
         means = statistics.get("means", torch.empty(0))
         count, width = means.shape if means.ndim == 2 else (0, 0)
-        wanted = {"labels": [count], "counts": [count], "means": [count, width]}
-        wanted["scatter"] = [width, width]
+        expected = {"labels": [count], "counts": [count], "means": [count, width]}
+        expected["scatter"] = [width, width]
         shapes = {name: list(value.shape) for name, value in statistics.items()}
-        if not count or shapes != wanted:
+        if not count or shapes != expected:
             raise UserError(
                 f"{self.run.bank.folder}: statistics of task {task} are not what a run writes:"
                 " train again"
@@ -194,8 +195,9 @@ class BankEvaluation:
         return statistics
 
     def _route(self, features: Tensor, statistics: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        rule, shrinkage = self.settings.rule, self.settings.shrinkage
         try:
-            return route(features, statistics, self.settings.rule, self.settings.shrinkage)  # type: ignore[arg-type]
+            return route(features, statistics, rule, shrinkage)  # type: ignore[arg-type]
         except ValueError as error:
             raise UserError(f"--mode routed: {error}") from error
 
@@ -204,7 +206,7 @@ class BankEvaluation:
             return encode_images(self.strategy, images)
 
     def _within(self, scores: Tensor, choices: Tensor) -> Tensor:
-        """Keep the classes of each image's chosen task; of one not learned yet, all of them."""
+        """Keep the classes of each image's chosen task; all of them if it is not learned yet."""
         keep = torch.zeros(self.tasks + 1, scores.shape[1], dtype=torch.bool)
         for task, classes in enumerate(self.run.scenario.task_classes[: self.tasks]):
             keep[task, classes] = True
@@ -218,7 +220,7 @@ class BankEvaluation:
         scores = scorer(
             self.strategy, candidates, choices, source.test.images,
             lambda: self.strategy.probe_features(names, templates),
-            lambda some: self.strategy.score_probe(some, names, templates),
+            lambda images: self.strategy.score_probe(images, names, templates),
         )  # fmt: skip
         return accuracy(scores, source.test.labels)
 
@@ -257,7 +259,7 @@ def _one_at_a_time(
     strategy: CLIPStrategy, candidates: Sequence[Values], choices: Tensor, images: Tensor,
     text: Callable[[], Tensor], whole: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
-    """Score every image with its task's weights, a pass for each task."""
+    """Score every image with its task's weights, one pass per task."""
     scores: Tensor | None = None
     for task in choices.unique().tolist():
         mask = choices == task

@@ -33,14 +33,14 @@ from cl_clipfit.storage.manifest import adding, run_around
 
 ENDINGS = (".safetensors", ".pt")
 TOLERANCE = 1e-5  # between features of unit length
-_SAMPLE = 8  # images and prompts that the file is tried on
+_SAMPLE = 8  # images and prompts that the file is tested on
 
 
 def export_bank(
     path: Path, file: Path, out: Console, err: Console, *, mode: str = "latest",
     settings: ModeSettings | None = None, task: int | None = None, force: bool = False,
 ) -> None:  # fmt: skip
-    """Write a run's merged model as a checkpoint of open_clip, and check it by loading it again.
+    """Write a run's merged model as an open_clip checkpoint, and check it by loading it.
 
     Args:
         path: a run folder.
@@ -50,19 +50,19 @@ def export_bank(
         mode: one of `CLOSED_FORM`.
         settings: of the mode.
         task: merge tasks 1 to this one; default all.
-        force: replace the file where it exists.
+        force: replace the file if it exists.
 
     Raises:
-        UserError: a wrong name or setting, a bank that trained other parameters than the model's,
-            or a file that does not give the same model again; it is removed then.
+        UserError: a name or setting is invalid, the bank holds parameters that are not open_clip's,
+            or the file does not yield the same model; it is removed then.
     """
     settings = settings or ModeSettings()
     _check_request(file, mode, settings, force)
     bank = open_bank(path)
     if others := [name for name in bank.index["selection"] if not name.startswith("clip.")]:
         raise UserError(
-            f"{path}: this run trained '{others[0]}', which the open_clip model does not have:"
-            " a checkpoint of that model cannot hold what was learned"
+            f"{path}: this run trained '{others[0]}', which is not a parameter of the open_clip"
+            " model: a checkpoint of that model cannot hold what was learned"
         )
     last = len(bank) if task is None else task
     if not 1 <= last <= len(bank):
@@ -84,7 +84,7 @@ def export_bank(
 
 
 def _write_checked(clip: nn.Module, file: Path, run: FinishedRun) -> str:
-    """Write a file, see that it gives the same model again, and say what was compared."""
+    """Write a file, check that it yields the same model, and return what was compared."""
     draft = file.with_name(f".{file.stem}.unchecked{file.suffix}")
     try:
         with writing(file):
@@ -159,9 +159,9 @@ def _load(file: Path, run: FinishedRun) -> Any:
 
 @torch.no_grad()
 def _feature_gap(loaded: Any, run: FinishedRun) -> tuple[float, str]:
-    """Return the largest difference between features of both models, and of what they are."""
+    """Return the largest difference between features of both models, and what was encoded."""
     model, scenario = run.strategy.model, run.scenario
-    model.precision = "fp32"  # as open_clip computes: this is about what the file holds
+    model.precision = "fp32"  # as open_clip computes: only the content of the file is compared
     every = max(1, len(scenario.test.images) // _SAMPLE)
     images = scenario.test.images[::every][:_SAMPLE].to("cpu")
     names = scenario.class_names[:_SAMPLE]
@@ -177,10 +177,10 @@ def _feature_gap(loaded: Any, run: FinishedRun) -> tuple[float, str]:
 
 
 def _usage(file: Path, run: FinishedRun) -> str:
-    """Say how to use the file, having tried that it gives the same classifier.
+    """Return how to use the file, after checking that it yields the same classifier.
 
     Raises:
-        UserError: it does not; the file itself is right.
+        UserError: it does not; the file itself is correct.
     """
     model = run.strategy.model
     architecture, pretrained = parse_model(run.prepared.stream.model)
@@ -190,12 +190,12 @@ def _usage(file: Path, run: FinishedRun) -> str:
         folder = "a copy of the model's folder, in place of its weights"
         return f"in {folder}, named {name}: run.py --model local-dir:FOLDER"
     tag = pretrained.partition(":")[0]
-    known = tag in open_clip.list_pretrained_tags_by_model(architecture)
-    name = f"{architecture}:{tag}:{file}" if known else f"{architecture}:{file}"
+    published = tag in open_clip.list_pretrained_tags_by_model(architecture)
+    name = f"{architecture}:{tag}:{file}" if published else f"{architecture}:{file}"
     again = create_classifier(name)
     if again.preprocess != model.preprocess or hash_weights(again.clip) != hash_weights(model.clip):
         raise UserError(
-            f"{file} is written and right, but --model {name} prepares images otherwise: use it"
-            " through open_clip, with this run's preprocessing"
+            f"{file} is written and correct, but --model {name} preprocesses images differently:"
+            " use it through open_clip, with this run's preprocessing"
         )
     return f"run.py --model {shlex.quote(name)}"

@@ -41,9 +41,9 @@ class Request:
     Attributes:
         path: folder of a finished run.
         task: counted from 1; default the last.
-        images: at most this many of the training and of the test images.
-        plane: measure the plane through three solutions too.
-        device: where; default where the run was trained.
+        images: maximum number of training images, and of test images.
+        plane: also measure the plane through three solutions.
+        device: where to compute; default where the run was trained.
     """
 
     path: Path
@@ -66,8 +66,8 @@ def landscape_command(request: Request, out: Console, err: Console) -> dict[str,
         the content of `landscape-task-NNN.json`.
 
     Raises:
-        UserError: no finished run, one that trains nothing, no such task, or the method's own code
-            fails.
+        UserError: there is no finished run, it trains nothing, there is no such task, or the
+            method's own code fails.
     """
     if request.images < 1:
         raise UserError(f"--images {request.images}: measure on at least one image")
@@ -79,20 +79,20 @@ def landscape_command(request: Request, out: Console, err: Console) -> dict[str,
         raise UserError(f"--task {task}: the run in {run.path} has tasks 1 to {tasks}")
     run.at_task(task)
     try:
-        measured = _measure(run, task, request, display, out)
+        measurement = _measure(run, task, request, display, out)
     except UserError:
         raise
     except Exception as error:  # a method's own code may raise anything
         raise UserError(failure(run.plan, error, task)) from error
-    _write(run, task, measured, out)
-    return measured
+    _write(run, task, measurement, out)
+    return measurement
 
 
 def solutions(run: FinishedRun, task: int) -> dict[str, Values]:
-    """Return the values of the selection that a task's landscape lies between, on the device.
+    """Return the solutions that a task's landscape lies between, by name, on the device.
 
-    "zero-shot", "previous" (what the task before left; zero-shot in task 1) and "host"; and
-    "merged", where the method continued a host.
+    They are "zero-shot", "previous" (after the previous task; zero-shot in task 1) and "host", and
+    "merged" if the method continued a host.
     """
     bank, device = run.bank, run.strategy.device
     zero_shot: Values = run.strategy.zero_shot_point()
@@ -108,18 +108,18 @@ def solutions(run: FinishedRun, task: int) -> dict[str, Values]:
 
 
 def take_samples(run: FinishedRun, task: int, count: int) -> Samples:
-    """Draw at most `count` images of each kind; fewer ones are always among more.
+    """Draw at most `count` images of each kind; a smaller draw is a subset of a larger one.
 
-    "train" holds training images of the task, to be classified as its training loss does; "test"
-    the test images of all classes seen, to be classified among these.
+    "train" holds training images of the task, with the classes that its training loss ranks; "test"
+    holds test images of all classes seen, with these classes.
     """
     strategy, test = run.strategy, run.scenario.test
     experience = run.scenario.of_task(task - 1)
     images, labels = strategy.task_sample(count, experience)
     seen = list(strategy.seen_classes)
-    known = (run.scenario.test_tasks < task).nonzero().flatten()
+    candidates = (run.scenario.test_tasks < task).nonzero().flatten()
     draws = torch.Generator().manual_seed(0)
-    chosen = known[torch.randperm(len(known), generator=draws)[:count].sort().values]
+    chosen = candidates[torch.randperm(len(candidates), generator=draws)[:count].sort().values]
     device = strategy.device
     samples = {
         "train": Sample(images, labels, list(strategy.label_space())),
@@ -137,11 +137,11 @@ def _measure(
     if request.plane:
         try:
             surface = plane(*(points[name] for name in _corners(points)))
-        except ValueError as error:  # equal, or on one line
+        except ValueError as error:  # the solutions coincide or are collinear
             out.print(str(error), highlight=False, markup=False)
     few = take_samples(run, task, min(request.images, PLANE_IMAGES)) if surface else {}
     _announce(run, points, [samples, few], display)
-    measured: dict[str, Any] = {
+    measurement: dict[str, Any] = {
         "task": task,
         "images": {name: len(sample.labels) for name, sample in samples.items()},
         "classes": {name: len(sample.classes) for name, sample in samples.items()},
@@ -151,16 +151,16 @@ def _measure(
     if surface:
         if task == 1:
             del points["previous"]  # zero-shot under another name
-        measured["plane"] = {
+        measurement["plane"] = {
             "images": {name: len(sample.labels) for name, sample in few.items()},
             "spanned_by": _corners(points),
             **plane_landscape(run.strategy, surface, points, few),
         }
-    return measured
+    return measurement
 
 
 def _corners(points: Mapping[str, Values]) -> list[str]:
-    """Name the solutions that span the plane."""
+    """Return the names of the solutions that span the plane."""
     return ["zero-shot", "host", "merged" if "merged" in points else "previous"]
 
 
@@ -170,14 +170,14 @@ def _announce(
     samples: list[Samples],
     display: ConsoleDisplay,
 ) -> None:
-    """Say how long it will take, where that is long."""
+    """Report an estimate of the duration if it is long."""
     lines = sum(a in points and b in points for a, b in LINES)
     calls = [len(points) + lines * (POINTS - 2), POINTS**2]
     seconds = 0.0
     for count, group in zip(calls, samples, strict=True):
         for sample in group.values():
             spent = [_seconds(run, points["host"], sample) for _ in range(2)]
-            seconds += count * min(spent)  # the first call pays for set-up
+            seconds += count * min(spent)  # the first call includes set-up
     if seconds > LONG_RUN_SECONDS:
         display.note(f"estimated {seconds / 60:.0f} minutes")
 
@@ -188,18 +188,18 @@ def _seconds(run: FinishedRun, values: Values, sample: Sample) -> float:
     return time.perf_counter() - started
 
 
-def _write(run: FinishedRun, task: int, measured: dict[str, Any], out: Console) -> None:
+def _write(run: FinishedRun, task: int, measurement: dict[str, Any], out: Console) -> None:
     lines = run.path / f"landscape-task-{task:03d}"
     surface = run.path / f"plane-task-{task:03d}"
     with adding(run.path):
-        plot_lines(measured, run.result, lines)
-        if measured["plane"]:
-            plot_plane(measured, run.result, surface)
-        else:  # one of an earlier call would not belong to this one's numbers
+        plot_lines(measurement, run.result, lines)
+        if measurement["plane"]:
+            plot_plane(measurement, run.result, surface)
+        else:  # a figure of an earlier call would not match the numbers of this one
             for kind in ("png", "svg"):
                 surface.with_name(f"{surface.name}.{kind}").unlink(missing_ok=True)
-        write_json(lines.with_name(f"{lines.name}.json"), measured)
-    out.print(lines_table(measured, run.result))
-    for path in (lines, surface) if measured["plane"] else (lines,):
+        write_json(lines.with_name(f"{lines.name}.json"), measurement)
+    out.print(lines_table(measurement, run.result))
+    for path in (lines, surface) if measurement["plane"] else (lines,):
         say(out, f"figure: {path}.png")
     say(out, f"numbers: {lines}.json")

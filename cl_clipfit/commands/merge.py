@@ -1,4 +1,4 @@
-"""`run.py bank eval` and `run.py merge`: other ways to use what a finished run has learned."""
+"""`run.py bank eval` and `run.py merge`: other ways to use what a finished run learned."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.experiment.identity import config_of
 from cl_clipfit.experiment.learner import Learner
 from cl_clipfit.experiment.recipes import make_settings
-from cl_clipfit.experiment.reopen import MERGED_FROM, FinishedRun, open_run, was_deterministic
+from cl_clipfit.experiment.reopen import FinishedRun, open_run, was_deterministic
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.methods.continued import ContinuedStrategy
@@ -36,6 +36,7 @@ from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.files import read_bytes, sha256, write_atomic, write_json
 from cl_clipfit.storage.lock import hold
 from cl_clipfit.storage.manifest import adding
+from cl_clipfit.storage.run_folder import BANK_EVAL, MERGED_FROM
 from cl_clipfit.training.strategy import CLIPStrategy
 
 MERGETUNE = "mergetune"
@@ -48,7 +49,7 @@ def evaluate_bank(
     """Score a run's bank in several modes; `bank-eval.json` and `.csv` go into its folder.
 
     Raises:
-        UserError: no finished run, a damaged bank, an unknown mode.
+        UserError: there is no finished run, the bank is damaged, or a mode is unknown.
     """
     modes = ALL if list(modes) == ["all"] else modes
     for mode in modes:
@@ -65,8 +66,8 @@ def evaluate_bank(
             results.append(evaluation.evaluate(mode))
     summaries = [result.summary() for result in results]
     with adding(run):
-        write_json(run / "bank-eval.json", {"run": run.name, "modes": summaries})
-        write_atomic(run / "bank-eval.csv", modes_csv(summaries))
+        write_json(run / BANK_EVAL, {"run": run.name, "modes": summaries})
+        write_atomic((run / BANK_EVAL).with_suffix(".csv"), modes_csv(summaries))
     out.print(modes_table(finished.result, summaries))
     return results
 
@@ -75,25 +76,26 @@ def merge_run(
     run: Path, method: str, settings: ModeSettings, assignments: Sequence[str],
     out: Console, err: Console, *, device: str | None = None, fresh: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Merge a finished run's bank after every task, and leave the result as a run of its own.
+    """Merge a finished run's bank after every task, and write the result as a separate run.
 
     Args:
         run: folder of the run of a host.
-        method: a mode of `bank eval` that gives one set of weights, or "mergetune".
+        method: a mode of `bank eval` that yields one set of weights, or "mergetune".
         settings: of the modes.
         assignments: `mergetune.key=value`, settings of MERGETUNE.
         out: where results go.
         err: where progress goes.
         device: where to compute; default where the run was trained.
-        fresh: repeat a merge that is already there.
+        fresh: repeat a merge that is already complete.
 
     Raises:
-        UserError: no finished run, a damaged bank, an unknown method, or wrong settings.
+        UserError: there is no finished run, the bank is damaged, or the method or a setting is
+            unknown or invalid.
     """
     if method != MERGETUNE:
         find_mode(method, "--method", (MERGETUNE, *MERGING))
     if assignments and method != MERGETUNE:
-        raise UserError(f"--set {assignments[0]}: only --method mergetune takes settings so")
+        raise UserError(f"--set {assignments[0]}: only --method mergetune takes --set")
     check_settings("--method", [method], settings)
     run = run.resolve()
     display = ConsoleDisplay(err)
@@ -101,7 +103,7 @@ def merge_run(
         with deterministic(was_deterministic(run)):
             return _merge(run, method, settings, assignments, out, display, device, fresh)
     except Stopped as stopped:
-        stopped.advice = SAME_COMMAND  # and not --resume, which knows nothing of the host's bank
+        stopped.advice = SAME_COMMAND  # not --resume, which does not load the host's bank
         raise
 
 
@@ -131,7 +133,7 @@ def _merge(
             config = config_of(prepared.stream, plan, prepared.command)
             result = execute(work, {MERGED_FROM: str(run.resolve()), **config}, display, fresh)
         else:
-            folder.checkpoints(display.warn).clear()  # if it was killed while it did that
+            folder.checkpoints(display.warn).clear()  # left if it was killed while clearing
             display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
     out.print(results_table([finished.result, result]))
     say(out, f"run folder: {folder.path}")
@@ -142,14 +144,14 @@ class BankMerger(Learner):
     """Merges a task's weights from another run's bank, in closed form or by MERGETUNE.
 
     Args:
-        strategy: gets the merged weights.
+        strategy: receives the merged weights.
         plan: of the merge.
         scenario: the stream of tasks.
         evaluation: the bank, and how it is merged.
         origin: method, settings, run and bank, for the result.
     """
 
-    announced = False  # it takes little beside the training of the host
+    announced = False  # it is fast compared with the training of the host
 
     def __init__(
         self, strategy: CLIPStrategy, plan: RunPlan, scenario: Scenario,
@@ -163,7 +165,7 @@ class BankMerger(Learner):
             strategy.continue_solutions(evaluation.load)
 
     def learn_experience(self, experience: Any, task: int) -> None:
-        """Merge, or let MERGETUNE train from the solution of the task."""
+        """Merge in closed form, or train MERGETUNE from the solution of the task."""
         if self.method == MERGETUNE:
             super().learn_experience(experience, task)
         else:
@@ -171,7 +173,7 @@ class BankMerger(Learner):
             self.strategy.model.load_values(values)
 
     def size(self, task: int) -> tuple[int, int]:
-        """Return no steps: there is no progress bar."""
+        """Return no epochs and no steps: there is no progress bar."""
         return 0, 0
 
     def base_values(self, task: int) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What `--resume` reads of a run, and which plug-ins a command may run."""
+"""Checks before a command trains: output folder, plug-ins, and the run that `--resume` names."""
 
 import os
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM, RunFolder, change
 
 
 def check_output(output: Path) -> None:
-    """Refuse an output folder that cannot be made or written, before anything is read for it.
+    """Refuse an output folder that cannot be created or written, before any data is read.
 
     Raises:
         UserError: it is below a file, or in a folder that cannot be written.
@@ -30,15 +30,15 @@ def check_output(output: Path) -> None:
 
 
 def check_plugins(files: Iterable[Path | str], named: Iterable[Path], where: Path) -> None:
-    """Refuse plug-ins that a file names and the command does not: they run code.
+    """Refuse plug-ins that a file names but the command line does not, because they run code.
 
     Args:
-        files: the plug-ins.
-        named: those of the command line.
-        where: the file that names them.
+        files: the plug-ins that the file names.
+        named: the plug-ins of the command line.
+        where: the file.
 
     Raises:
-        UserError: one is not named.
+        UserError: the command line does not name one of them.
     """
     trusted = {file.resolve() for file in named}
     for file in files:
@@ -50,14 +50,14 @@ def check_plugins(files: Iterable[Path | str], named: Iterable[Path], where: Pat
 
 
 def check_plugins_of_run(folder: Path, named: Iterable[Path]) -> None:
-    """Refuse to open a run with plug-ins that the command does not name; errors as above."""
+    """Refuse to open a run with plug-ins that the command does not name; see `check_plugins`."""
     config = folder / CONFIG
     if is_file(config):
         check_plugins(read_config(config, (MERGED_FROM,)).get("plugin", ()), named, config)
 
 
 def resumed_settings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the run in a folder, overridden by those that a command gives.
+    """Return the settings of the run in a folder, overridden by those of the command.
 
     Raises:
         UserError: it is not a run folder.
@@ -79,13 +79,13 @@ def resumed_folder(
     """Return the folder to resume in.
 
     Args:
-        folder: where a run of the command's settings goes.
-        place: where the user wants to resume.
+        folder: the folder that belongs to the command's settings.
+        place: the folder that the user wants to resume.
         config: what `config.yaml` would hold.
-        force: resume although settings that change numbers differ.
+        force: resume even if settings that change results differ.
 
     Raises:
-        UserError: they differ.
+        UserError: settings differ, and `force` is False.
     """
     if folder.path.name != place.resolve().name:
         before = read_config(place / CONFIG)

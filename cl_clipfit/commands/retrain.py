@@ -14,14 +14,14 @@ from cl_clipfit.storage.run_folder import RunFolder
 
 
 def retrain_first_task(path: Path, progress: Progress) -> list[str]:
-    """Train task 1 of a run as its command did; later ones would need the state they began in.
+    """Train task 1 of a run again; later tasks would need the state in which they started.
 
     Args:
         path: the run's folder.
-        progress: told how it goes.
+        progress: receives progress and notes.
 
     Returns:
-        a sentence for every tensor that is not, bit for bit, what the bank holds.
+        a sentence for every tensor that differs from the bank's in any bit.
 
     Raises:
         UserError: the run cannot be opened, or was merged from another one.

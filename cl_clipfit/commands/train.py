@@ -1,4 +1,4 @@
-"""One command: every strategy and seed it names, then the table and the comparison."""
+"""Execute a command: run every strategy with every seed, then print and draw the comparison."""
 
 import contextlib
 import gc
@@ -35,7 +35,7 @@ ALL_RUNS = "the same command{} resumes all runs"
 
 
 def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
-    """Execute a command, print its table and say where everything is.
+    """Execute a command, then print its table and the paths of its results.
 
     Args:
         config: the command's settings.
@@ -43,7 +43,7 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
         err: where progress goes.
 
     Raises:
-        UserError: anything wrong with names, files or values, before anything is trained.
+        UserError: a name, file or value is wrong; raised before anything is trained.
     """
     results = run(config, ConsoleDisplay(err, config.quiet))
     out.print(results_table([result.content for result in results]))
@@ -57,18 +57,18 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
 def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
     """Run every strategy with every seed of a command; nothing is printed.
 
-    Runs that are complete are not repeated, and unfinished ones are resumed, as on the command
-    line. Each run leaves its folder, and all of them a comparison, under `config.output`.
+    As on the command line, complete runs are not repeated and unfinished ones are resumed. The
+    folders of the runs and their comparison are written to `config.output`.
 
     Args:
         config: what to run.
-        progress: told how it goes; default nobody.
+        progress: receives progress, notes and warnings; default none.
 
     Returns:
         a result for each run, strategies first.
 
     Raises:
-        UserError: anything wrong with names, files or values, before anything is trained.
+        UserError: a name, file or value is wrong; raised before anything is trained.
 
     Example:
         >>> from cl_clipfit import RunConfig, run
@@ -98,9 +98,9 @@ def _comparison_name(results: list[Result]) -> str:
     return f"{results[0].content['scenario']}-comparison"
 
 
-def _comparison(config: RunConfig, results: list[Result], kind: str) -> Path:
-    """Return the file of one kind that compares a command's runs."""
-    return config.output / f"{_comparison_name(results)}.{kind}"
+def _comparison(config: RunConfig, results: list[Result], suffix: str) -> Path:
+    """Return the file with one suffix that compares a command's runs."""
+    return config.output / f"{_comparison_name(results)}.{suffix}"
 
 
 def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
@@ -114,10 +114,10 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
         )
     shots_seeds = {stream.shots_seed(plan.seed) for plan in plans}
     scenarios = {seed: prepared.scenario(seed) for seed in shots_seeds}
-    if len(plans) > 1:  # a single run finds it out itself, without a second copy of the model
-        some = next(iter(scenarios.values()))
+    if len(plans) > 1:  # a single run fails early anyway, without a second copy of the model
+        scenario = next(iter(scenarios.values()))
         for plan in {plan.label: plan for plan in plans}.values():
-            check_strategy(plan, stream.compute, prepared.model, some)
+            check_strategy(plan, stream.compute, prepared.model, scenario)
     encoder = FrozenImages(prepared.model, stream.compute.device, progress)
     results = []
     for plan in plans:
@@ -133,7 +133,7 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
                 content = _run_one(prepared, plan, scenario, folder, progress, encoder)
                 gc.collect()
             else:
-                folder.checkpoints(progress.warn).clear()  # if it was killed while it did that
+                folder.checkpoints(progress.warn).clear()  # left if it was killed while clearing
                 progress.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
         results.append(Result(folder.path, {**content, "label": plan.label}))
     return results
@@ -151,7 +151,7 @@ def _run_one(
         return execute(run, settings, progress, config.fresh)
     except Stopped as stopped:
         if len(prepared.plans) > 1:
-            # --fresh would begin all of them again
+            # with --fresh, all of them would start over
             but_fresh = " without --fresh" if config.fresh else ""
             advice = filter(None, (stopped.advice, ALL_RUNS.format(but_fresh)))
             stopped.advice = "; ".join(advice)
@@ -160,24 +160,24 @@ def _run_one(
 
 @contextlib.contextmanager
 def _removed_if_empty(folder: Path) -> Iterator[None]:
-    """Leave no folder of a run that failed before it wrote anything."""
+    """Remove the folder of a run that failed before it wrote anything."""
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # which removes only empty ones
+            folder.rmdir()  # removes only an empty folder
 
 
 def execute(
     run: Run, config: dict[str, Any], progress: Progress, fresh: bool = False
 ) -> dict[str, Any]:
-    """Execute a run, or resume it, draw its figures and complete its folder.
+    """Execute or resume a run, draw its figures and complete its folder.
 
     Args:
-        run: the run; its folder is held by this process.
+        run: the run; this process holds its folder.
         config: content of its `config.yaml`.
-        progress: told how it goes.
-        fresh: begin again, whatever was saved.
+        progress: receives progress, notes and warnings.
+        fresh: start over, ignoring saved checkpoints.
     """
     progress.start_run(f"{run.plan.label} seed {run.plan.seed}")
     run.folder.sweep()
@@ -189,7 +189,7 @@ def execute(
         run.folder.require()
         plot_run(result, run.folder.path / "curves")
         plot_changes(result, run.folder.path / "what_moved")
-        content = run.folder.save_result(result)  # it makes the run complete
+        content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():
             words = ["run.py", "--resume", str(run.folder.path)]

@@ -1,4 +1,4 @@
-"""`run.py verify`: is a run what was written, and do its numbers follow from its tables?"""
+"""`run.py verify`: check a run's files against its manifest, and its numbers against its tables."""
 
 import itertools
 import json
@@ -17,15 +17,14 @@ from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.storage.files import csv_text, read_bytes
 from cl_clipfit.storage.manifest import MANIFEST, check_manifest
 from cl_clipfit.storage.result import RESULT, read_result
+from cl_clipfit.storage.run_folder import BANK, BANK_EVAL, CONFIG, MATRIX, MERGED_FROM
 
-CONFIG, MATRIX, BANK_EVAL = "config.yaml", "accuracy_matrix.csv", "bank-eval.json"
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
-_MERGED_FROM = "merged_from"  # finished.MERGED_FROM, beside which PyTorch is imported
 _ROUNDING = 1e-9  # percent
 _MOST_SHOWN = 100  # problems of one check
-_SEEDS = {"data_seed": "data_order", "init_seed": "initialisation"}  # of a result, by option
-_RECIPE = ("epochs", "batch_size", "lr")  # what `config.yaml` has of a recipe, under its own names
-Found = tuple[str, list[str]]  # what is well, and what is not
+_SEEDS = {"data_seed": "data_order", "init_seed": "initialisation"}  # names in a result, by option
+_RECIPE = ("epochs", "batch_size", "lr")  # settings of a recipe in `config.yaml`
+Outcome = tuple[str, list[str]]  # of a check: a line if it passes, and the problems
 Result = Mapping[str, Any]
 
 
@@ -34,24 +33,24 @@ def verify_run(path: Path, out: Console, err: Console, replay: bool = False) -> 
 
     Args:
         path: folder of the run; nothing in it is changed.
-        out: where the checks that pass go.
-        err: where every problem goes, on a line of its own.
-        replay: train a task of it again too.
+        out: where checks that pass are printed.
+        err: where problems are printed, one per line.
+        replay: also train a task again and compare.
 
     Raises:
-        UserError: no run, or at least one problem.
+        UserError: there is no run, or at least one problem.
     """
     if not any(is_file(path / name) for name in (CONFIG, RESULT, MANIFEST)):
         raise UserError(f"{path}: not a run folder: it has no {CONFIG}")
     problems: list[str] = []
-    for good, bad in _checks(path, replay, err):
-        problems += bad
-        for text in bad[:_MOST_SHOWN]:
+    for passed, failures in _checks(path, replay, err):
+        problems += failures
+        for text in failures[:_MOST_SHOWN]:
             _say(err, f"problem: {text}")
-        if len(bad) > _MOST_SHOWN:
-            _say(err, f"problem: and {len(bad) - _MOST_SHOWN:,} more")
-        if not bad:
-            _say(out, good)
+        if len(failures) > _MOST_SHOWN:
+            _say(err, f"problem: and {len(failures) - _MOST_SHOWN:,} more")
+        if not failures:
+            _say(out, passed)
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
         raise UserError(f"{path}: {count}, the first: {problems[0]}")
@@ -62,7 +61,7 @@ def _say(console: Console, text: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _checks(path: Path, replay: bool, err: Console) -> Iterator[Found]:
+def _checks(path: Path, replay: bool, err: Console) -> Iterator[Outcome]:
     yield _check_manifest(path)
     try:
         result = read_result(path / RESULT)
@@ -70,9 +69,9 @@ def _checks(path: Path, replay: bool, err: Console) -> Iterator[Found]:
         yield "", [str(error) if isinstance(error, UserError) else f"{RESULT} cannot be read"]
         return
     if result is None:
-        yield "", [f"{RESULT} is missing or not complete: repeat the command that began the run"]
+        yield "", [f"{RESULT} is missing or incomplete: repeat the command that started the run"]
         return
-    checks: list[Callable[[Path, Result], Found]] = [
+    checks: list[Callable[[Path, Result], Outcome]] = [
         _check_config, _check_bank, _check_tables, _check_metrics, _check_curves, _check_csv,
     ]  # fmt: skip
     for check in checks:
@@ -81,14 +80,14 @@ def _checks(path: Path, replay: bool, err: Console) -> Iterator[Found]:
         except UserError as error:
             yield "", [str(error)]
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            # Whoever edits a result may leave anything in it.
+            # An edited result may contain anything.
             name, reason = check.__name__.removeprefix("_check_"), f"{type(error).__name__} {error}"
             yield "", [f"{RESULT} is not what a run writes: {name} cannot be checked: {reason}"]
     if replay:
         yield _replay(path, err)
 
 
-def _replay(path: Path, err: Console) -> Found:
+def _replay(path: Path, err: Console) -> Outcome:
     from cl_clipfit.commands.retrain import retrain_first_task
     from cl_clipfit.experiment.reopen import was_deterministic
     from cl_clipfit.runtime.determinism import deterministic
@@ -104,31 +103,31 @@ def _replay(path: Path, err: Console) -> Found:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def _check_manifest(path: Path) -> Found:
+def _check_manifest(path: Path) -> Outcome:
     if problems := check_manifest(path):
         return "", problems
     count = read_bytes(path / MANIFEST).count(b"\n")
     return f"manifest: {count} files as written", []
 
 
-def _check_config(path: Path, result: Result) -> Found:
+def _check_config(path: Path, result: Result) -> Outcome:
     try:
-        config = read_config(path / CONFIG, besides=(_MERGED_FROM,))
+        config = read_config(path / CONFIG, ignored=(MERGED_FROM,))
     except UserError as error:
         return "", [f"{path / CONFIG}: {error.reason}"]
     problems = []
     for key in ("strategy", "seed"):
         if config.get(key) != [result[key]]:
             problems.append(f"{CONFIG} has {key} {config.get(key)}, {RESULT} {result[key]}")
-    for key, given, found in _said_twice(config, result):
-        if given != found:
-            problems.append(f"{CONFIG} has {key} {given}, {RESULT} {found}")
+    for key, given, recorded in _recorded_settings(config, result):
+        if given != recorded:
+            problems.append(f"{CONFIG} has {key} {given}, {RESULT} {recorded}")
     return f"{CONFIG}: settings of {result['strategy']}, seed {result['seed']}", problems
 
 
-def _said_twice(config: Result, result: Result) -> Iterator[tuple[str, Any, Any]]:
-    """Yield what settings say of seeds and recipe, and what the result says of it."""
-    if (seeds := result.get("seeds")) is not None:  # older versions wrote none
+def _recorded_settings(config: Result, result: Result) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each seed and recipe setting as the settings and as the result record it."""
+    if (seeds := result.get("seeds")) is not None:  # older versions did not write them
         for key, name in _SEEDS.items():
             yield key, config.get(key, result["seed"]), seeds[name]
     recipe = result["recipe"] or {}
@@ -137,13 +136,13 @@ def _said_twice(config: Result, result: Result) -> Iterator[tuple[str, Any, Any]
             yield key, config[key], recipe.get(key)
 
 
-def _check_bank(path: Path, result: Result) -> Found:
+def _check_bank(path: Path, result: Result) -> Outcome:
     model = result["model"]
     if result["recipe"] is None or "architecture" not in model:
-        return "bank: none, for the run trains nothing that is kept", []
+        return "bank: none, because the run trains nothing that is kept", []
     from cl_clipfit.bank.store import DeltaBank
 
-    bank = DeltaBank.open(path / "bank")
+    bank = DeltaBank.open(path / BANK)
     bank.verify()
     problems = []
     if len(bank) != (tasks := len(result["accuracy_matrix"]) - 1):
@@ -155,11 +154,11 @@ def _check_bank(path: Path, result: Result) -> Found:
     return f"bank: {len(bank)} tasks, {files} files as written", problems
 
 
-def _check_csv(path: Path, result: Result) -> Found:
+def _check_csv(path: Path, result: Result) -> Outcome:
     matrix = result["accuracy_matrix"]
     header = ["after_task", *(f"task_{j}" for j in range(1, len(matrix[0]) + 1))]
-    wanted = csv_text(header, [[t, *row] for t, row in enumerate(matrix)])
-    same = read_bytes(path / MATRIX) == wanted.encode()
+    expected = csv_text(header, [[t, *row] for t, row in enumerate(matrix)])
+    same = read_bytes(path / MATRIX) == expected.encode()
     return f"{MATRIX}: as in {RESULT}", [] if same else [f"{MATRIX} is not what {RESULT} says"]
 
 
@@ -167,7 +166,7 @@ def _check_csv(path: Path, result: Result) -> Found:
 
 
 def _boards(path: Path, result: Result) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield all that has tables and metrics, and where: the run's own, then what is beside it."""
+    """Yield the name and content of everything that has tables and metrics, the run's first."""
     yield RESULT, result
     for name, board in (result["merge"] or {}).get("compared", {}).items():
         yield f"{RESULT}, merge.compared.{name}", board
@@ -192,15 +191,17 @@ def _samples(result: Result) -> list[int]:
     return [task["test_samples"] for task in result["tasks"]]
 
 
-def _check_tables(path: Path, result: Result) -> Found:
-    """An accuracy is a whole number of a task's test images, in percent, or there is none."""
+def _check_tables(path: Path, result: Result) -> Outcome:
+    """Check that each accuracy, in percent, is a whole number of a task's test images, or None."""
     samples, problems, count = _samples(result), [], 0
     for where, board in _boards(path, result):
         rows = len(board["accuracy_matrix"])
         for name in TABLES:
             count += 1
             if len(board[name]) != rows or any(len(row) != len(samples) for row in board[name]):
-                raise UserError(f"{where}: {name} has not {rows} rows of {len(samples)} tasks")
+                raise UserError(
+                    f"{where}: {name} does not have {rows} rows of {len(samples)} tasks"
+                )
             for t, row in enumerate(board[name]):
                 for j, (cell, images) in enumerate(zip(row, samples, strict=True), 1):
                     unseen = name == "accuracy_matrix" and j > t
@@ -210,7 +211,7 @@ def _check_tables(path: Path, result: Result) -> Found:
 
 
 def _is_share(value: Any, images: int) -> bool:
-    """Return whether an accuracy in percent is possible with this number of images."""
+    """Return whether a value is a possible accuracy, in percent, on this many images."""
     if value is None or not images:
         return value is None and not images
     if not isinstance(value, float) or not 0 <= value <= 100:
@@ -218,7 +219,7 @@ def _is_share(value: Any, images: int) -> bool:
     return value == 100.0 * round(value * images / 100) / images
 
 
-def _check_metrics(path: Path, result: Result) -> Found:
+def _check_metrics(path: Path, result: Result) -> Outcome:
     problems, count, absent = [], 0, dict[str, None]()
     for where, board in _boards(path, result):
         seen, all_classes, task_aware, probes = (board[name] for name in (*TABLES, "probes"))
@@ -227,10 +228,10 @@ def _check_metrics(path: Path, result: Result) -> Found:
         problems += _differences(f"{where}: metrics", board["metrics"], present, result)
         absent |= dict.fromkeys(lacking)
         count += len(present)
-    return f"metrics: {count} re-derived{_say_absent(absent)}", problems
+    return f"metrics: {count} re-derived{_describe_absent(absent)}", problems
 
 
-def _check_curves(path: Path, result: Result) -> Found:
+def _check_curves(path: Path, result: Result) -> Outcome:
     problems, count, samples, absent = [], 0, _samples(result), dict[str, None]()
     for where, board in _boards(path, result):
         seen, all_classes, probes = (board[name] for name in (*TABLES[:2], "probes"))
@@ -240,7 +241,7 @@ def _check_curves(path: Path, result: Result) -> Found:
         absent |= dict.fromkeys(lacking)
         written = {**board["curves"]}
         if board is result:
-            # Of a model whose table is not kept: only how many images it was right on can be told.
+            # Its table is not kept: only range and granularity of its values can be checked.
             totals = [*itertools.accumulate(samples, initial=0)]
             for t, value in enumerate(written.pop("zero_shot")):
                 if not _is_share(value, totals[min(t, len(samples))]):
@@ -250,18 +251,18 @@ def _check_curves(path: Path, result: Result) -> Found:
             theirs = dict(enumerate(written.get(name, [])))
             problems += _differences(f"{where}: curves: {name}", theirs, ours, result)
         count += len(derived)
-    return f"curves: {count} re-derived{_say_absent(absent)}", problems
+    return f"curves: {count} re-derived{_describe_absent(absent)}", problems
 
 
 def _split(
     derived: Mapping[str, Any], written: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return what a run has of the derived numbers, and the names that came after its version."""
+    """Return the derived numbers that a run has, and the names of those that it lacks."""
     present = {name: value for name, value in derived.items() if name in written}
     return present, [name for name in derived if name not in written]
 
 
-def _say_absent(names: Iterable[str]) -> str:
+def _describe_absent(names: Iterable[str]) -> str:
     listed = ", ".join(names)
     return f"; absent, as in runs of an older version: {listed}" if listed else ""
 
@@ -269,7 +270,7 @@ def _say_absent(names: Iterable[str]) -> str:
 def _differences(
     where: str, written: Mapping[Any, Any], derived: Mapping[Any, float | None], result: Result
 ) -> list[str]:
-    """Return a sentence for every number that is not the one that was derived, bit for bit."""
+    """Return a sentence for every number that differs from the derived one."""
     return [
         f"{where}: {key} is {written.get(key, 'missing')}, the tables give"
         f" {derived.get(key, 'no such number')}"
@@ -281,7 +282,7 @@ def _differences(
 
 
 def _tolerance(result: Result) -> float:
-    """Return what a sum may differ by: from Python 3.12 on, `sum` rounds floats once."""
+    """Return the allowed difference of two sums: since Python 3.12, `sum` compensates rounding."""
     versions: Sequence[str] = (result["environment"]["python"], platform.python_version())
     return 0.0 if len({version.split(".")[1] for version in versions}) == 1 else _ROUNDING
 

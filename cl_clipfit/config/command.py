@@ -18,11 +18,12 @@ from pydantic import (
 from cl_clipfit.config.options import Count, Number, Positive, Seed, explain, shortened
 from cl_clipfit.errors import UserError, nearest
 
+MERGED_FROM = "merged_from"  # key in the config.yaml of a run that was merged from another run
 Group = TypeVar("Group", bound=BaseModel)
 
 
 class CutSettings(BaseModel):
-    """How the images of a data set become a stream; all of it changes numbers."""
+    """How the images of a data set become a stream; every setting changes results."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,7 +40,7 @@ class CutSettings(BaseModel):
     )
 
     def cut(self) -> dict[str, Any]:
-        """Return these settings alone, by name."""
+        """Return only these settings, by name."""
         return {name: getattr(self, name) for name in CutSettings.model_fields}
 
 
@@ -67,7 +68,7 @@ class StreamSettings(CutSettings):
 
 
 class DataSettings(BaseModel):
-    """Where the data are; what is read from there is hashed, so none of it names a run."""
+    """Where the data are; a run is identified by the hash of the data, not by these paths."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -114,7 +115,7 @@ class TrainingSettings(BaseModel):
 
 
 class ComputeSettings(BaseModel):
-    """Which model, and how the machine computes, as it was asked for; `Compute` is what is used."""
+    """The model and how to compute, as requested; `Compute` holds the resolved values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -151,7 +152,7 @@ class ComputeSettings(BaseModel):
 
 
 class OutputSettings(BaseModel):
-    """Where results go, and what happens to runs that are there already."""
+    """Where results go, and what happens to runs that already exist."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -192,33 +193,34 @@ class RunConfig(OutputSettings, ComputeSettings, TrainingSettings, DataSettings,
         return value
 
     def group(self, kind: type[Group]) -> Group:
-        """Return one group of these settings, as an object of that class alone."""
+        """Return one group of these settings, as an object of that class."""
         fields = {name: getattr(self, name) for name in kind.model_fields}
         given = self.model_fields_set & fields.keys()
         return kind.model_construct(_fields_set=given, **fields)
 
 
 def _check_path(path: str | Path) -> None:
-    """Refuse names that no file has, or that no terminal and no `config.yaml` can show."""
+    """Refuse paths that no file can have, or that neither a terminal nor a YAML file can show."""
     text = str(path)
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
         raise ValueError("a path must not hold control characters, or halves of others")
-    os.fsencode(text)  # of another encoding of this system; its error is a ValueError
+    os.fsencode(text)  # raises a ValueError if the file system's encoding lacks a character
 
 
 def _unusable(file: Path, reason: str) -> UserError:
     return UserError(f"--config {file}: {reason}", reason=reason)
 
 
-def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(file: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file of `RunConfig` settings.
 
     Args:
         file: the file.
-        besides: further keys, which are left out.
+        ignored: other keys that the file may have; they are not returned.
 
     Raises:
-        UserError: a missing or unreadable file, no mapping, an unknown or wrong setting.
+        UserError: the file is missing, unreadable or not a mapping, or a setting is unknown or
+            invalid.
     """
     from cl_clipfit.config.text_files import LARGEST_YAML, check_size, load_yaml
 
@@ -230,16 +232,16 @@ def read_config(file: Path, besides: Sequence[str] = ()) -> dict[str, Any]:
         raise _unusable(file, f"cannot read it: {reason}") from error
     try:
         values = load_yaml(text)
-    except Exception as error:  # PyYAML lets values of a wrong kind raise anything
+    except Exception as error:  # PyYAML may raise anything on values of a wrong type
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise _unusable(file, f"not valid YAML: {reason}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise _unusable(file, "expected settings as 'name: value' lines")
-    values = {shortened(key): value for key, value in values.items() if key not in besides}
-    if "merged_from" in values:
+    values = {shortened(key): value for key, value in values.items() if key not in ignored}
+    if MERGED_FROM in values:
         raise _unusable(
-            file, f"this run was merged from {values['merged_from']}: repeat it with run.py merge"
+            file, f"this run was merged from {values[MERGED_FROM]}: repeat it with run.py merge"
         )
     settings = [name for name in RunConfig.model_fields if name != "config"]
     unknown = [str(key)[:100] for key in values if key not in settings]

@@ -1,4 +1,4 @@
-"""What each task of a run trained, written into its bank as soon as the task ends."""
+"""Write what each task of a run trained into its bank, as soon as the task ends."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,18 +10,18 @@ from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.runtime.out_of_memory import encode_images
-from cl_clipfit.storage.run_folder import RunFolder
+from cl_clipfit.storage.run_folder import BANK, RunFolder
 from cl_clipfit.training.strategy import CLIPStrategy
 
-STATISTICS_IMAGES = 2000  # per task: enough for its means, little beside its training
+STATISTICS_IMAGES = 2000  # per task: enough for its means, and cheap compared with training
 
 
 class BankWriter:
-    """Writes the bank of a run that trains; of others it writes nothing.
+    """Writes the bank of a run; does nothing for a run that does not train.
 
     Args:
         folder: of the run.
-        plan: its recipe is None where nothing trains.
+        plan: of the run; its recipe is None if nothing trains.
         strategy: the method.
         scenario: the stream of tasks.
     """
@@ -35,12 +35,12 @@ class BankWriter:
         self.bank: DeltaBank | None = None
 
     def open(self, finished: int | None) -> None:
-        """Start the bank, or reopen it with the tasks that a saved state counts as finished.
+        """Create the bank, or reopen it with the tasks that a checkpoint counts as finished.
 
         Args:
-            finished: tasks of the run that is resumed; None starts an empty bank.
+            finished: finished tasks of a resumed run; None creates an empty bank.
         """
-        identity, path = self.strategy.model.identity, self.folder.path / "bank"
+        identity, path = self.strategy.model.identity, self.folder.path / BANK
         if not self.writes or identity is None:
             return
         if finished is None:
@@ -52,12 +52,12 @@ class BankWriter:
             self.bank.verify()
 
     def append(self, task: int, parents: Sequence[str], base: Mapping[str, Tensor] | None) -> None:
-        """Put what a task trained into the bank.
+        """Add what a task trained to the bank.
 
         Args:
             task: counted from 1.
-            parents: what its weights started from.
-            base: the weights that were merged into the task's own, where there are such.
+            parents: the weights that it started from.
+            base: the weights that were merged into those of the task, if any.
         """
         if self.bank is None:
             return
@@ -66,14 +66,17 @@ class BankWriter:
         self.bank.append(self.strategy.selection, classes, sources, base, self._statistics(task))
 
     def verify(self) -> None:
-        """Check that no file of an earlier task is gone or changed."""
+        """Check that no file of an earlier task is missing or changed."""
         if self.bank is not None:
             self.bank.verify()
 
     def _statistics(self, task: int) -> dict[str, Tensor]:
-        """Summarise the task's training images as zero-shot CLIP sees them, to route by."""
-        # Encoded here, even if another method has encoded all of them: in other batches, whose
-        # last bits differ, and a bank does not depend on the methods that run beside it.
+        """Return statistics of the zero-shot features of the task's training images, for routing.
+
+        The images are encoded here even if all of them have been encoded for another method: in
+        other batches the last bits differ, and a bank must not depend on the other methods of a
+        command.
+        """
         strategy, experience = self.strategy, self.scenario.of_task(task - 1)
         images, labels = strategy.task_sample(STATISTICS_IMAGES, experience, by_class=True)
         with strategy.model.pretrained_weights():

@@ -1,4 +1,4 @@
-"""From a plan to a strategy on a copy of the model; and one line for errors of its code."""
+"""Build a plan's strategy on a copy of the model, and describe errors in its code in one line."""
 
 import copy
 import traceback
@@ -28,9 +28,9 @@ def build_strategy(
 ) -> CLIPStrategy:
     """Build a plan's strategy on a copy of the model, with all generators seeded by the plan.
 
-    Random numbers drawn until `select_first` has returned initialise new parameters. If data order
-    has another seed, that one counts afterwards. A method seeds its generators from
-    `strategy.seeds`.
+    Random numbers drawn until `select_first` returns initialise new parameters. If the data order
+    has a seed of its own, the generators are seeded with it afterwards. A method seeds its own
+    generators from `strategy.seeds`.
 
     Args:
         plan: the strategy, its recipe and options.
@@ -43,7 +43,7 @@ def build_strategy(
     Raises:
         UserError: the method's own code fails.
     """
-    # The tokenizer never changes, and a copy of its vocabulary takes longer than the model's.
+    # The tokenizer never changes, and copying its vocabulary takes longer than copying the model.
     model = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
     model.micro_batch, model.recompute = compute.micro_batch, compute.recompute
     model.compiles = compute.compile
@@ -69,16 +69,16 @@ def build_strategy(
 def check_strategy(
     plan: RunPlan, compute: Compute, model: CLIPClassifier, scenario: Scenario
 ) -> None:
-    """Find errors in a selection before other runs of the command have cost their time.
+    """Find errors in a selection before other runs of the command are trained.
 
     Args:
         plan: the run.
         compute: the device, and how memory is saved.
         model: the pretrained classifier; it is copied.
-        scenario: the stream; only the names of its first task are encoded.
+        scenario: the stream; only the class names of its first task are encoded.
 
     Raises:
-        UserError: the strategy cannot be built, or selects nothing.
+        UserError: the strategy cannot be built, or it selects no parameters.
     """
     first = scenario.task_classes[0]
     names = scenario.class_names[: len(first)]
@@ -86,7 +86,7 @@ def check_strategy(
 
 
 def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) -> None:
-    """Select what trains in the first task, and seed what comes after.
+    """Select the trainable parameters of the first task, and seed what is drawn afterwards.
 
     Args:
         plan: the run.
@@ -110,7 +110,7 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
 
 
 def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
-    """Return one line: what failed, and where in the method's file; task 0 is before any."""
+    """Return one line: what failed, and where in the method's file; task 0 is before the first."""
     name = plan.strategy.name
     files = [entry.file.resolve() for entry in (plan.strategy, plan.host) if entry]
     frames = traceback.extract_tb(error.__traceback__)

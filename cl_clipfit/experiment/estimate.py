@@ -1,4 +1,4 @@
-"""How long a run will take, from a few timed images and prompts."""
+"""Estimate the duration of a run from a few timed images and prompts."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -28,21 +28,22 @@ def estimate_seconds(
     statistics: int = 0,
     at_hand: bool = False,
 ) -> float | None:
-    """Estimate the run's length; a training step costs 3 forward passes of what trains.
+    """Estimate the duration of a run; a training step costs 3 forward passes of a trained tower.
 
-    Where all classes seen are encoded their prompts grow from task to task, so that half of them
-    count for a step on average.
+    If all classes seen are encoded, their number grows from task to task; on average, a step
+    encodes half of all classes.
 
     Args:
         plan: the run.
         scenario: the stream.
         strategy: the method, on its device.
-        probes: what is scored besides, after every task.
-        statistics: training images that each task encodes at most under pretrained weights.
-        at_hand: features of test images and probes before training need no encoding.
+        probes: data sets that are also scored after every task.
+        statistics: maximum number of training images per task that are encoded with the pretrained
+            weights.
+        at_hand: whether the features of test images and probes before training exist already.
 
     Returns:
-        seconds; None where memory runs out with one image or one prompt.
+        seconds; None if memory runs out with one image or one prompt.
     """
     recipe = plan.recipe
     test, train = (_per_image(strategy, data.images) for data in (scenario.test, scenario.train))
@@ -50,7 +51,7 @@ def estimate_seconds(
     if test is None or train is None or prompt is None:
         return None
     tasks, work = scenario.trained_tasks, strategy.workload()
-    # An empty selection has not been made yet.
+    # An empty selection means that nothing has been selected yet.
     fixed = bool(strategy.selection) and leaves_images(strategy, strategy.selection)
     rows = 1 if strategy.learning == "none" else 1 + tasks * work.test_passes
     tested = len(scenario.test) + sum(len(source.test) for source in probes.values())
@@ -67,17 +68,17 @@ def estimate_seconds(
 
 
 def _per_image(strategy: CLIPStrategy, images: Any) -> float | None:
-    """Return the seconds that an image takes, or its features where it is encoded already."""
+    """Return the seconds per image, for encoding it or for reading its features."""
 
     def timed(count: int) -> float:
-        some = images[:count].to(strategy.device)
-        return _seconds(lambda: strategy.model.image_features(some))
+        batch = images[:count].to(strategy.device)
+        return _seconds(lambda: strategy.model.image_features(batch))
 
     return _per_piece(timed, min(_TIMED_IMAGES, len(images)))
 
 
 def _per_prompt(strategy: CLIPStrategy) -> float | None:
-    """Return the seconds that the prompt of a class takes."""
+    """Return the seconds per class prompt."""
     model = strategy.model
     return _per_piece(
         lambda count: _seconds(lambda: model.text_features(list(range(count)))),
@@ -86,14 +87,14 @@ def _per_prompt(strategy: CLIPStrategy) -> float | None:
 
 
 def _per_piece(timed: Callable[[int], float], count: int) -> float | None:
-    """Divide the seconds of `count` pieces, or of fewer where memory runs out, by their number.
+    """Return the seconds per piece, timed on `count` pieces or on fewer if memory runs out.
 
     Args:
-        timed: returns the seconds that so many pieces take at once.
-        count: how many to begin with.
+        timed: returns the seconds for a batch of this many pieces.
+        count: pieces of the first batch.
 
     Returns:
-        seconds; None where there is not memory enough for one piece.
+        seconds; None if there is not enough memory for one piece.
     """
     seconds: list[float] = []
 
@@ -107,7 +108,7 @@ def _per_piece(timed: Callable[[int], float], count: int) -> float | None:
 
 
 def _seconds(function: Callable[[], torch.Tensor]) -> float:
-    """Time the quicker of two calls: the first pays for set-up, either may be disturbed."""
+    """Return the time of the faster of two calls: the first includes set-up."""
     seconds = []
     for _ in range(2):
         started = time.perf_counter()

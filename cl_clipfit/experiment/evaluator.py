@@ -1,4 +1,4 @@
-"""The rows of a run's tables: all weights that it compares, scored after every task."""
+"""Fill the rows of a run's tables: score all weights that it compares after every task."""
 
 import time
 from collections.abc import Mapping
@@ -9,23 +9,23 @@ from cl_clipfit.evaluation.scoring import Scoreboard, Scorer, Scores
 from cl_clipfit.experiment.record import RunRecord
 from cl_clipfit.metrics.tables import seen_curve
 
-_CURRENT = ""  # the weights that a strategy has now, among those it is compared with
+_CURRENT = ""  # name of the strategy's current weights
 
 
 class Evaluator:
-    """Scores a strategy, and the weights that it is compared with, into the record of a run.
+    """Scores a strategy and the weights it is compared with, and adds the scores to a run's record.
 
     Args:
         scorer: encodes and scores the test images and the probes.
-        record: gets a row in every table.
+        record: receives a row in every table.
     """
 
     def __init__(self, scorer: Scorer, record: RunRecord) -> None:
         self.scorer, self.record = scorer, record
-        self._before: Scores | None = None  # of the model as it was before training
+        self._before: Scores | None = None  # before training
 
     def evaluate(self) -> None:
-        """Fill one row of every table; an image tower sees the test images once."""
+        """Add one row to every table; each image tower encodes the test images once."""
         started = time.perf_counter()
         record, strategy = self.record, self.scorer.strategy
         compared = strategy.compared()
@@ -33,7 +33,7 @@ class Evaluator:
         for name in compared:
             boards[name] = record.compared.setdefault(name, Scoreboard(self.scorer.scenario))
         weights: dict[str, Mapping[str, Tensor]] = {_CURRENT: {}, **compared}
-        if strategy.learning == "none" and self._before:  # which is not resumed, but run again
+        if strategy.learning == "none" and self._before:  # such a run is never resumed
             boards[_CURRENT].add(self._before)
             del weights[_CURRENT]
         for name, scores in self.scorer.score(weights):
@@ -45,7 +45,7 @@ class Evaluator:
         record.eval_seconds.append(time.perf_counter() - started)
 
     def _row_zero(self) -> Scores:
-        """Return the scores of the model as it was before training; a resumed run has none."""
+        """Return the scores before training; a resumed run has to compute them."""
         if self._before is None:
             start = self.scorer.strategy.model.pretrained_values
             ((_, self._before),) = self.scorer.score({_CURRENT: start})

@@ -1,4 +1,4 @@
-"""What names a run: the digest of all that changes its numbers, and the command that repeats it."""
+"""The identity of a run: a digest of all that changes its results, and the command to repeat it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,17 +31,17 @@ def run_digest(
     data: Sequence[str],
     more: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the hash that tells runs apart: over everything that changes numbers.
+    """Return the hash that identifies a run, over everything that changes its results.
 
-    The bytes of the strategy's, scenario's and probes' files count, and all images and labels: an
-    edited method is run anew, and so is one on changed data.
+    It covers the code of the strategy, the scenario and the probes, and all images and labels: if a
+    method or the data change, the run is repeated.
 
     Args:
         stream: what all runs of the command share.
         run: the run.
         identity: the model's weights.
-        data: hash of the stream's data set, then of each probe's.
-        more: further settings, of a run that starts from another one.
+        data: hashes of the stream's data set and of each probe's.
+        more: additional settings of a run that starts from another one.
     """
     compute = stream.compute
     return settings_hash(
@@ -62,7 +62,7 @@ def run_digest(
             "precision": compute.precision,
             **({"deterministic": True} if compute.deterministic else {}),
             **({"on_nan": stream.on_nan} if stream.on_nan != "stop" else {}),
-            # Not micro_batch, recompute or compile: they change numbers only by rounding.
+            # Not micro_batch, recompute or compile: they change results only by rounding.
             **run.other_seeds(),
             **(more or {}),
         }
@@ -76,7 +76,7 @@ def _host_digest(run: RunPlan) -> list[Any] | None:
 
 
 def config_of(stream: StreamPlan, run: RunPlan, command: Command) -> dict[str, Any]:
-    """Return `config.yaml`: the command that repeats this one run, defaults filled in."""
+    """Return the content of `config.yaml`: the command that repeats the run, with all defaults."""
     config = command.config
     recipe = run.recipe.model_dump() if run.recipe else {}
     used = config.model_copy(
@@ -84,7 +84,7 @@ def config_of(stream: StreamPlan, run: RunPlan, command: Command) -> dict[str, A
             "scenario": stream.entry.name,
             "strategy": [run.strategy.name],
             "seed": [run.seed],
-            # Not where they follow the seed: another seed may be given beside the file.
+            # Omitted if they follow the seed: the file may be used with another --seed.
             "data_seed": None, "init_seed": None, **run.other_seeds(),
             **{key: recipe.get(key) for key in _RECIPE},
             "model": stream.model,
@@ -109,21 +109,21 @@ def config_of(stream: StreamPlan, run: RunPlan, command: Command) -> dict[str, A
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as YAML holds it: whole paths of files."""
+    """Return a setting as a YAML value, with absolute paths."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
 def _order(order: str | None) -> str | None:
-    """Return a class order by its name, or its file's whole path."""
+    """Return the name of a class order, or the absolute path of its file."""
     if order is None or order in NAMED_ORDERS or not is_file(order):
         return order
     return str(Path(order).resolve())
 
 
 def _assignments(stream: StreamPlan, run: RunPlan, command: Command) -> list[str]:
-    """Return all options of the scenario, the method and its host, as `--set` takes them."""
+    """Return all options of the scenario, the method and its host in the form of `--set`."""
     recipe = run.recipe.model_dump() if run.recipe else {}
     options = [
         (stream.entry.name, stream.options.model_dump(mode="json")),

@@ -1,4 +1,4 @@
-"""How a run comes by the weights of a task: by training. `commands.merge` has another way."""
+"""Obtain the weights of a task by training; `commands.merge` obtains them by merging."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +18,13 @@ class Learner:
 
     Args:
         strategy: the method.
-        plan: its recipe; None where nothing trains.
+        plan: of the run; its recipe is None if nothing trains.
         scenario: the stream of tasks.
-        online: images of an experience of a stream seen once, or None.
+        online: images per experience of an online stream, or None.
 
     Attributes:
-        announced: how long it takes is estimated and reported before it starts.
-        origin: where merged weights come from, for the result; None where they are trained.
+        announced: whether the duration is estimated and reported before training.
+        origin: where merged weights come from, for the result; None if they are trained.
     """
 
     announced = True
@@ -58,9 +58,9 @@ class Learner:
         return epochs, epochs * steps
 
     def base_values(self, task: int) -> Mapping[str, Tensor] | None:
-        """Return the weights that were merged into the task's own, where there are such."""
+        """Return the weights that were merged into those of the task, if any."""
         return self.strategy.compared().get("host")
 
     def parents(self, task: int) -> list[str]:
-        """Return what the task's weights started from."""
+        """Return the names of the weights that the task started from."""
         return [f"task-{task - 1:03d}" if task > 1 else "zero-shot"]

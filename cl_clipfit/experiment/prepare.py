@@ -1,4 +1,4 @@
-"""What a command needs before it trains: stream, plans, data, probes and model."""
+"""Prepare what a command needs before it trains: stream, plans, data, probes and model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,15 +41,15 @@ from cl_clipfit.storage.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that the runs of a command share, and their plans.
+    """Everything that the runs of a command share, and their plans.
 
     Attributes:
-        command: what was asked for.
+        command: the parsed command.
         registry: strategies and scenarios.
-        stream: what all runs share.
+        stream: the stream of all runs.
         plans: the runs.
         source: the stream's data set.
-        layout: which of its classes arrive when.
+        layout: the order and tasks of its classes.
         probes: data sets scored zero-shot.
         probe_hashes: of their test images, names and templates.
         model: the pretrained classifier, without classes.
@@ -68,17 +68,17 @@ class Prepared:
     loader: ImageLoader
 
     def scenario(self, seed: int) -> Scenario:
-        """Build the stream; few-shot streams differ by seed, others do not."""
+        """Build the stream; only few-shot streams depend on the seed."""
         return _build(self.stream, self.source, self.layout, self.loader, seed)
 
     def folder(self, plan: RunPlan, name: str = "", trained_on: str = "", **more: Any) -> RunFolder:
-        """Return where a run goes.
+        """Return the folder of a run.
 
         Args:
             plan: the run.
-            name: in the folder's name; default the strategy's.
-            trained_on: the device, where the run was trained on another one than the command's.
-            **more: joins what the digest is of.
+            name: name of the method in the folder's name; default the strategy's.
+            trained_on: the device it was trained on; default the command's.
+            **more: additional settings that the digest covers.
         """
         assert self.model.identity is not None
         data = [self.source.sha256, *self.probe_hashes]
@@ -107,7 +107,7 @@ def load_scenario(
         preprocess: brings image files to the input size of a model (`model.preprocess`); default
             that of CLIP, 224 x 224 pixels.
         seed: of the draw of shots.
-        progress: told how it goes; default nobody.
+        progress: receives progress and notes; default none.
         settings: fields of `RunConfig` that make a stream, such as `tasks`, `shots`, `data_dir`.
 
     Returns:
@@ -181,7 +181,7 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     """Resolve a command, read its data and load its model.
 
     Raises:
-        UserError: anything wrong with names, files or values.
+        UserError: a name, file or value is wrong.
     """
     registry = Registry(config.plugin)
     command = parse_command(config)
@@ -189,7 +189,7 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     resolved = resolve(command, registry)
     stream = resolved.stream
     if stream.model != FEATURES:
-        check_model(stream.model)  # a wrong name should not cost the reading of a data set
+        check_model(stream.model)  # report a wrong name before reading a data set
     request = _request(config, progress)
     try:
         source, probes = _read_sources(resolved.command, registry, stream, request)
@@ -204,14 +204,14 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     if not isinstance(stream.tasks, Path):
         stream = replace(stream, tasks=len(layout.task_classes))
     model = _load_model(stream, source, layout)
-    # Before classes are added: their anchors are encoded in it.
-    asked, device = stream.compute.precision, stream.compute.device
-    model.precision = resolve_precision(asked, device, tower_width(model.clip))
-    announce_precision(asked, model.precision, device, progress)
+    # Before classes are added, because their anchors are encoded in this precision.
+    requested, device = stream.compute.precision, stream.compute.device
+    model.precision = resolve_precision(requested, device, tower_width(model.clip))
+    announce_precision(requested, model.precision, device, progress)
     stream = replace(stream, compute=replace(stream.compute, precision=model.precision))
     loader = ImageLoader(request, config.skip_bad_images)
     source = sized(source, model.preprocess)
-    hashes = [probe.sha256 for probe in probes.values()]  # before what fits is read into memory
+    hashes = [probe.sha256 for probe in probes.values()]  # before the images are loaded
     try:
         probes = {name: _read_test(probe, model, loader) for name, probe in probes.items()}
     finally:
@@ -225,7 +225,7 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
 def _read_sources(
     command: Command, registry: Registry, stream: StreamPlan, request: DataRequest
 ) -> tuple[Source, dict[str, Source]]:
-    """Read the stream's data, as the options change them, and those of the probes."""
+    """Read the stream's data, modified by the options, and those of the probes."""
     settings = stream.data_settings
     _check_data_dir(settings, stream, request)
 
@@ -254,16 +254,16 @@ def _read_sources(
 
 
 def _test_only(probe: Source) -> Source:
-    """Leave out the training images of a probe, which nothing looks at."""
-    nothing = torch.zeros(len(probe.train), dtype=torch.bool)
-    return replace(probe, train=probe.train.subset(nothing))
+    """Drop the training images of a probe, which are not used."""
+    no_images = torch.zeros(len(probe.train), dtype=torch.bool)
+    return replace(probe, train=probe.train.subset(no_images))
 
 
 def _check_data_dir(settings: DataSettings, stream: StreamPlan, request: DataRequest) -> None:
-    """Refuse a folder that nothing would be read from; name what is read from elsewhere."""
+    """Refuse a folder that nothing would be read from; report what is read from elsewhere."""
     members = [e for e in (*stream.parts, *stream.probes) if e.about.get("DOWNLOAD") != "none"]
     of_one = len(stream.parts) < 2 and stream.data.about.get("DOWNLOAD") != "none"
-    if of_one:  # the folder is the scenario's; that of probes may lie in it
+    if of_one:  # the folder is the scenario's, and may contain those of probes
         members = [e for e in members if e in stream.probes]
     absent = [e.name for e in members if request.folder_of(e.name) is None]
     if settings.data_dir is None or not members:
@@ -303,7 +303,7 @@ def _read_test(probe: Source, model: CLIPClassifier, loader: ImageLoader) -> Sou
 
 
 def _import_plugins(registry: Registry, command: Command, progress: Progress) -> None:
-    """Import every `--plugin` file; name those that fail, and leave them out."""
+    """Import every `--plugin` file; skip those that fail with a warning, unless they are used."""
     needed = {command.scenario.name, *(spec.name for spec in command.strategies)}
     for entry in registry.plugins:
         try:

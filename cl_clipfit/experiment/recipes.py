@@ -1,4 +1,4 @@
-"""Recipes: how a strategy trains on a scenario, layered from what each of them says."""
+"""Recipes: how a strategy trains on a scenario, layered from their files and the command."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,22 +20,22 @@ def make_settings(
     assigned: Mapping[str, Any],
     inline: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, Options]:
-    """Layer a strategy's recipe and options; what comes later wins.
+    """Return a strategy's recipe and options, layered; later layers override earlier ones.
 
-    Defaults; the scenario's `RECIPE`; the strategy's `RECIPE` and its `RECIPES` for this scenario
-    (or, with `--recipe published`, its `PUBLISHED` alone); `--set STRATEGY.key=value`; the options
-    of the command; the settings in the strategy's own label. A strategy's recipes may set its own
-    options too.
+    The layers are: defaults; the scenario's `RECIPE`; the strategy's `RECIPE` and its `RECIPES` for
+    this scenario (with `--recipe published`, only its `PUBLISHED` instead of these three);
+    `--set STRATEGY.key=value`; the options of the command; the settings in the strategy's label. A
+    strategy's recipes may set its options too.
 
     Args:
         config: the command.
         scenario: the stream.
         strategy: the method.
-        assigned: what `--set` says of it.
-        inline: what its label says, as in "full:ce_scope=task".
+        assigned: the settings that `--set` gives it.
+        inline: the settings in its label, as in "full:ce_scope=task".
 
     Raises:
-        UserError: an unknown key or a value out of range; the message names the file or option.
+        UserError: a key is unknown or a value out of range; the message names the file or option.
     """
     options_class = strategy.options_class()
     recipe: Settings = {}
@@ -61,56 +61,56 @@ def make_settings(
 def check_layer(
     where: str, layer: Any, options_class: type[Options], below: Settings | None = None
 ) -> tuple[Settings, Settings]:
-    """Validate what a file says of training.
+    """Validate a recipe that a file declares.
 
     Args:
-        where: file and literal, for the message.
+        where: file and name of the literal, for the message.
         layer: the literal.
-        options_class: options it may set beside the recipe.
+        options_class: options that it may set in addition to the recipe.
         below: options of earlier layers.
 
     Returns:
         options, and settings of the recipe.
 
     Raises:
-        UserError: no dict, an unknown key or a value out of range.
+        UserError: it is not a dict, a key is unknown, or a value is out of range.
     """
     if not isinstance(layer, dict):
         raise UserError(f"{where} must be a dict of settings such as epochs and lr")
     for_options, for_recipe = split_settings(layer, options_class)
-    known = [*Recipe.model_fields, *options_class.model_fields]
+    names = [*Recipe.model_fields, *options_class.model_fields]
     unknown = {k: v for k, v in for_options.items() if k not in options_class.model_fields}
     try:
         Recipe.model_validate({**for_recipe, **unknown})
         options_class.model_validate({**(below or {}), **for_options})
     except ValidationError as error:
-        raise UserError(f"{where}: {explain(error, known=known)}") from error
+        raise UserError(f"{where}: {explain(error, known=names)}") from error
     return for_options, for_recipe
 
 
 def named_recipes(entry: Entry) -> dict[str, Settings]:
-    """Return all that a strategy or scenario file says of training, by a title, validated.
+    """Return the validated recipes of a strategy or scenario file, by title.
 
     Raises:
-        UserError: as `check_layer`.
+        UserError: a recipe is invalid; see `check_layer`.
     """
     about, file = entry.about, entry.file.name
     options_class = entry.options_class() if entry.kind == "strategies" else Options
-    layers = {"recipe": ("RECIPE", about.get("RECIPE", {}))}
+    declared = {"recipe": ("RECIPE", about.get("RECIPE", {}))}
     recipes = about.get("RECIPES", {})
     check_layer(f"{file}: RECIPES", {} if isinstance(recipes, dict) else recipes, Options)
-    layers |= {f"recipe on {name}": ("RECIPES", layer) for name, layer in recipes.items()}
-    layers["recipe with --recipe published"] = ("PUBLISHED", about.get("PUBLISHED", {}))
-    for literal, layer in layers.values():
+    declared |= {f"recipe on {name}": ("RECIPES", layer) for name, layer in recipes.items()}
+    declared["recipe with --recipe published"] = ("PUBLISHED", about.get("PUBLISHED", {}))
+    for literal, layer in declared.values():
         check_layer(f"{file}: {literal}", layer, options_class)
-    return {title: layer for title, (_, layer) in layers.items()}
+    return {title: layer for title, (_, layer) in declared.items()}
 
 
 def file_layers(config: RunConfig, scenario: Entry, strategy: Entry) -> list[tuple[str, Any, bool]]:
-    """Return where a file says something of training, what, and whether it is the strategy's file.
+    """Return the recipes that apply: file and literal, content, whether it is the strategy's.
 
     Raises:
-        UserError: `--recipe published` where none is known.
+        UserError: `--recipe published` is given, and the strategy has none.
     """
     file, about = strategy.file.name, strategy.about
     if config.recipe == "published":
@@ -130,7 +130,7 @@ def file_layers(config: RunConfig, scenario: Entry, strategy: Entry) -> list[tup
 
 
 def split_settings(values: Mapping[str, Any], options: type[Options]) -> tuple[Settings, Settings]:
-    """Tell a strategy's own options from settings of its recipe; its own names come first."""
+    """Separate a strategy's options from settings of its recipe; an option hides such a setting."""
     recipe = {
         key: value
         for key, value in values.items()

@@ -1,4 +1,4 @@
-"""The numbers of a run: collected while it trains, written to `result.json` at its end."""
+"""The numbers of a run: collected while it is running, and written to `result.json` at its end."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -20,14 +20,14 @@ class RunRecord:
     """The numbers of a run so far.
 
     Attributes:
-        board: a row before training and after every task.
-        compared: the same for other weights that the method is compared with.
-        zero_shot: accuracy over the classes seen, had the model stayed as it was before training.
+        board: tables with a row before training and one after every task.
+        compared: the tables of other weights that the method is compared with, by name.
+        zero_shot: accuracy over the classes seen of the model as it was before training.
         changes: root mean square change of every layer from the pretrained values, per task.
-        train_seconds: per task.
-        measure_seconds: per task, spent on landscapes.
-        eval_seconds: as the rows of `board`.
-        encode_seconds: spent on images that are encoded once, before everything else.
+        train_seconds: time of training, per task.
+        measure_seconds: time of measuring landscapes, per task.
+        eval_seconds: time of evaluation, per row of `board`.
+        encode_seconds: time of encoding images once, before everything else.
     """
 
     board: Scoreboard
@@ -50,7 +50,7 @@ class RunRecord:
         return {**plain, "board": self.board.state(), "compared": compared}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned; what this process encoded stays counted."""
+        """Restore what `state` returned; add what this process has encoded."""
         state = {**state, "encode_seconds": state["encode_seconds"] + self.encode_seconds}
         self.board.restore(state.pop("board"))
         for name, board in state.pop("compared").items():
@@ -69,10 +69,31 @@ def build_result(
 ) -> dict[str, Any]:
     """Return the content of `result.json` of a run that has ended."""
     summary = record.board.summary()
-    identity = strategy.model.identity
-    parameters = list(strategy.model.parameters())
     return {
         "scenario": scenario.name,
+        **_describe_plan(stream, plan),
+        **_describe_model(stream, strategy),
+        **_describe_data(stream, scenario),
+        **summary,
+        "curves": {**summary["curves"], "zero_shot": record.zero_shot},
+        "change_by_layer": record.changes,
+        "merge": describe_merge(strategy, record),
+        "timings": {
+            "train_seconds": record.train_seconds,
+            "measure_seconds": record.measure_seconds,
+            "eval_seconds": record.eval_seconds,
+            "encode_seconds": record.encode_seconds,
+        },
+        "peak_memory_bytes": environment.peak_memory_bytes(stream.compute.device),
+        "warnings": strategy.warnings,
+        "environment": environment.describe_environment(stream.compute.device),
+        "complete": True,
+    }
+
+
+def _describe_plan(stream: StreamPlan, plan: RunPlan) -> dict[str, Any]:
+    """Return what was run: protocol, strategy, seeds, settings and code."""
+    return {
         "protocol": stream.facts.PROTOCOL,
         "stream": _cut(stream),
         "strategy": plan.strategy.name,
@@ -91,15 +112,28 @@ def build_result(
             {"kind": e.kind, "name": e.name, "file": e.file.name, "sha256": e.sha256}
             for e in _code(stream, plan)
         ],
+    }
+
+
+def _describe_model(stream: StreamPlan, strategy: CLIPStrategy) -> dict[str, Any]:
+    """Return the model, and how it was computed."""
+    identity = strategy.model.identity
+    return {
         "model": {
             **(asdict(identity) if identity else {}),
-            "parameters": sum(p.numel() for p in parameters),
+            "parameters": sum(p.numel() for p in strategy.model.parameters()),
             "trainable_parameters": sum(p.numel() for p in strategy.selection.values()),
         },
         "precision": strategy.model.precision,
         "micro_batch": strategy.model.micro_batch,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),  # in force, not just asked
+        "deterministic": torch.are_deterministic_algorithms_enabled(),  # in force, not requested
         "compile_seconds": strategy.model.compile_seconds if stream.compute.compile else None,
+    }
+
+
+def _describe_data(stream: StreamPlan, scenario: Scenario) -> dict[str, Any]:
+    """Return the data, prompt templates, class order and tasks."""
+    return {
         "data": scenario.origin,
         "scored_on": "test images" if stream.settings.validation is None else "validation images",
         "templates": list(scenario.templates),
@@ -113,45 +147,31 @@ def build_result(
             }
             for task, classes in enumerate(scenario.task_classes)
         ],
-        **summary,
-        "curves": {**summary["curves"], "zero_shot": record.zero_shot},
-        "change_by_layer": record.changes,
-        "merge": describe_merge(strategy, record),
-        "timings": {
-            "train_seconds": record.train_seconds,
-            "measure_seconds": record.measure_seconds,
-            "eval_seconds": record.eval_seconds,
-            "encode_seconds": record.encode_seconds,
-        },
-        "peak_memory_bytes": environment.peak_memory_bytes(stream.compute.device),
-        "warnings": strategy.warnings,
-        "environment": environment.describe_environment(stream.compute.device),
-        "complete": True,
     }
 
 
 def _cut(stream: StreamPlan) -> dict[str, Any]:
-    """Return the settings that make the stream, as far as they are not the defaults."""
+    """Return the settings of the stream that are not the defaults."""
     cut = {"base_classes": stream.settings.base_classes, **stream.settings.cut()}
     return {name: value for name, value in cut.items() if value is not None}
 
 
 def _code(stream: StreamPlan, plan: RunPlan) -> list[Entry]:
-    """Return the files that the run is made of, and all plug-ins: they could change anything."""
+    """Return the files that the run uses, and all plug-ins, since they could change anything."""
     used = (stream.entry, *stream.parts, *stream.probes, plan.strategy, plan.host)
     entries = [entry for entry in used if entry is not None]
     return [*entries, *(entry for entry in stream.plugins if entry not in entries)]
 
 
 def describe_host(plan: RunPlan) -> dict[str, Any] | None:
-    """Return name and options of the strategy that was continued; None where none was."""
+    """Return name and options of the strategy that was continued; None if there is none."""
     if plan.host is None or plan.host_options is None:
         return None
     return {"name": plan.host.name, "options": plan.host_options.model_dump(mode="json")}
 
 
 def describe_merge(strategy: CLIPStrategy, record: RunRecord) -> dict[str, Any] | None:
-    """Return a method's own record of each task, and how the weights it names beside do."""
+    """Return a method's records of its tasks, and the tables of the weights it is compared with."""
     if not strategy.records:
         return None
     compared = {name: board.summary() for name, board in record.compared.items()}

@@ -1,4 +1,4 @@
-"""Runs of earlier commands, opened to be evaluated in other ways."""
+"""Open finished runs to evaluate them in other ways."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +16,21 @@ from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.runtime.device import resolve_device
 from cl_clipfit.runtime.progress import Progress, Silent
 from cl_clipfit.storage.result import RESULT, read_result
-from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM
+from cl_clipfit.storage.run_folder import BANK, CONFIG, MERGED_FROM
 from cl_clipfit.training.strategy import CLIPStrategy
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of an earlier command, ready to be evaluated in other ways.
+    """A finished run, ready to be evaluated in other ways.
 
     Attributes:
         path: its folder.
-        result: its `result.json`.
+        result: content of its `result.json`.
         prepared: the command that repeats it.
         plan: its plan.
         scenario: its stream.
-        strategy: at the pretrained weights, with what trains selected.
+        strategy: at the pretrained weights, with the trainable parameters selected.
         bank: what its tasks trained.
     """
 
@@ -57,20 +57,22 @@ def open_run(
 
     Args:
         path: the folder.
-        progress: told how it goes; default nobody.
-        device: where to evaluate; default where it was trained, or the CPU where that is missing.
+        progress: receives notes and warnings; default none.
+        device: where to evaluate; default the device it was trained on, or the CPU if this machine
+            lacks it.
 
     Raises:
-        UserError: no finished run, one without a bank, or other data, code or weights than it was
-            trained with. A run of another version of cl_clipfit is opened with a warning.
+        UserError: there is no finished run, it has no bank, or data, code or weights differ from
+            those it was trained with. A run of another version of cl_clipfit is opened with a
+            warning.
     """
     path, progress = Path(path).resolve(), progress or Silent()
     if not is_file(path / CONFIG):
         raise UserError(f"{path}: not a run folder: it has no {CONFIG}")
     result = read_result(path / RESULT)
     if result is None:
-        raise UserError(f"{path}: this run is not finished: repeat the command that began it")
-    settings = read_config(path / CONFIG, besides=(MERGED_FROM,))
+        raise UserError(f"{path}: this run is not finished: repeat the command that started it")
+    settings = read_config(path / CONFIG, ignored=(MERGED_FROM,))
     trained_on = str(settings.get("device", "cpu"))
     settings["device"] = device or _available(trained_on, progress)
     config = RunConfig.model_validate(settings)
@@ -79,7 +81,7 @@ def open_run(
             f"{path / CONFIG} names {len(config.strategy)} strategies and"
             f" {len(config.seed)} seeds, and a run has one of each: restore the original file"
         )
-    # The folder exists, whatever its name: it is not validated.
+    # model_copy does not validate: the folder exists, whatever its name.
     prepared = prepare(config.model_copy(update={"output": path.parent}), progress)
     plan = prepared.plans[0]
     if plan.recipe is None:
@@ -95,13 +97,13 @@ def open_run(
 
 
 def was_deterministic(path: Path) -> bool:
-    """Return whether a run was trained with `--deterministic`; False where there is no run."""
+    """Return whether a run was trained with `--deterministic`; False if there is no run."""
     config = path / CONFIG
     return is_file(config) and read_config(config, (MERGED_FROM,)).get("deterministic", False)
 
 
 def _available(device: str, progress: Progress) -> str:
-    """Return the device a run was trained on, or the CPU where this machine has none."""
+    """Return the device a run was trained on, or the CPU if this machine lacks it."""
     try:
         resolve_device(device)
     except UserError:
@@ -116,8 +118,8 @@ def _check_same(
 ) -> None:  # fmt: skip
     """Refuse data, code or settings that are not those of the run.
 
-    Between versions of cl_clipfit the code differs by nature, and the digest with it: then what
-    counts is that data, settings (the manifest covers them) and the model's weights are the same.
+    The code of two versions of cl_clipfit always differs, and so do their digests: between versions
+    only the data, the settings (covered by the manifest) and the model's weights must be the same.
     """
     if prepared.source.sha256 != result["data"]["sha256"]:
         raise UserError(f"{path}: the data are not those of the run: restore the original data")
@@ -137,8 +139,8 @@ def _check_same(
 
 
 def _open_bank(path: Path, strategy: CLIPStrategy, identity: ModelIdentity | None) -> DeltaBank:
-    """Open the bank of a run, once it is known to fit the model."""
-    bank = DeltaBank.open(path / "bank")
+    """Open the bank of a run; refuse one that does not fit the model."""
+    bank = DeltaBank.open(path / BANK)
     bank.check_base(identity)
     shapes = {name: list(p.shape) for name, p in strategy.model.named_parameters()}
     for name, shape in bank.index["selection"].items():

@@ -1,4 +1,4 @@
-"""One run: scenario x strategy x seed -> a run folder with tables, metrics, curves and a bank."""
+"""One run: from a scenario, a strategy and a seed to a folder with tables, metrics and a bank."""
 
 import time
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ LONG_RUN_SECONDS = 120
 
 
 class Run:
-    """Train one strategy on a stream and write its folder.
+    """Trains one strategy on a stream and writes its folder.
 
     Args:
         stream: what all runs of the command share.
@@ -44,17 +44,17 @@ class Run:
         model: the pretrained classifier, without classes; it is copied, not changed.
         probes: data sets scored zero-shot after every task.
         folder: where the results go.
-        progress: told how it goes.
-        encoder: encodes images once for methods that leave the image tower as it is; None
-            encodes them at every use.
+        progress: receives progress, notes and warnings.
+        encoder: encodes images once for methods that do not change the image tower; None encodes
+            them at every use.
 
     Attributes:
         strategy: the method, on a copy of the model.
         record: the numbers of the run so far.
-        learner: how a task's weights come about.
+        learner: trains or merges the weights of a task.
         evaluator: fills the tables.
         bank: keeps what each task trained.
-        journal: saves the state after every epoch; None where there is nothing to save.
+        journal: saves the state after every epoch; None if there is nothing to save.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Run:
             scenario, probes = encoder.encode(scenario, probes, plan.recipe)
         self.stream, self.plan, self.scenario = stream, plan, scenario
         self.probes, self.folder, self.progress = probes, folder, progress
-        self.task = 0  # being learned; 0 before any
+        self.task = 0  # current task, counted from 1; 0 before the first
         self._warnings_shown = 0
         self.strategy = build_strategy(
             plan, stream.compute, model, scenario.class_names, scenario.templates,
@@ -125,7 +125,7 @@ class Run:
         return result if origin is None else {**result, "merged": origin}
 
     def learn_first(self) -> dict[str, torch.Tensor]:
-        """Learn only the first task, keep nothing of it, and return what it trained."""
+        """Return what the first task trains; nothing is written."""
         select_first(self.plan, self.strategy, self.scenario.task_classes[0])
         self.evaluator.evaluate()
         self._show_warnings()
@@ -156,7 +156,7 @@ class Run:
         self.progress.note(f"{self.folder.path.name}: resumed {place(saved)}")
 
     def _diverged(self, error: DivergedError) -> UserError:
-        """Write down the batch whose loss is NaN or infinite, and return the error to raise."""
+        """Save the batch whose loss is NaN or infinite, and return the error to raise."""
         write_json(self.folder.path / NAN_BATCH, error.batch)
         doubt = self.journal.doubt(error.first_step) if self.journal else ""
         return UserError(
@@ -165,7 +165,7 @@ class Run:
         )
 
     def _stream(self) -> list[list[int]]:
-        """Return what tells the stream from others: labels are numbered as classes arrive."""
+        """Return what identifies the stream; labels are numbered in order of arrival."""
         return [self.scenario.class_order, *self.scenario.task_classes]
 
     def _run_stream(self, saved: dict[str, Any] | None) -> None:
@@ -183,7 +183,7 @@ class Run:
             self.progress.note(f"torch.compile took {compiling:.1f} s of the training")
 
     def _run_task(self, task: int) -> None:
-        """Learn a task, keep what it trained, fill a row of every table."""
+        """Learn a task, add what it trained to the bank, and fill a row of every table."""
         tasks, record = self.scenario.trained_tasks, self.record
         self.progress.start_task(task, tasks, *self.learner.size(task))
         if self.journal:
@@ -216,7 +216,7 @@ class Run:
         self._warnings_shown = len(self.strategy.warnings)
 
     def _announce(self) -> None:
-        """Say how long the run will take and how much it will write, where that is much."""
+        """Report how long the run will take and how much it will write, if it is much."""
         if not self.learner.announced:
             return
         name, scorer = self.plan.strategy.name, self.evaluator.scorer

@@ -1,4 +1,4 @@
-"""From a command to the runs it asks for: each strategy with each seed."""
+"""Plan the runs of a command: each strategy with each seed."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,15 +21,15 @@ class RunPlan:
     """One strategy with one seed.
 
     Attributes:
-        label: what the user called it, as "full:ce_scope=task".
+        label: the strategy as the user named it, such as "full:ce_scope=task".
         strategy: the strategy.
         cls: its class.
-        options: its own options.
-        recipe: how it trains; None where it does not.
-        seed: seed of the draw of shots, and of all else where nothing else is said.
-        seeds: of data order and initialisation.
-        host: the strategy that it continues, if it continues one; `recipe` is the host's then.
-        host_options: the host's own options.
+        options: its options.
+        recipe: how it trains; None if it does not.
+        seed: seed of the draw of shots, and default of all other seeds.
+        seeds: seeds of data order and initialisation.
+        host: the strategy that it continues, if any; `recipe` is the host's then.
+        host_options: the host's options.
     """
 
     label: str
@@ -50,12 +50,12 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class ResolvedCommand:
-    """A command with every name found and every default filled in.
+    """A command with all names resolved and all defaults filled in.
 
     Attributes:
-        command: what was asked for.
+        command: the parsed command.
         registry: strategies and scenarios.
-        stream: what all runs share.
+        stream: the stream of all runs.
         runs: each strategy with each seed.
     """
 
@@ -69,7 +69,7 @@ def resolve(command: Command, registry: Registry) -> ResolvedCommand:
     """Resolve a command: the stream, then every strategy with every seed.
 
     Raises:
-        UserError: an unknown name, or a setting that does not fit.
+        UserError: a name is unknown, or a setting does not fit.
     """
     stream = plan_stream(command, registry)
     if stream.model == FEATURES and "strategy" not in command.config.model_fields_set:
@@ -81,7 +81,8 @@ def plan_runs(command: Command, registry: Registry, stream: StreamPlan) -> list[
     """Resolve every strategy and seed, strategies first.
 
     Raises:
-        UserError: an unknown strategy or option, a plug-in that fails to import, or too many runs.
+        UserError: a strategy or option is unknown, a plug-in cannot be imported, or there are too
+            many runs.
     """
     config = command.config
     seeds = list(dict.fromkeys(config.seed))
@@ -102,7 +103,7 @@ def plan_runs(command: Command, registry: Registry, stream: StreamPlan) -> list[
 
 
 def _check_assigned(command: Command, stream: StreamPlan, plans: list[RunPlan]) -> None:
-    """Refuse `--set` of a name that no run of the command reads."""
+    """Refuse `--set` for a name that no run of the command uses."""
     hosts = [plan.host.name for plan in plans if plan.host]
     members = [entry.name for entry in (*stream.parts, *stream.probes)]
     names = {stream.entry.name, *members, *(plan.strategy.name for plan in plans), *hosts}
@@ -112,10 +113,11 @@ def _check_assigned(command: Command, stream: StreamPlan, plans: list[RunPlan]) 
 
 
 def _fit_stream(plan: RunPlan, stream: StreamPlan, command: Command, spec: Spec) -> RunPlan:
-    """Refuse what a stream of features or one seen once cannot do; see a stream once where asked.
+    """Return the plan for its stream: one epoch with `--online`.
 
     Raises:
-        UserError: the strategy needs a tower, or its images more than once.
+        UserError: the strategy needs a tower, but the stream holds features; or it needs the images
+            more than once, but the stream is online.
     """
     if stream.model == FEATURES and plan.cls.towers:
         raise UserError(
@@ -130,15 +132,15 @@ def _fit_stream(plan: RunPlan, stream: StreamPlan, command: Command, spec: Spec)
             " are seen once"
         )
     settings = [*command.settings_of(plan.strategy.name).items(), *spec.settings.items()]
-    asked = [command.config.epochs, *(value for key, value in settings if key == "epochs")]
-    if any(value not in (None, 1, "1") for value in asked):
+    requested = [command.config.epochs, *(value for key, value in settings if key == "epochs")]
+    if any(value not in (None, 1, "1") for value in requested):
         raise UserError("--online sees every image once: leave epochs out")
     once = {"epochs": 1, "warmup_epochs": 0}
     return replace(plan, recipe=plan.recipe.model_copy(update=once))
 
 
 def _plan(command: Command, registry: Registry, scenario: Entry, spec: Spec) -> RunPlan:
-    """Plan a strategy, whatever the seed."""
+    """Plan a strategy, without a seed."""
     name, config = spec.name, command.config
     entry, cls = registry.get("strategies", name), registry.strategy_class(name)
     given = command.settings_of(name)
@@ -152,26 +154,26 @@ def _plan(command: Command, registry: Registry, scenario: Entry, spec: Spec) -> 
 
 
 def _plan_continued(command: Command, registry: Registry, scenario: Entry, spec: Spec) -> RunPlan:
-    """Plan a strategy that continues another one; what it does not know is said of that one."""
+    """Plan a strategy that continues a host; settings that it does not have go to the host."""
     name, config, label = spec.name, command.config, spec.text
     entry, cls = registry.get("strategies", name), registry.strategy_class(name)
     fields = entry.options_class().model_fields
     layers = (command.settings_of(name), spec.settings)
-    theirs = [{k: v for k, v in given.items() if k not in fields} for given in layers]
-    mine = [{k: v for k, v in given.items() if k in fields} for given in layers]
+    of_host = [{k: v for k, v in given.items() if k not in fields} for given in layers]
+    of_method = [{k: v for k, v in given.items() if k in fields} for given in layers]
     for where, layer, of_strategy in file_layers(config, scenario, entry):
-        if of_strategy and (strange := set(layer) - set(fields)):
-            raise UserError(f"{where}: the recipe is the host's, leave out {min(strange)}")
-    _, options = make_settings(config, scenario, entry, *mine)
+        if of_strategy and (unknown := set(layer) - set(fields)):
+            raise UserError(f"{where}: the recipe is the host's, leave out {min(unknown)}")
+    _, options = make_settings(config, scenario, entry, *of_method)
     host, host_cls = find_host(registry, name, options.host)  # type: ignore[attr-defined]
     keys = {*fields, *host.options_class().model_fields, *Recipe.model_fields}
-    for key in (key for given in theirs for key in given if key not in keys):
+    for key in (key for given in of_host for key in given if key not in keys):
         raise UserError(
             f"{label}: neither {name} nor its host {host.name} has an option '{key}'."
             f" {nearest(key, keys)}"
         )
     recipe, host_options = make_settings(
-        config, scenario, host, command.settings_of(host.name) | theirs[0], theirs[1]
+        config, scenario, host, command.settings_of(host.name) | of_host[0], of_host[1]
     )
     return RunPlan(
         label, entry, cls.over(host_cls), options, recipe, host=host, host_options=host_options
@@ -182,7 +184,7 @@ def find_host(registry: Registry, name: str, host: str) -> tuple[Entry, type[Any
     """Return the strategy that `name` continues, and its class.
 
     Raises:
-        UserError: it is unknown, trains nothing or continues another one itself.
+        UserError: it is unknown, trains nothing, or continues another method itself.
     """
     entry, cls = registry.get("strategies", host), registry.strategy_class(host)
     if cls.learning != "gradient":

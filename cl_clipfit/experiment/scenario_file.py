@@ -1,4 +1,4 @@
-"""What a scenario's file says of its runs, and the data it loads."""
+"""Read what a scenario's file declares about its runs, and load its data."""
 
 from typing import Literal
 
@@ -14,14 +14,14 @@ BUNDLED_PROBES = ("glyph-letters", "pretraining-shapes")
 
 
 class ScenarioFacts(BaseModel):
-    """The literals of a scenario file that steer a run.
+    """The literals of a scenario file that affect a run.
 
     Attributes:
-        TASKS: default number of tasks; "yours" where the data say it.
+        TASKS: default number of tasks; "yours" if the data determine it.
         CLASS_ORDER: default class order.
-        MODEL: default model; "features" where images come encoded.
-        PROBES: probes by default; bundled ones only with the mini CLIP.
-        DOWNLOAD: "none" where the scenario brings its data and takes no `--data-dir`.
+        MODEL: default model; "features" if the data are encoded images.
+        PROBES: default probes; bundled ones are used only with the mini CLIP.
+        DOWNLOAD: "none" if the scenario includes its data and takes no `--data-dir`.
         PROTOCOL: which numbers the results table shows; see `report.tables`.
     """
 
@@ -34,10 +34,10 @@ class ScenarioFacts(BaseModel):
 
 
 def read_facts(entry: Entry, data: Entry) -> ScenarioFacts:
-    """Validate a scenario's literals; those it lacks are of the one whose data it uses.
+    """Validate a scenario's literals; missing ones are those of the scenario whose data it uses.
 
     Raises:
-        UserError: one of the wrong type; the message names the file.
+        UserError: a literal has the wrong type; the message names the file.
     """
     try:
         return ScenarioFacts.model_validate({**data.about, **entry.about})
@@ -49,7 +49,7 @@ def load_source(entry: Entry, options: Options, request: DataRequest) -> Source:
     """Call a scenario's `load`.
 
     Raises:
-        UserError: it has none, it fails, or it returns something else than a `Source`.
+        UserError: it is missing, fails, or does not return a `Source`.
     """
     load = getattr(entry.load(), "load", None)
     if not callable(load):

@@ -1,4 +1,4 @@
-"""From a command to the stream that its runs share: defaults filled in, names checked."""
+"""Plan the stream that the runs of a command share: fill in defaults and check names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,16 @@ from cl_clipfit.runtime.device import resolve_device
 
 @dataclass(frozen=True)
 class Compute:
-    """How the machine computes, as it is used; `ComputeSettings` is what was asked for.
+    """How to compute, resolved; `ComputeSettings` holds what was requested.
 
     Attributes:
         device: where everything runs.
         precision: arithmetic of the towers; "auto" until the model is loaded.
-        micro_batch: images that hold activations at once in training, or None for all, and fewer
-            where memory runs out.
+        micro_batch: images that hold activations at once in training; None for all of a batch, and
+            fewer if memory runs out.
         recompute: keep only the input of each block for the backward pass.
         compile: run the towers' blocks through `torch.compile` in training.
-        deterministic: refuse what does not give the same bits again.
+        deterministic: refuse operations that are not reproducible bit for bit.
     """
 
     device: torch.device
@@ -49,20 +49,20 @@ class StreamPlan:
     """What all runs of a command share.
 
     Attributes:
-        settings: the stream as it was asked for.
+        settings: the stream as requested.
         data_settings: where its data are.
         entry: the scenario.
-        data: the scenario whose data it uses, and whose recipe counts: its one part, or itself.
-        parts: the scenarios that it is made of.
-        options: the scenario's own options.
+        data: the scenario whose data and recipe it uses: its only part, or itself.
+        parts: the scenarios that it consists of.
+        options: the scenario's options.
         facts: its literals.
-        tasks: number of tasks, or None until the data say it; a YAML file of the tasks' classes.
+        tasks: number of tasks, or None until the data are read; or a YAML file of their classes.
         class_order: name or file of the order, or None.
         probes: scenarios whose test sets are scored zero-shot after every task.
         model: model name.
         compute: how the machine computes.
         on_nan: on a NaN or infinite loss: "stop", or "skip" the step.
-        plugins: files whose code was run, whether the runs use what is in them or not.
+        plugins: plug-in files that were imported, including unused ones.
     """
 
     settings: StreamSettings
@@ -81,7 +81,7 @@ class StreamPlan:
     plugins: tuple[Entry, ...] = ()
 
     def shots_seed(self, seed: int) -> int:
-        """Return the seed of the draw of shots: streams of all images do not differ by seed."""
+        """Return the seed of the draw of shots; 0 if the stream has all images."""
         return 0 if self.settings.shots is None else seed
 
 
@@ -89,7 +89,7 @@ def plan_stream(command: Command, registry: Registry) -> StreamPlan:
     """Resolve the scenario, the model, the probes and the device.
 
     Raises:
-        UserError: an unknown name or an option the scenario does not take.
+        UserError: a name is unknown, or the scenario does not take an option.
     """
     config, name = command.config, command.scenario.name
     entry = registry.get("scenarios", name)
@@ -125,7 +125,7 @@ def plan_stream(command: Command, registry: Registry) -> StreamPlan:
 
 
 def _choose_model(config: RunConfig, entry: Entry, facts: ScenarioFacts) -> str:
-    """Return the model's name, where it suits what the scenario holds."""
+    """Return the model's name; refuse one that does not suit the scenario's data."""
     model = config.model or facts.MODEL
     if (facts.MODEL == FEATURES) != (model == FEATURES):
         takes = "images, name a model" if model == FEATURES else "no model, leave --model out"
@@ -172,11 +172,11 @@ def _choose_probes(
 ) -> tuple[Entry, ...]:
     names = config.probe
     if names is None:
-        # Bundled probes show the mini CLIP's pre-training, which no other model had. And what is
-        # chosen on validation images should not be chosen on the probes' test images.
+        # Bundled probes test what the mini CLIP was pretrained on, so only it is scored on them.
+        # With --validation there are none, so that nothing is chosen on their test images.
         mini = model != FEATURES and parse_model(model)[0] == MINI
-        wanted = () if config.validation is not None else facts.PROBES
-        names = [p for p in wanted if p != entry.name and (mini or p not in BUNDLED_PROBES)]
+        defaults = () if config.validation is not None else facts.PROBES
+        names = [p for p in defaults if p != entry.name and (mini or p not in BUNDLED_PROBES)]
     if names and model == FEATURES:
         raise UserError(f"--probe {names[0]}: features come without a model to score a probe with")
     return tuple(registry.get("scenarios", name) for name in dict.fromkeys(names))

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from cl_clipfit.errors import UserError
 from cl_clipfit.storage.files import read_bytes, reading, removing, sha256, write_atomic, writing
+from cl_clipfit.storage.manifest import CHECKPOINTS
 
-FOLDER = "checkpoints"
 KEPT = 2
 SCHEMA = 4
 MANY = 64  # longer sequences of integers, such as the classes of a long stream, become a tensor
@@ -46,7 +46,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self.folder, self.warn = folder / FOLDER, warn
+        self.folder, self.warn = folder / CHECKPOINTS, warn
         self._damaged: set[Path] = set()
         self.newest: Path | None = None  # the newest intact one that was written or read here
 
@@ -101,7 +101,7 @@ class Checkpoints:
         return None
 
     def one_before(self) -> bool:
-        """Return whether there is an intact checkpoint besides the newest."""
+        """Return whether there is an intact checkpoint before the newest one."""
         return len(self._intact()) > 1
 
     def clear(self) -> None:

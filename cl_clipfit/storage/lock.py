@@ -1,10 +1,10 @@
 """One process at a time writes a run folder.
 
-The lock is one of the operating system on `.lock` in the folder, taken by filelock: it ends with
-its process however that ends. Where the file system has none, the process that the file names
-stands for it: one of this machine that is alive keeps others out, any other one is taken for dead.
-filelock's own stand-in is not used there: it cannot replace the file of a killed process where the
-file system cannot exchange two names, as NFS and Lustre cannot.
+filelock takes an operating-system lock on `.lock` in the folder, which is released when its process
+ends, in whatever way. If the file system does not support locks, the process named in the file
+counts as the holder while it may be alive. filelock's own `SoftFileLock` is not used then: it
+cannot replace the file of a killed process on file systems that cannot exchange two names, such as
+NFS and Lustre.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ from cl_clipfit.storage.files import seal, sha256, unseal, write_atomic, writing
 
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_WAIT_SECONDS, _PAUSE_SECONDS = 0.2, 0.02  # a process that has just begun writes who it is
+# Time for a process that has just taken the lock to write its identity.
+_WAIT_SECONDS, _PAUSE_SECONDS = 0.2, 0.02
 
 
 @dataclass
@@ -35,10 +36,10 @@ class _Holding:
     """A lock that this process has, or is about to have.
 
     Attributes:
-        text: what it writes into the lock file; no other process ever writes the same.
+        text: content of the lock file, unique to this process.
         path: the lock file.
-        lock: of the operating system; None where the file system has none.
-        handle: of the open, locked file; it belongs to the lock.
+        lock: the operating-system lock; None if the file system does not support locks.
+        handle: file descriptor of the open, locked file; it belongs to the lock.
     """
 
     text: bytes
@@ -59,7 +60,8 @@ class _Holding:
         """Lock the file.
 
         Raises:
-            UserError: another process has it, or the file is not a regular file.
+            UserError: another process holds it, or the file is not a regular file or has several
+                hard links.
         """
         self.lock = FileLock(
             self.path, _WAIT_SECONDS, poll_interval=_PAUSE_SECONDS, thread_local=False,
@@ -79,14 +81,14 @@ class _Holding:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{self.path} is not a regular file: remove it")
-        if status.st_nlink > 1:  # what is written would be in the other one too
+        if status.st_nlink > 1:  # writing would change the other file too
             raise UserError(f"{self.path} is a hard link to another file: remove it")
         os.ftruncate(handle, 0)
         os.pwrite(handle, self.text, 0)
         self.handle = handle
 
     def release(self) -> None:
-        """Remove the file while it is locked, so that no lock of another process goes with it."""
+        """Remove the file while it is locked; once released, it may be another process's."""
         with contextlib.suppress(OSError):  # the folder may be gone: then nothing is left to do
             if self.is_whole():
                 self.path.unlink()
@@ -100,10 +102,10 @@ os.register_at_fork(after_in_child=_held.clear)  # filelock closes what a fork i
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep every other process from holding the same folder; it is made where it is missing.
+    """Lock a folder against all other processes, and create it if it is missing.
 
     Raises:
-        UserError: it is held, by another process or this one, or it cannot be written.
+        UserError: another process or this one holds it already, or it cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,15 +122,15 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if _held.pop(key, None) is holding:  # not so in a process that was forked meanwhile
+        if _held.pop(key, None) is holding:  # false in a process that was forked meanwhile
             holding.release()
 
 
 def require(folder: Path) -> None:
-    """Refuse to continue in a folder that was removed meanwhile, or that another process has now.
+    """Refuse to continue in a folder that was removed, or that another process now holds.
 
     Raises:
-        UserError: it is not there, or no longer held by this process, which held it.
+        UserError: the folder is missing, or this process has lost its lock on it.
     """
     held = [holding for holding in _held.values() if holding.path == folder / LOCK]
     if not folder.is_dir() or not all(holding.is_whole() for holding in held):
@@ -139,14 +141,15 @@ def require(folder: Path) -> None:
 
 
 def _claim(path: Path, text: bytes) -> None:
-    """Make a lock file that names this process, unless it names another one that is alive.
+    """Create a lock file that names this process, unless it names another one that may be alive.
 
-    A dead process's file is replaced by the one who has a second lock file, named after what is to
-    be replaced: of several who see the same dead process, one replaces it, and the others see that
-    it has. The second file is claimed as the first, for its process may die too.
+    To replace the file of a dead process, a process must first claim a second lock file, named
+    after the content to be replaced. If several processes find the same dead one, one of them
+    replaces the file and the others see that it has changed. The second file is claimed in the same
+    way, because its process may die too.
 
     Raises:
-        UserError: another process has it, or there is no way to make a file but once.
+        UserError: another process holds the lock, or the file system has no hard links.
     """
     while not _link(path, text):
         try:
@@ -168,7 +171,7 @@ def _claim(path: Path, text: bytes) -> None:
 
 
 def _link(path: Path, text: bytes) -> bool:
-    """Make a file with its content at once; False where there is one already."""
+    """Create a file together with its content; return False if it exists already."""
     whole = path.with_name(f"{LOCK}.{secrets.token_hex(8)}")
     write_atomic(whole, text)
     try:
@@ -194,7 +197,7 @@ def _describe_self() -> bytes:
 
 
 def _holder(text: bytes) -> dict[str, Any] | None:
-    """Return what a lock file says; None where it is empty or damaged."""
+    """Return the content of a lock file; None if it is empty or damaged."""
     try:
         holder = unseal(text)
     except (ValueError, RecursionError):
@@ -204,12 +207,12 @@ def _holder(text: bytes) -> dict[str, Any] | None:
 
 
 def _is_alive(holder: dict[str, Any] | None) -> bool:
-    """Return whether a process, and not this one, may be alive; nothing says so elsewhere."""
+    """Return whether another process may be alive; on another machine it always may."""
     if holder is None:
         return False
     if holder["host"] != socket.gethostname():
         return True
-    if holder["pid"] == os.getpid():  # an earlier process of the same number: this one holds none
+    if holder["pid"] == os.getpid():  # an earlier process with the same ID
         return False
     try:
         os.kill(holder["pid"], 0)
@@ -228,6 +231,6 @@ def _busy(path: Path) -> UserError:
     if holder:
         who = f"process {holder['pid']} on {holder['host']}, since {holder['since']},"
     return UserError(
-        f"{path.parent}: {who} is writing it: wait for it, or stop that process; if it is gone and"
-        f" this is still said, remove {path}"
+        f"{path.parent}: {who} is writing it: wait for it, or stop that process; if it has ended"
+        f" and this error remains, remove {path}"
     )

@@ -16,7 +16,7 @@ from cl_clipfit.storage.files import LARGEST, has_holes, read_bytes, reading, sh
 from cl_clipfit.storage.lock import hold
 
 MANIFEST = "MANIFEST.sha256"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS = "checkpoints"  # folder
 _LARGEST_MANIFEST = 16 << 20  # bytes
 _MOST_PROBLEMS = 100  # that are reported about the lines of a manifest
 _OF_ANY_SIZE = (".safetensors", ".pt")  # weights

@@ -117,7 +117,7 @@ class Result:
 
     Attributes:
         path: its folder.
-        content: what `result.json` holds.
+        content: content of `result.json`.
     """
 
     path: Path
@@ -125,7 +125,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        """Return what the strategy was called, as "full:ce_scope=task"."""
+        """Return the strategy as the user named it, such as "full:ce_scope=task"."""
         return self.content["label"]
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_clipfit.config.command import read_config
+from cl_clipfit.config.command import MERGED_FROM, read_config
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.storage.files import (
     csv_text,
@@ -16,22 +16,24 @@ from cl_clipfit.storage.files import (
     writing,
 )
 from cl_clipfit.storage.lock import require
-from cl_clipfit.storage.manifest import CHECKPOINTS, write_manifest
+from cl_clipfit.storage.manifest import CHECKPOINTS, MANIFEST, write_manifest
 from cl_clipfit.storage.result import RESULT, SCHEMA, read_result
 
 if TYPE_CHECKING:
     from cl_clipfit.storage.checkpoints import Checkpoints
 
-MERGED_FROM = "merged_from"  # key in the config.yaml of a run that was merged from another run
 CONFIG = "config.yaml"
+MATRIX = "accuracy_matrix.csv"
+BANK = "bank"  # folder
+BANK_EVAL = "bank-eval.json"  # written by `run.py bank eval`
 NAN_BATCH = "nan-batch.json"  # of a run that stopped on a NaN or infinite loss
 DIGITS = 8  # of a run's digest in its folder's name; older versions stored only these
 _ROUNDING = ("micro_batch", "compile")
 # Files that a run and the commands on it write; a repeated run removes them, and its bank too.
 LEFT_BEHIND = (
-    RESULT, "accuracy_matrix.csv", "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*",
-    "plane-*.*", "bank/index.json", "bank/task-*.safetensors", "checkpoints/*.safetensors",
-    "MANIFEST.sha256", NAN_BATCH,
+    RESULT, MATRIX, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
+    f"{BANK}/index.json", f"{BANK}/task-*.safetensors", f"{CHECKPOINTS}/*.safetensors",
+    MANIFEST, NAN_BATCH,
 )  # fmt: skip
 
 
@@ -55,7 +57,7 @@ class RunFolder:
         Raises:
             UserError: the run's folder, its bank or its checkpoints folder is a symbolic link.
         """
-        for path in (self.path, self.path / "bank", self.path / CHECKPOINTS):
+        for path in (self.path, self.path / BANK, self.path / CHECKPOINTS):
             if path.is_symlink():
                 raise UserError(f"{path} is a symbolic link: replace it by the folder itself")
 
@@ -130,7 +132,7 @@ class RunFolder:
         """Remove temporary files of a killed process; the caller holds the lock of the folder."""
         self.check_links()
         with writing(self.path):
-            for folder in (self.path, self.path / "bank", self.path / CHECKPOINTS):
+            for folder in (self.path, self.path / BANK, self.path / CHECKPOINTS):
                 for stale in folder.glob(".*.*"):
                     if is_temporary(stale.name):
                         stale.unlink()
@@ -151,7 +153,7 @@ class RunFolder:
         matrix = result["accuracy_matrix"]
         header = ["after_task", *(f"task_{j}" for j in range(1, len(matrix[0]) + 1))]
         rows = [[t, *row] for t, row in enumerate(matrix)]
-        write_atomic(self.path / "accuracy_matrix.csv", csv_text(header, rows))
+        write_atomic(self.path / MATRIX, csv_text(header, rows))
         content = {"schema": SCHEMA, "digest": self.digest, **result}
         data = render_json(content)
         write_manifest(self.path, {RESULT: data})

@@ -333,7 +333,7 @@ def test_what_is_no_part_of_the_model_is_not_exported(
 ) -> None:
     made = DeltaBank.create(tmp_path / "bank", BASE, "coop")
     made.append({"context": torch.ones(4, 8)}, ["cat"])
-    assert "'context', which is no parameter" in refused(
+    assert "'context', which is not a parameter" in refused(
         capsys, "export", tmp_path, tmp_path / "x.pt"
     )
 

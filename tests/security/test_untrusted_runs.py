@@ -17,8 +17,9 @@ from cl_clipfit.bank.store import INDEX
 from cl_clipfit.cli import app as command_line
 from cl_clipfit.cli.app import main
 from cl_clipfit.runtime.signals import Stopped
-from cl_clipfit.storage.checkpoints import FOLDER, SCHEMA, Checkpoints
+from cl_clipfit.storage.checkpoints import SCHEMA, Checkpoints
 from cl_clipfit.storage.files import seal, sha256, unseal
+from cl_clipfit.storage.manifest import CHECKPOINTS
 from tests.support.tiny import PLUGIN, TINY
 
 COMMAND = [*TINY, "--strategy", "clipfit", "--quiet"]
@@ -108,7 +109,7 @@ def victim(tmp_path: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", ["bank", FOLDER])
+@pytest.mark.parametrize("name", ["bank", CHECKPOINTS])
 @pytest.mark.parametrize("how", ["resume", "fresh"])
 def test_nothing_is_written_or_removed_through_a_link(
     name: str, how: str, broken: Path, tmp_path: Path, refused: Callable[..., str]
@@ -152,7 +153,7 @@ def test_files_without_an_end_are_not_read(
 def test_a_checkpoint_that_is_a_pipe_is_left_out(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    os.mkfifo(broken / FOLDER / f"999999-{'0' * 64}.safetensors")
+    os.mkfifo(broken / CHECKPOINTS / f"999999-{'0' * 64}.safetensors")
     assert main(["--resume", str(broken), *PLUGIN]) == 0
     warning = "is not a regular file: restore the file: trying the previous checkpoint"
     assert warning in capsys.readouterr().err
@@ -225,7 +226,7 @@ def forged(state: Any) -> bytes:
 def test_a_forged_checkpoint_is_refused(
     data: bytes, broken: Path, refused: Callable[..., str]
 ) -> None:
-    (broken / FOLDER / f"999999-{sha256(data)}.safetensors").write_bytes(data)
+    (broken / CHECKPOINTS / f"999999-{sha256(data)}.safetensors").write_bytes(data)
     before = content(broken)
     assert "--fresh" in refused("--resume", broken)
     assert content(broken) == before

@@ -138,8 +138,8 @@ def test_a_second_process_is_told_who_and_what_to_do(tmp_path: Path, mode: tuple
         said = json.loads((tmp_path / LOCK).read_text())
         assert refusal(tmp_path) == (
             f"{tmp_path}: process {holder.pid} on {socket.gethostname()}, since {said['since']},"
-            " is writing it: wait for it, or stop that process; if it is gone and this is still"
-            f" said, remove {tmp_path / LOCK}"
+            " is writing it: wait for it, or stop that process; if it has ended and this error"
+            f" remains, remove {tmp_path / LOCK}"
         )
         assert json.loads((tmp_path / LOCK).read_text()) == said
         holder.communicate("")
@@ -338,7 +338,7 @@ def test_a_link_or_a_pipe_in_place_of_the_lock_is_left_alone(tmp_path: Path) -> 
     assert (tmp_path / "precious").read_text() == "kept"
     (tmp_path / LOCK).unlink()
     os.mkfifo(tmp_path / LOCK)
-    assert "is no file: remove it" in refusal(tmp_path)
+    assert "is not a regular file: remove it" in refusal(tmp_path)
 
 
 def test_a_folder_that_vanishes_is_no_error_at_the_end(
