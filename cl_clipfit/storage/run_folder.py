@@ -162,11 +162,15 @@ class RunFolder:
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the settings that differ, "name: old -> new"; the order of plug-ins is ignored."""
+    """Return the settings that differ, "name: old -> new"; lists of options have no order."""
     changes = []
     for key in {**before, **after}:
         old, new = before.get(key), after.get(key)
-        same = sorted(old or ()) == sorted(new or ()) if key == "plugin" else old == new
-        if not same:
+        if key in ("plugin", "set"):
+            gone, added = (
+                sorted(set(one or ()) - set(other or ())) for one, other in ((old, new), (new, old))
+            )
+            old, new = ", ".join(gone) or None, ", ".join(added) or None
+        if old != new:
             changes.append(f"{key}: {old} -> {new}")
     return changes
