@@ -7,7 +7,7 @@ working plug-ins. A file says about itself, in literals at the top level:
 - `NAME`: its name; default: the file's name with "-" for "_";
 - other upper-case literals: shown by `list` and `info`. Some steer runs: a scenario's `TASKS`,
   `CLASS_ORDER`, `MODEL`, `PROBES`, `DOWNLOAD`, `PROTOCOL` and `RECIPE`, a strategy's `RECIPE`,
-  `RECIPES` and `PUBLISHED` (see `plan.py` and `recipes.py`).
+  `RECIPES` and `PUBLISHED` (see `experiment/scenario_file.py` and `experiment/recipes.py`).
 
 A strategy file defines one subclass of `CLIPStrategy`; a scenario file a function `load`. The
 settings that `--set NAME.key=value` accepts are a subclass of `Options`: the strategy's
