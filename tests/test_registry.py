@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -269,3 +271,23 @@ def test_installed_packages_add_entries(tmp_path: Path, monkeypatch: pytest.Monk
 def test_describing_runs_no_code(tmp_path: Path) -> None:
     file = write(tmp_path, "danger.py", "raise SystemExit('ran')\n")
     assert describe(file).name == "danger"
+
+
+def test_folders_of_the_same_names_hide_no_method_or_stream(tmp_path: Path) -> None:
+    """`python -m cl_clipfit` puts the working directory first on the path."""
+    for kind in ("strategies", "scenarios"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "__init__.py").write_text("raise ImportError('not this one')\n")
+    code = (
+        "from cl_clipfit.registry import Registry; r = Registry();"
+        "print(*(e.name for k in ('strategies', 'scenarios') for e in r.entries(k)));"
+        "print(r.strategy_class('clipfit').__module__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    names, module = done.stdout.splitlines()
+    assert {"clipfit", "mergetune", "split-digits", "mtil"} <= set(names.split())
+    assert module == "cl_clipfit.strategies.clipfit"

@@ -49,9 +49,8 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
     out.print(results_table([result.content for result in results]))
     for result in results:
         say(out, f"run folder: {result.path}")
-    path = _comparison(config, results)
-    figure = path.with_suffix(".png")  # not drawn if no result has a number
-    say(out, f"comparison: {figure if figure.exists() else path.with_suffix('.csv')}")
+    figure, table = (_comparison(config, results, kind) for kind in ("png", "csv"))
+    say(out, f"comparison: {figure if figure.exists() else table}")  # no figure without numbers
     return results
 
 
@@ -80,20 +79,28 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
     try:
         with deterministic(config.deterministic):
             results = _run_all(config, progress or Silent())
+            _compare(config, results)
+            return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
         raise
-    path = _comparison(config, results)
+
+
+def _compare(config: RunConfig, results: list[Result]) -> None:
+    """Draw the comparison of a command's runs, and write its table."""
     contents = [result.content for result in results]
-    plot_comparison(contents, path)
+    plot_comparison(contents, config.output / _comparison_name(results))
     folders = [result.path.name for result in results]
-    write_atomic(path.with_suffix(".csv"), comparison_csv(contents, folders))
-    return results
+    write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
 
 
-def _comparison(config: RunConfig, results: list[Result]) -> Path:
-    """Return the path of the comparison of a command's runs, without its suffix."""
-    return config.output / f"{results[0].content['scenario']}-comparison"
+def _comparison_name(results: list[Result]) -> str:
+    return f"{results[0].content['scenario']}-comparison"
+
+
+def _comparison(config: RunConfig, results: list[Result], suffix: str) -> Path:
+    """Return the file with one suffix that compares a command's runs."""
+    return config.output / f"{_comparison_name(results)}.{suffix}"
 
 
 def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
@@ -182,7 +189,7 @@ def execute(
         run.folder.require()
         plot_run(result, run.folder.path / "curves")
         plot_changes(result, run.folder.path / "what_moved")
-        run.folder.save_result(result)  # completes the run
+        content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():
             words = ["run.py", "--resume", str(run.folder.path)]
@@ -193,4 +200,4 @@ def execute(
     finally:
         progress.stop()
     run.folder.checkpoints(progress.warn).clear()
-    return result
+    return content

@@ -1,4 +1,4 @@
-"""Parse labels and assignments: `NAME`, `NAME:key=value,...` and `NAME.key=value`."""
+"""Parse a command: its labels, `NAME[:key=value,...]`, and its assignments, `NAME.key=value`."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.text_files import load_yaml
 from cl_clipfit.errors import UserError
 
@@ -87,3 +88,43 @@ def format_setting(value: Any) -> str:
     if isinstance(value, str) and value != "null" and not value.startswith(("[", "{", '"', "'")):
         return value
     return json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Command:
+    """The parsed command.
+
+    Attributes:
+        config: all settings.
+        scenario: the stream, with the settings in its label.
+        strategies: the methods without duplicates, with the settings in their labels.
+        assigned: the settings of `--set`, by name of strategy or scenario.
+    """
+
+    config: RunConfig
+    scenario: Spec
+    strategies: tuple[Spec, ...]
+    assigned: Assigned
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """Return the settings that `--set` gives a strategy or scenario."""
+        return dict(self.assigned.get(name, {}))
+
+
+def parse_command(config: RunConfig, strategies: Sequence[str] | None = None) -> Command:
+    """Parse the names and assignments of a command.
+
+    Args:
+        config: all settings.
+        strategies: replaces the methods of `config`.
+
+    Raises:
+        UserError: a name or an assignment is malformed.
+    """
+    labels = config.strategy if strategies is None else strategies
+    return Command(
+        config,
+        parse_spec(config.scenario, "--scenario"),
+        tuple(parse_spec(label) for label in dict.fromkeys(labels)),
+        parse_settings(config.set),
+    )

@@ -77,12 +77,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuse duplicate keys, and keys that are not scalars."""
+        """Refuse keys that come twice, or that are not text."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                scalar_key = isinstance(key, yaml.ScalarNode)
-                what = f"the key '{key.value}' is repeated" if scalar_key else "a key is not text"
+                what = (
+                    "a key is not text" if key.id != "scalar" else f"'{key.value}' is given twice"
+                )
                 raise yaml.MarkedYAMLError(None, None, what, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -151,15 +152,17 @@ def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
         mapping = _mapping(file, place)
         for old in (old for old in mapping if old not in names):
             raise UserError(f"{place}: no class is called '{old}'. {nearest(old, names)}")
-        new = tuple(mapping.get(name, name) for name in names)
+        new_names = tuple(mapping.get(name, name) for name in names)
     else:
-        new = tuple(line.strip() for line in read_text(file, place).strip().split("\n"))
-        if len(new) != len(names):
-            raise UserError(f"{place}: it has {len(new)} names, the data {len(names)} classes")
-    for label, name in enumerate(new):
+        new_names = tuple(line.strip() for line in read_text(file, place).strip().split("\n"))
+        if len(new_names) != len(names):
+            raise UserError(
+                f"{place}: it has {len(new_names)} names, the data {len(names)} classes"
+            )
+    for label, name in enumerate(new_names):
         if not name or has_control(name):
             raise UserError(f"{place}: the name of class {label} is empty or unreadable: {name!r}")
-    return new
+    return new_names
 
 
 def _mapping(file: Path, place: str) -> dict[str, str]:

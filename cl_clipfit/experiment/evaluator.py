@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cl_clipfit.evaluation.scoring import Scoreboard, Scorer, Scores
-from cl_clipfit.experiment.result import RunRecord
+from cl_clipfit.experiment.record import RunRecord
 from cl_clipfit.metrics.tables import seen_curve
 
 _CURRENT = ""  # name of the strategy's current weights

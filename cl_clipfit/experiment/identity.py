@@ -8,10 +8,9 @@ from typing import Any
 from cl_clipfit import __version__
 from cl_clipfit.clip import ModelIdentity
 from cl_clipfit.config.command import OutputSettings, RunConfig
-from cl_clipfit.config.parsing import format_setting
+from cl_clipfit.config.parsing import Command, format_setting
 from cl_clipfit.data.orders import NAMED_ORDERS
 from cl_clipfit.errors import is_file
-from cl_clipfit.experiment.command import Command
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.storage.files import sha256
@@ -50,7 +49,8 @@ def run_digest(
             "version": __version__,
             "scenario": [stream.entry.name, stream.entry.sha256, stream.options.model_dump()],
             "data": list(data),
-            "stream": stream.settings.cut(),
+            # Without defaults: a later option must not rename the runs that do not use it.
+            "stream": {k: v for k, v in stream.settings.cut().items() if v is not None},
             "templates": stream.settings.template,
             "probes": [[probe.name, probe.sha256] for probe in stream.probes],
             "strategy": [run.strategy.name, run.strategy.sha256, run.options.model_dump()],
@@ -60,8 +60,8 @@ def run_digest(
             "model": [identity.architecture, identity.pretrained, identity.weights_sha256],
             "device": compute.device.type,
             "precision": compute.precision,
-            "deterministic": compute.deterministic,
-            "on_nan": stream.on_nan,
+            **({"deterministic": True} if compute.deterministic else {}),
+            **({"on_nan": stream.on_nan} if stream.on_nan != "stop" else {}),
             # Not micro_batch, recompute or compile: they change results only by rounding.
             **run.other_seeds(),
             **(more or {}),

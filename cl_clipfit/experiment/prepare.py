@@ -21,6 +21,7 @@ from cl_clipfit.clip.feature_classifier import FEATURES, FeatureClassifier, hash
 from cl_clipfit.clip.precision import announce_precision, resolve_precision, tower_width
 from cl_clipfit.config.command import DataSettings, RunConfig
 from cl_clipfit.config.options import explain, make_options
+from cl_clipfit.config.parsing import Command, parse_command
 from cl_clipfit.config.text_files import read_class_names
 from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.images.lazy import hashed_by
@@ -29,7 +30,6 @@ from cl_clipfit.data.layout import Layout, make_layout
 from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.errors import UserError
-from cl_clipfit.experiment.command import Command, parse_command
 from cl_clipfit.experiment.identity import run_digest
 from cl_clipfit.experiment.run_plan import RunPlan, resolve
 from cl_clipfit.experiment.scenario_file import load_source

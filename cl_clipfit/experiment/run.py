@@ -17,7 +17,7 @@ from cl_clipfit.experiment.build import build_strategy, failure, select_first
 from cl_clipfit.experiment.estimate import estimate_seconds
 from cl_clipfit.experiment.evaluator import Evaluator
 from cl_clipfit.experiment.learner import Learner
-from cl_clipfit.experiment.result import RunRecord, build_result
+from cl_clipfit.experiment.record import RunRecord, build_result
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.merging.layers import change_by_layer

@@ -5,9 +5,8 @@ from typing import Any
 
 from cl_clipfit.clip.feature_classifier import FEATURES
 from cl_clipfit.config.options import Options, Recipe, make_options
-from cl_clipfit.config.parsing import Spec
+from cl_clipfit.config.parsing import Command, Spec, parse_command
 from cl_clipfit.errors import UserError, nearest
-from cl_clipfit.experiment.command import Command, parse_command
 from cl_clipfit.experiment.recipes import file_layers, make_settings
 from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Entry, Registry

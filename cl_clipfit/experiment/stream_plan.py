@@ -15,8 +15,8 @@ from cl_clipfit.config.command import (
     StreamSettings,
 )
 from cl_clipfit.config.options import Options, make_options
+from cl_clipfit.config.parsing import Command
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.experiment.command import Command
 from cl_clipfit.experiment.scenario_file import BUNDLED_PROBES, ScenarioFacts, read_facts
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runtime.device import resolve_device

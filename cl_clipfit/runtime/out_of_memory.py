@@ -16,7 +16,7 @@ _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, on a device or on the host."""
+    """Return whether an error reports that memory ran out, on a device or on the host."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)

@@ -145,7 +145,7 @@ class RunFolder:
         """
         require(self.path)
 
-    def save_result(self, result: dict[str, Any]) -> None:
+    def save_result(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write `accuracy_matrix.csv`, the manifest, and `result.json`, which completes the run."""
         self.require()  # writing would create the folder again
         if not (self.path / CONFIG).is_file():
@@ -154,9 +154,11 @@ class RunFolder:
         header = ["after_task", *(f"task_{j}" for j in range(1, len(matrix[0]) + 1))]
         rows = [[t, *row] for t, row in enumerate(matrix)]
         write_atomic(self.path / MATRIX, csv_text(header, rows))
-        data = render_json({"schema": SCHEMA, "digest": self.digest, **result})
+        content = {"schema": SCHEMA, "digest": self.digest, **result}
+        data = render_json(content)
         write_manifest(self.path, {RESULT: data})
         write_atomic(self.path / RESULT, data)
+        return content
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

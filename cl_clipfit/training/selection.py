@@ -49,7 +49,7 @@ def check_layers(text: str) -> str:
     """Return a range as it is, once it can be read.
 
     Raises:
-        ValueError: it is no range of blocks.
+        ValueError: it is not a range of blocks.
     """
     if not re.fullmatch(r"\d{1,4}(-\d{1,4})?", text):
         raise ValueError("expected a range of blocks, as 0-5, or one block, as 3")
@@ -117,7 +117,7 @@ def select_text_biases(
     if which == "second-ffn":
         feed_forward: list[Any] = [block.mlp for block in blocks]
         linears = [[m for m in f.modules() if isinstance(m, nn.Linear)] for f in feed_forward]
-        return [found[-1].bias for found in linears]
+        return [block[-1].bias for block in linears]
     tower = getattr(clip, "text", clip)
     parts = [*blocks, tower.ln_final] if layers is None else blocks
     projection = getattr(tower, "text_projection", None)
@@ -154,8 +154,10 @@ def select_layer_norms(
     else:
         parts = list(_in_range(image_blocks(clip), layers, "image"))
     norms = [m for part in parts if part is not None for m in part.modules()]
-    found = [p for m in norms if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)]
-    return list(dict.fromkeys(found))
+    parameters = [
+        p for m in norms if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
+    ]
+    return list(dict.fromkeys(parameters))
 
 
 def select_clipfit(

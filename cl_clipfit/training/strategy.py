@@ -208,7 +208,7 @@ class CLIPStrategy(TrainingLoop):
         return self.model(images)
 
     def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
-        """Encode class names of a probe, which are no classes of the stream: (K, d)."""
+        """Encode class names of a probe, which are not classes of the stream: (K, d)."""
         return self.model.encode_names(names, templates)
 
     def zero_shot_point(self) -> dict[str, Tensor]:

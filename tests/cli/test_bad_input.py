@@ -114,7 +114,7 @@ BAD = [
     (["--set", "clipfit.kd=mse", "clipfit.text_biases=none"], "kd=mse holds text biases"),
     (["--set", "clipfit.kd_scope=seen+vocabulary"], "need each other"),
     (["--set", "clipfit.vocabulary=[cat, dog]"], "need each other"),
-    (["--set", "clipfit.vocabulary=absent.txt"], "one name a line"),
+    (["--set", "clipfit.vocabulary=absent.txt"], "one name per line"),
     (["--set", "clipfit.vocabulary=[cat, ' ']", "clipfit.kd_scope=seen+vocabulary"], "empty"),
     (
         ["--strategy", "clipfit:vocabulary=[cat, dog],kd_scope=seen+vocabulary,kd=none"],

@@ -13,8 +13,9 @@ from rich.console import Console
 from cl_clipfit.cli.app import main
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.options import read_names
+from cl_clipfit.config.parsing import parse_command
 from cl_clipfit.experiment.prepare import prepare
-from cl_clipfit.experiment.run_plan import plan_runs
+from cl_clipfit.experiment.run_plan import resolve
 from cl_clipfit.experiment.stream_plan import plan_stream
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
@@ -183,7 +184,7 @@ def test_a_strategy_takes_settings_in_its_name(tmp_path: Path) -> None:
     labels = ["full:lr=1e-4", "full:ce_scope=task,lr=1e-4", "clipfit:kd_weight=2"]
     config = RunConfig.model_validate(parse(*TINY, "--strategy", *labels, "--epochs", "2"))
     registry = Registry(config.plugin)
-    one, two, three = plan_runs(config, registry, plan_stream(config, registry))
+    one, two, three = resolve(parse_command(config), registry).runs
     assert [p.label for p in (one, two, three)] == labels
     assert [p.strategy.name for p in (one, two, three)] == ["full", "full", "clipfit"]
     assert [p.options.ce_scope for p in (one, two, three)] == ["seen", "task", "task"]
@@ -202,7 +203,7 @@ def test_what_is_said_of_one_strategy_wins_over_the_command() -> None:
     arguments = ["--strategy", "full:lr=1e-5", "full", "--lr", "0.5", "--set", "full.lr=2"]
     config = RunConfig.model_validate(parse(*TINY, *arguments))
     registry = Registry(config.plugin)
-    plans = plan_runs(config, registry, plan_stream(config, registry))
+    plans = resolve(parse_command(config), registry).runs
     assert [plan.recipe and plan.recipe.lr for plan in plans] == [1e-5, 0.5]
 
 
@@ -296,9 +297,11 @@ def test_a_run_does_not_depend_on_its_company(tmp_path: Path) -> None:
 def test_bundled_probes_are_on_by_default_with_mini(tmp_path: Path) -> None:
     config = RunConfig(scenario="glyph-letters")
     registry = Registry()
-    assert [e.name for e in plan_stream(config, registry).probes] == ["pretraining-shapes"]
+    assert [e.name for e in plan_stream(parse_command(config), registry).probes] == [
+        "pretraining-shapes"
+    ]
     for other in (RunConfig(model="ViT-B-32:random"), RunConfig(validation=0.2)):
-        assert plan_stream(other, registry).probes == ()
+        assert plan_stream(parse_command(other), registry).probes == ()
 
 
 def test_recipes_are_layered(tmp_path: Path) -> None:
@@ -310,7 +313,7 @@ def test_recipes_are_layered(tmp_path: Path) -> None:
     arguments = ["--set", "mine.momentum=0.25", "--epochs", "3", "--plugin", str(plugin)]
     config = RunConfig.model_validate(parse(*TINY, "--strategy", "mine", *arguments))
     registry = Registry(config.plugin)
-    (plan,) = plan_runs(config, registry, plan_stream(config, registry))
+    (plan,) = resolve(parse_command(config), registry).runs
     assert plan.recipe is not None
     assert plan.recipe.model_dump() == {
         "epochs": 3, "batch_size": 16, "optimizer": "sgd", "lr": 2.0, "weight_decay": 0.0,

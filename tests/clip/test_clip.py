@@ -155,7 +155,8 @@ def test_patches_stay_shared_after_an_inner_block(
     model, one, other = shared
     convolve, calls = F.conv2d, []
     monkeypatch.setattr(
-        "cl_clipfit.clip.vision.F.conv2d", lambda *a, **k: calls.append(1) or convolve(*a, **k)
+        "cl_clipfit.clip.encoders.vision.F.conv2d",
+        lambda *a, **k: calls.append(1) or convolve(*a, **k),
     )
     with model.shared_embedding(one):
         with model.shared_embedding(other):
@@ -199,7 +200,7 @@ def test_the_backbone_stays_in_evaluation_mode(tiny: Callable[..., CLIPClassifie
 
 
 def test_a_foreign_parameter_cannot_be_selected(tiny: Callable[..., CLIPClassifier]) -> None:
-    with pytest.raises(ValueError, match="do not belong"):
+    with pytest.raises(ValueError, match="belong to this model"):
         tiny().train_only([torch.nn.Parameter(torch.zeros(1))])
 
 

@@ -234,7 +234,7 @@ def test_each_task_is_compared_with_the_one_before(
 def test_diff_says_what_it_needs(run: Path, bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "need each other" in refused(capsys, "diff", run, "--task", "1")
     assert "no task 3" in refused(capsys, "diff", run, "--task", "1", "--to", "3")
-    assert "no run folder" in refused(capsys, "diff", bank)
+    assert "not a run folder" in refused(capsys, "diff", bank)
 
 
 # ---- export --------------------------------------------------------------------------------------

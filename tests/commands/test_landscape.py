@@ -332,7 +332,7 @@ def test_bad_input_is_refused_in_a_line(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = runs["image-norms"]
-    assert "no run folder" in refuse(capsys, tmp_path)
+    assert "not a run folder" in refuse(capsys, tmp_path)
     assert "zero-shot trains nothing" in refuse(capsys, runs["zero-shot"])
     for task in (0, 3):
         assert f"--task {task}: " in refuse(capsys, run, "--task", task)

@@ -1,21 +1,28 @@
 """A finished run's bank merged, routed and continued: against the run's own tables."""
 
 import hashlib
+import inspect
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
+import cl_clipfit
+from cl_clipfit import merging
 from cl_clipfit.cli.app import main
 from cl_clipfit.commands import evaluate
-from cl_clipfit.config.merge_settings import CLOSED_FORM, MODES, ModeSettings
+from cl_clipfit.config.merge_settings import ALL, BY_NAME, CLOSED_FORM, MODES, Mode, ModeSettings
 from cl_clipfit.experiment.reopen import FinishedRun, open_run
 from cl_clipfit.merging.methods import merged_values
 from cl_clipfit.report.display import ConsoleDisplay
+from cl_clipfit.storage.checkpoints import Checkpoints
+from cl_clipfit.storage.files import write_json
 from tests.support.tiny import PLUGIN, TINY
 
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
@@ -91,7 +98,7 @@ def test_routing_is_the_same_in_mixed_batches_and_one_task_at_a_time(
 def test_a_head_is_never_mixed_and_every_mode_runs(run: Path) -> None:
     work = evaluation(only(run.parent, "*-linear-head-*"), images=4)
     before = {n: p.clone() for n, p in work.strategy.model.named_parameters()}
-    for mode in MODES:
+    for mode in ALL:
         result = work.evaluate(mode)
         assert result.batches == ("one task at a time" if result.chosen else None)
         assert len(result.board.tables.seen) == 4
@@ -107,17 +114,107 @@ def test_modes_are_the_merging_functions() -> None:
         "magmax": [3.0, -4.0],
     }  # fmt: skip
     for mode, wanted in expected.items():
-        found = merged_values(mode, values, base, ModeSettings())["a"]
+        found = merged_values(BY_NAME[mode], values, base, ModeSettings())["a"]
         torch.testing.assert_close(found, torch.tensor(wanted))
     dense = ModeSettings(density=1.0, drop=0.0)
-    signs = merged_values("ties", values, base, dense)["a"]  # the sign of -2 = 2 - 4 is elected
-    torch.testing.assert_close(signs, torch.tensor([2.0, -4.0]))
+    signs = merged_values(BY_NAME["ties"], values, base, dense)["a"]
+    torch.testing.assert_close(signs, torch.tensor([2.0, -4.0]))  # the sign of 2 - 4 is elected
     torch.testing.assert_close(
-        merged_values("dare", values, base, dense)["a"], torch.tensor([2.0, -1.0])
+        merged_values(BY_NAME["dare"], values, base, dense)["a"], torch.tensor([2.0, -1.0])
     )
     assert set(expected) | {"ties", "dare"} == set(CLOSED_FORM)
-    with pytest.raises(ValueError, match="no closed form"):
-        merged_values("routed", values, base, dense)
+    with pytest.raises(ValueError, match="no single set of weights"):
+        merged_values(BY_NAME["routed"], values, base, dense)
+
+
+class Loaded(Mapping[str, Tensor]):
+    """Values of a task that are loaded when they are asked for, and a log of what was."""
+
+    def __init__(self, values: dict[str, Tensor], log: list[str]) -> None:
+        self.values_, self.log = values, log
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.log.append(name)
+        return self.values_[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values_
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+@pytest.mark.parametrize("name", [name for name in CLOSED_FORM if name != "latest"])
+def test_a_merge_asks_for_one_tensor_of_every_task_at_a_time(name: str) -> None:
+    draws = torch.Generator().manual_seed(0)
+    names = ["a", "b", "c"]
+    base, *tasks = ({n: torch.randn(4, generator=draws) for n in names} for _ in range(4))
+    log: list[str] = []
+    lazy = [Loaded(task, log) for task in tasks]
+    merged = merged_values(BY_NAME[name], lazy, base, ModeSettings())
+    plain = merged_values(BY_NAME[name], tasks, base, ModeSettings())
+    assert all(torch.equal(merged[n], plain[n]) for n in names)
+    # TIES goes through every task once before, for its threshold; all merge name after name.
+    uses = 1 if name == "wise" else len(tasks)
+    assert log[-uses * len(names) :] == [n for n in names for _ in range(uses)]
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.merges], ids=lambda m: m.name)
+def test_the_table_names_functions_and_what_they_take(mode: Mode) -> None:
+    parameters = list(inspect.signature(getattr(merging, mode.function)).parameters)
+    names = {"last": "end", "base": "start"} if mode.name == "wise" else {}
+    assert [names.get(name, name) for name in mode.takes] == parameters[: len(mode.takes)]
+    assert set(mode.settings(ModeSettings())) <= set(ModeSettings.model_fields)
+
+
+def checkpoint_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect the size of every checkpoint that is written from now on."""
+    sizes, save = [], Checkpoints.save
+
+    def saved(self: Checkpoints, state: dict[str, Any]) -> None:
+        save(self, state)
+        assert self.newest is not None
+        sizes.append(self.newest.stat().st_size)
+
+    monkeypatch.setattr(Checkpoints, "save", saved)
+    return sizes
+
+
+def test_a_checkpoint_of_a_merge_is_as_large_as_one_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The solutions that are continued are in the bank, and not in every checkpoint too."""
+    common = [*TINY, "--tasks", "6", "--output", str(tmp_path), "--quiet", "--device", "cpu"]
+    host = ["--strategy", "image-norms", "mergetune:host=image-norms"]
+    sizes = checkpoint_bytes(monkeypatch)
+    assert main([*common, *host]) == 0
+    trained = max(sizes)
+    sizes.clear()
+    assert (
+        main(["merge", str(only(tmp_path, "*-image-norms-*")), "--method", "mergetune", *PLUGIN])
+        == 0
+    )
+    assert len(sizes) >= 6
+    assert max(sizes) <= 1.1 * trained
+
+
+def test_a_run_of_another_version_is_opened_with_a_warning(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / run.name
+    shutil.copytree(run, folder)
+    result = read(folder)
+    result["environment"]["cl_clipfit"], result["digest"] = "0.1.0", "01234567"
+    write_json(folder / "result.json", result)
+    assert main(["bank", "eval", str(folder), "--mode", "latest", *PLUGIN]) == 0
+    assert "was made by cl_clipfit 0.1.0" in capsys.readouterr().err
+    result["environment"]["cl_clipfit"] = cl_clipfit.__version__
+    write_json(folder / "result.json", result)
+    assert main(["bank", "eval", str(folder), "--mode", "latest", *PLUGIN]) == 2
+    assert "are not those that the run was made with" in capsys.readouterr().err
 
 
 def test_bank_eval_prints_and_keeps_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +297,7 @@ def test_what_is_wrong_is_said_in_a_line(
         (["merge", str(run), "--method", "mergetune", "--set", "mergetune.host=x"], "of the run"),
         (["merge", str(run), "--method", "ties", "--alpha", "0.3"], "--alpha has no effect"),
         (["bank", "eval", str(run), "--mode", "mean", "--alpha", "3"], "--alpha has no effect"),
-        (["merge", str(tmp_path), "--method", "ties"], "no run folder"),
+        (["merge", str(tmp_path), "--method", "ties"], "not a run folder"),
         (["bank", "eval", str(copy), "--mode", "latest"], "task-002.safetensors is damaged"),
     ):
         assert main([*arguments, *PLUGIN]) == 2, arguments

@@ -231,7 +231,7 @@ def test_no_run_and_no_result(
 ) -> None:
     for place in (tmp_path, tmp_path / "absent", run / "curves.png"):
         assert main(["verify", str(place)]) == 2
-        assert "no run folder" in capsys.readouterr().err
+        assert "not a run folder" in capsys.readouterr().err
     (run / "result.json").unlink()
     write_manifest(run)
     assert "result.json is missing" in problems(capsys, run)[0]

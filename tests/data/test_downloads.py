@@ -364,7 +364,7 @@ def test_a_folder_without_the_data_is_told(
 ) -> None:
     (tmp_path / "empty").mkdir()
     line = failure(capsys, "--data-dir", "empty")
-    assert "holds no CIFAR-100" in line
+    assert "does not hold CIFAR-100" in line
     assert "cifar-100-python.tar.gz" in line
 
 

@@ -195,7 +195,9 @@ def test_blurry_moves_the_share_of_every_class_evenly_and_loses_nothing(seed: in
 
 
 def test_a_single_task_cannot_be_blurred(source: Source) -> None:
-    with pytest.raises(UserError, match=r"--blurry 0\.5: one task has no others"):
+    with pytest.raises(
+        UserError, match=r"--blurry 0\.5: a stream of one task has no other task to mix with"
+    ):
         build_scenario("s", source, tasks=1, blurry=0.5)
 
 

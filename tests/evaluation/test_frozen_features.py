@@ -18,7 +18,8 @@ from cl_clipfit.evaluation.feature_cache import FeatureCache
 from cl_clipfit.evaluation.frozen_features import FrozenImages
 from cl_clipfit.evaluation.landscape import Sample, encode_shared
 from cl_clipfit.evaluation.scoring import Scorer
-from cl_clipfit.experiment.run import Run, estimate
+from cl_clipfit.experiment import estimate
+from cl_clipfit.experiment.bank_writer import BankWriter
 from cl_clipfit.strategies.clipfit import ClipFit
 from tests.support.tiny import TINY
 
@@ -95,11 +96,11 @@ def frozen(strategy: CLIPStrategy, images: Tensor, folder: Path) -> tuple[Tensor
 
 def statistics(strategy: CLIPStrategy, images: Tensor, folder: Path) -> tuple[Tensor, list[str]]:
     strategy.task_sample = lambda *_, **__: (images, torch.arange(len(images)))  # type: ignore[assignment]
-    run: Any = SimpleNamespace(
-        strategy=strategy, task=1, scenario=SimpleNamespace(of_task=lambda task: None)
+    writer: Any = SimpleNamespace(
+        strategy=strategy, scenario=SimpleNamespace(of_task=lambda task: None)
     )
     # A class for each image: its mean is the image's features.
-    return Run._statistics(run)["means"], strategy.warnings
+    return BankWriter._statistics(writer, 1)["means"], strategy.warnings
 
 
 def scorer(strategy: CLIPStrategy, images: Tensor, folder: Path) -> tuple[Tensor, list[str]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks import evaluate
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario, merging
 from cl_clipfit.clip import ModelIdentity
+from cl_clipfit.config.command import StreamSettings
 from cl_clipfit.evaluation.feature_cache import FeatureCache
 from cl_clipfit.evaluation.feature_reuse import encodes_as, leaves_images
 from cl_clipfit.evaluation.fisher import diagonal_fisher
@@ -32,7 +33,10 @@ from cl_clipfit.evaluation.landscape import (
 from cl_clipfit.evaluation.scoring import Scorer, score
 from cl_clipfit.experiment.build import select_first
 from cl_clipfit.experiment.run import Run
+from cl_clipfit.experiment.stream_plan import Compute
 from cl_clipfit.registry import Registry
+from cl_clipfit.runtime.determinism import Seeds
+from cl_clipfit.runtime.progress import Silent
 from cl_clipfit.storage.run_folder import RunFolder
 from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.strategies.coop import CoOp
@@ -69,13 +73,6 @@ def source() -> Source:
     return dataclasses.replace(build_source(), test=build_source(seed=9).test)
 
 
-class Silent:
-    """A display that says nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 def named(build: Build) -> CLIPClassifier:
     model = build()
     model.identity = ModelIdentity("tiny", "random", "0")
@@ -96,38 +93,35 @@ def make_run(
     plan: Any = SimpleNamespace(
         cls=cls, recipe=recipe, options=options, seed=0, label=name, strategy=entry,
         host=host, host_options=host.options_class()() if host else None,
-        initialisation=0, data_order=0,
+        seeds=Seeds(0, 0),
     )  # fmt: skip
     stream: Any = SimpleNamespace(
-        device=torch.device("cpu"), online=None, micro_batch=None, recompute=False, compile=False,
-        on_nan="stop",
-    )  # fmt: skip
+        compute=Compute(torch.device("cpu")), settings=StreamSettings(), on_nan="stop"
+    )
     probes = {f"probe {i}": build_source(5, 3, seed=i) for i in (1, 2)}
     scenario = build_scenario("s", source, tasks=TASKS)
     folder: Any = RunFolder(tmp_path, "s", name, 0, "")
     folder.path.mkdir(exist_ok=True)
-    run = Run(stream, plan, scenario, model, probes, folder, Silent(), encoder)  # type: ignore[arg-type]
-    run.bank = None
-    return run
+    return Run(stream, plan, scenario, model, probes, folder, Silent(), encoder)
 
 
 def make_encoder(model: CLIPClassifier, tmp_path: Path) -> FrozenImages:
     cache = FeatureCache(tmp_path / "features")
-    return FrozenImages(model, torch.device("cpu"), Silent(), cache)  # type: ignore[arg-type]
+    return FrozenImages(model, torch.device("cpu"), Silent(), cache)
 
 
 def rows(run: Run, encoded: list[int]) -> list[int]:
     """Train, and return the images encoded by each evaluation."""
     found = []
-    real = run._evaluate
+    real = run.evaluator.evaluate
 
     def evaluate() -> None:
         before = sum(encoded)
         real()
         found.append(sum(encoded) - before)
 
-    run._evaluate = evaluate  # type: ignore[method-assign]
-    run._announce = lambda: None  # type: ignore[method-assign]
+    run.evaluator.evaluate = evaluate  # type: ignore[method-assign]
+    run.learner.announced = False
     select_first(run.plan, run.strategy, run.scenario.task_classes[0])
     run._run_stream(None)
     return found
@@ -149,7 +143,7 @@ def test_a_row_of_all_tables_takes_one_pass_for_each_image_tower(
     assert sets == (3 if CLASSES[name].needs_host else 1)
     assert before == 0
     assert found == [ROW] + [sets * ROW] * TASKS
-    for board in (run.progress.board, *run.progress.compared.values()):
+    for board in (run.record.board, *run.record.compared.values()):
         assert len(board.tables.seen) == len(board.tables.task_aware) == TASKS + 1
         assert {len(values) for values in board.probes.values()} == {TASKS + 1}
 
@@ -168,10 +162,12 @@ def test_the_row_before_training_is_that_of_zero_shot_in_the_same_command(
     assert first[0] == 0
     assert second[0] == ROW
     assert first[1:] == second[1:]
-    one, other = (run.progress.board.summary() for run in (shared, alone))
+    one, other = (run.record.board.summary() for run in (shared, alone))
     assert one == other
-    assert (shared._before is None, alone._before is None) == (False, False)
-    torch.testing.assert_close(shared._before.test, alone._before.test, rtol=1e-5, atol=1e-4)
+    assert (shared.evaluator._before is None, alone.evaluator._before is None) == (False, False)
+    torch.testing.assert_close(
+        shared.evaluator._before.test, alone.evaluator._before.test, rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +184,7 @@ def test_tuned_text_alone_needs_no_second_look_at_the_images(
     ]
     assert rows(runs[0], encoded) == [ROW] + [passes * ROW] * TASKS
     assert rows(runs[1], encoded) == [ROW] * (TASKS + 1)
-    tables = [run.progress.board.summary()["all_classes_matrix"] for run in runs]
+    tables = [run.record.board.summary()["all_classes_matrix"] for run in runs]
     assert tables[0] == tables[1]
     assert tables[0][0] != tables[0][-1]  # it has learned
 
@@ -350,9 +346,8 @@ def test_statistics_do_not_depend_on_what_was_encoded_beside(
     for own in (encoder, None):
         run = make_run("clipfit", tiny, source, tmp_path, own, model)
         run.strategy.select()
-        run.task = 1
         run.strategy.model.load_values(weights_of(run.strategy, 1))  # it has learned
-        found.append(run._statistics())
+        found.append(run.bank._statistics(1))
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 

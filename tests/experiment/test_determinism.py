@@ -15,7 +15,6 @@ import yaml
 from rich.console import Console
 
 import cl_clipfit.experiment.identity
-import cl_clipfit.runplan
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Seeds
 from cl_clipfit.cli.app import main
 from cl_clipfit.config.command import RunConfig
@@ -267,8 +266,8 @@ def test_an_order_has_a_seed_where_it_is_a_permutation_by_it(name: str) -> None:
 
 
 _TODAY = {
-    "version", "scenario", "data", "shots", "validation", "limit", "online", "blurry", "templates",
-    "probes", "strategy", "host", "recipe", "seed", "model", "device", "precision", "layout",
+    "version", "scenario", "data", "stream", "templates", "probes",
+    "strategy", "host", "recipe", "seed", "model", "device", "precision", "layout",
 }  # fmt: skip
 
 
@@ -301,7 +300,7 @@ def test_new_settings_name_a_run_only_where_they_are_not_the_default(
     prepared = prepare(config, ConsoleDisplay(Console(quiet=True), quiet=True))
     prepared.folder(prepared.plans[0])
     assert set(hashed[0]) == _TODAY | set(further)
-    written = config_of(prepared.stream, prepared.plans[0], config)
+    written = config_of(prepared.stream, prepared.plans[0], prepared.command)
     names = {"data_seed", "init_seed", "deterministic", "on_nan", "resume", "force_resume"}
     for found in (hashed[0], written):
         assert {key: found[key] for key in names & set(found)} == further
@@ -313,8 +312,8 @@ def test_new_settings_name_a_run_only_where_they_are_not_the_default(
         (["--data-seed", "-1"], "--data-seed: input should be greater than or equal to 0"),
         (["--init-seed", "x"], "--init-seed: input should be a valid integer"),
         (["--on-nan", "warn"], "--on-nan: input should be 'stop' or 'skip'"),
-        (["--force-resume"], "--force-resume: it belongs to --resume FOLDER, which is missing"),
-        (["--resume", "x", "--fresh"], "--resume: a run goes on or is repeated"),
+        (["--force-resume"], "--force-resume: it needs --resume FOLDER, which is missing"),
+        (["--resume", "x", "--fresh"], "--resume: a run is either resumed or repeated"),
     ],
 )
 def test_wrong_settings_are_refused_in_a_line(

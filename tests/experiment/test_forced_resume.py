@@ -87,7 +87,7 @@ def test_a_stopped_merge_says_how_it_goes_on(
         stop_at(patch, owner, place, 2 if place == "append" else 1, after=True)
         capsys.readouterr()
         assert run("merge", host, *merge) == 130
-    assert "the same command goes on with it" in capsys.readouterr().err
+    assert "the same command resumes it" in capsys.readouterr().err
     assert run("merge", host, *merge) == 0
     assert artefacts(host.parent).keys() == artefacts(whole).keys()
     assert not list(host.parent.rglob("checkpoints"))
@@ -115,7 +115,7 @@ def test_a_forced_run_is_neither_of_the_two(
         stop_at(patch, CLIPStrategy, "compute_loss", 2)
         assert run(*force) == 130
     advice = capsys.readouterr().err
-    again = shlex.split(advice[advice.index("run.py") :].partition(" goes on with it")[0])[1:]
+    again = shlex.split(advice[advice.index("run.py") :].partition(" resumes it")[0])[1:]
     assert "--force-resume" in again
     assert run(*again, "--quiet") == 0
     line = refused(*HOST, "--output", stopped.parent)
@@ -154,7 +154,7 @@ def test_a_stop_before_anything_was_written_advises_no_folder(
             stop_at(patch, owner, name, 1)
             assert run(*HOST, "--output", tmp_path / "runs") == 130
         assert capsys.readouterr().err.splitlines()[-1] == (
-            "stopped by SIGINT: the same command goes on with it"
+            "stopped by SIGINT: the same command resumes it"
         )
 
 

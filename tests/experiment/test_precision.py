@@ -14,6 +14,7 @@ from torch import Tensor
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import CLIPClassifier, ModelIdentity, create_classifier, precision
 from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.parsing import parse_command
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache
 from cl_clipfit.evaluation.frozen_features import FrozenImages
@@ -120,7 +121,7 @@ def prepared(*arguments: str) -> Prepared:
 def plan(*arguments: str) -> StreamPlan:
     """Plan the stream of a command."""
     config = RunConfig.model_validate(parse(*arguments))
-    return plan_stream(config, Registry(config.plugin))
+    return plan_stream(parse_command(config), Registry(config.plugin))
 
 
 def digest(work: Prepared) -> str:
@@ -132,7 +133,7 @@ def test_auto_keeps_the_mini_clip_at_fp32_on_every_machine(
 ) -> None:
     flags |= {"avx512_bf16", "amx_bf16"}
     work = prepared(*TRAINED, "--device", "cpu")
-    assert (work.model.precision, work.stream.precision) == ("fp32", "fp32")
+    assert (work.model.precision, work.stream.compute.precision) == ("fp32", "fp32")
     assert "precision" not in capsys.readouterr().err
 
 
@@ -174,8 +175,8 @@ def test_encoded_features_have_no_precision(
     features = ["--scenario", "features", "--data-dir", str(tmp_path)]
     assert main([*features, "--precision", "bf16", "--output", str(tmp_path)]) == 2
     assert "--precision bf16: features come encoded" in capsys.readouterr().err
-    assert plan(*features).precision == "fp32"
-    assert plan(*TRAINED).precision == "auto"
+    assert plan(*features).compute.precision == "fp32"
+    assert plan(*TRAINED).compute.precision == "auto"
 
 
 # ---- a run and what follows on it ----------------------------------------------------------------
@@ -251,7 +252,7 @@ def test_a_finished_run_is_evaluated_in_its_precision_on_any_machine(
     assert modes[0]["metrics"] == read(run)["metrics"]
     (merged,) = run.parent.glob("*+mean-*")
     assert read(merged)["precision"] == "bf16"
-    assert open_run(merged, QUIET).prepared.stream.precision == "bf16"
+    assert open_run(merged, QUIET).prepared.stream.compute.precision == "bf16"
     assert main(["bank", "eval", str(run), "--mode", "latest", "--device", "cpu", *PLUGIN]) == 0
 
 

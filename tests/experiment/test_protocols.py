@@ -395,7 +395,7 @@ def test_train_and_test_are_no_domains(tmp_path: Path, capsys: pytest.CaptureFix
     data = write_folder(tmp_path / "data")
     line = refuse(capsys, tmp_path / "runs", "--scenario", "domain-incremental", "--data-dir",
                   str(data), "--model", "mini")  # fmt: skip
-    assert "--scenario folder reads it" in line
+    assert "use --scenario folder" in line
 
 
 def test_a_folder_above_the_data_is_not_taken_for_one_class(

@@ -1,4 +1,4 @@
-"""Signals end a run in good order, `--resume` goes on with it, and refuses what it must."""
+"""Signals end a run in good order, `--resume` resumes it, and refuses what it must."""
 
 import contextlib
 import itertools
@@ -106,7 +106,7 @@ def advised(error: str) -> list[str]:
     (line,) = error.splitlines()
     assert line.startswith("stopped by SIG")
     assert "run.py --resume " in line
-    command, _, rest = line[line.index("run.py") :].partition(" goes on with it")
+    command, _, rest = line[line.index("run.py") :].partition(" resumes it")
     assert rest == ""
     return shlex.split(command)[1:]
 
@@ -203,7 +203,7 @@ def test_the_same_command_goes_on_and_says_where(
     assert run(*loud, output=tmp_path) == 0
     assert steps[0] == 3
     said = capsys.readouterr().err
-    assert f"{folder_of(tmp_path).name}: going on in task 2, after step 1 of epoch 2\n" in said
+    assert f"{folder_of(tmp_path).name}: resumed in task 2, after step 1 of epoch 2\n" in said
     assert "task 2/2" in said
     assert "images/s" not in said  # of some of the task's steps alone
     assert artefacts(tmp_path) == artefacts(whole)

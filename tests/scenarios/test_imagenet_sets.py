@@ -341,8 +341,8 @@ def test_cub_agrees_with_its_tables(tmp_path: Path) -> None:
     [
         ("images.txt", "796102", "0", r"names 1 images that are missing, .*Auklet_0002_0\.jpg"),
         ("images.txt", "9 003", "10 003", r"class_labels\.txt and images\.txt name different"),
-        ("image_class_labels.txt", "9 3", "9 4", r"labels\.txt says '4', which is none of its"),
-        ("train_test_split.txt", "9 1", "9 2", r"split\.txt says '2', which is none of its"),
+        ("image_class_labels.txt", "9 3", "9 4", r"labels\.txt contains '4', which is not"),
+        ("train_test_split.txt", "9 1", "9 2", r"split\.txt contains '2', which is not"),
         ("classes.txt", "3 003", "4 003", r"must number the classes 1, 2, 3"),
         ("classes.txt", "3 003.Parakeet_Auklet", "3", "entry 3: expected 2 columns, got 1"),
     ],
@@ -375,7 +375,7 @@ def test_objectnet_keeps_the_overlap_under_its_own_names(tmp_path: Path) -> None
         load(objectnet, DataRequest())
     overlap = tmp_path / objectnet.FOLDER / objectnet.OVERLAP
     for text, message in (
-        ('{"Stove": "stove"}', "names no folder of 'Stove'"),
+        ('{"Stove": "stove"}', "names no folder for 'Stove'"),
         ('["TV"]', "must map names to names"),
         ('{"TV": 3}', "must map names to names"),
         ("{", "is not a valid JSON file"),

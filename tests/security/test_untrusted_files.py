@@ -223,7 +223,7 @@ def test_a_sealed_index_of_another_form_is_refused(
 ) -> None:
     make(tmp_path)
     reseal(tmp_path, change)
-    refused(lambda: list_bank(tmp_path, Console(file=io.StringIO())), "no index of a bank")
+    refused(lambda: list_bank(tmp_path, Console(file=io.StringIO())), "is not the index of a bank")
 
 
 def test_banks_of_large_files_and_pipes_are_not_read(tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ SETTINGS = {
     "hexadecimal digits": ("epochs: 0x" + "f" * 9000, "very many digits"),
     "sixties": ("epochs: 1" + ":1" * 100_000, "very many digits"),
     "a long fraction": ("lr: 1" + ":1" * 50_000 + ".5", "very many digits"),
-    "twice": ("epochs: 1\nepochs: 2\n", "the key 'epochs' is repeated"),
-    "twice below": ("set: [{a: 1, a: 2}]", "the key 'a' is repeated"),
+    "twice": ("epochs: 1\nepochs: 2\n", "'epochs' is given twice"),
+    "twice below": ("set: [{a: 1, a: 2}]", "'a' is given twice"),
     "a list as key": ("[a]: 1", "a key is not text"),
     "a list": ("- epochs\n", "expected settings"),
     "a text": ("x" * 100_000, "expected settings"),

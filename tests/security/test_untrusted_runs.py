@@ -239,7 +239,7 @@ def test_a_checkpoint_sets_nothing_but_what_a_method_remembers(
     state = files.load()
     assert state is not None
     state["at"] = None
-    state["start"]["memory"]["device"] = "elsewhere"
+    state["start"]["state"]["device"] = "elsewhere"
     files.save(state)
     assert "device" in refused("--resume", broken)
 
@@ -276,7 +276,7 @@ def test_what_goes_on_with_a_stopped_run_is_printed_harmlessly(
 ) -> None:
     def stop(*arguments: Any, **options: Any) -> None:
         stopped = Stopped(signal.SIGINT)
-        stopped.advice = "run.py --resume 'a\x1b[2Jb' goes on with it"
+        stopped.advice = "run.py --resume 'a\x1b[2Jb' resumes it"
         raise stopped
 
     monkeypatch.setattr(command_line, "app", stop)

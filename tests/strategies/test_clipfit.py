@@ -13,8 +13,8 @@ from open_clip.transform import PreprocessCfg
 
 from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
 from cl_clipfit.config.command import RunConfig
-from cl_clipfit.experiment.run_plan import plan_runs
-from cl_clipfit.experiment.stream_plan import plan_stream
+from cl_clipfit.config.parsing import parse_command
+from cl_clipfit.experiment.run_plan import resolve
 from cl_clipfit.registry import Registry
 from cl_clipfit.strategies.clipfit import PUBLISHED, ClipFit, ClipFitOptions
 from cl_clipfit.strategies.full import Full, FullOptions
@@ -309,7 +309,7 @@ def published_lr(epoch: int) -> float:
 def test_the_published_recipe_is_the_papers() -> None:
     config = RunConfig(strategy=["clipfit"], recipe="published")
     registry = Registry()
-    (plan,) = plan_runs(config, registry, plan_stream(config, registry))
+    (plan,) = resolve(parse_command(config), registry).runs
     recipe = plan.recipe
     assert recipe is not None
     assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 5e-4)

@@ -46,7 +46,7 @@ def check_config(file: Path, size: int) -> None:
             )
             large = embed > MOST_EMBED or values > size
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is no configuration of a model: {error!r:.200}") from error
+        raise UserError(f"{file} is not a model configuration: {error!r:.200}") from error
     if code:
         raise UserError(
             f"{file} has trust_remote_code: it would run code that comes with the model: take it"
@@ -86,7 +86,7 @@ def _size(value: Any, key: str) -> float:
         ValueError: it is negative, so that others would seem smaller.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{key} is no number")
+        raise TypeError(f"{key} is not a number")
     if value < 0:
         raise ValueError(f"{key} is negative")
     return value

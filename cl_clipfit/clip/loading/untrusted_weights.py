@@ -114,7 +114,7 @@ class _Mapping(dict[Any, Any]):
     def __setitem__(self, key: Any, value: Any) -> None:
         # Of longer numbers very many have the same hash.
         if type(key) is not str and not (isinstance(key, int) and abs(key) < MOST_ALONG):
-            raise pickle.UnpicklingError("a key that is no name")
+            raise pickle.UnpicklingError("a key that is not a name")
         super().__setitem__(key, value)
 
     def __setstate__(self, state: Any) -> None:
@@ -153,7 +153,7 @@ class _Call(NamedTuple):
         storage, offset, shape, strides = arguments[:4]
         if not (type(storage) is _Storage and _are_sizes((offset,))
                 and _are_sizes(shape) and _are_sizes(strides)):  # fmt: skip
-            raise pickle.UnpicklingError("a tensor whose shape is no shape")
+            raise pickle.UnpicklingError("a tensor whose shape is not a shape")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if math.prod(shape) > storage.values or (0 not in shape and last >= storage.values):
             raise pickle.UnpicklingError(f"a tensor {shape} made of {storage.values:,} values")
