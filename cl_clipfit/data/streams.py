@@ -182,32 +182,18 @@ def build_scenario(
         UserError: there are more tasks than classes, too few images, or a class without images.
     """
     layout = layout or make_layout(source, tasks=tasks, order=order)
-    train, test = source.train, source.test
     trained = source.trained_tasks or len(layout.task_classes)
-    if limit is not None:
-        train, test = limit_images(train, limit), limit_images(test, limit)
-    if validation is not None:
-        train, test = hold_out(train, validation, source.class_names)
-    if train.tasks is not None:
-        train = train.subset(train.tasks < trained)
-    if shots is not None:
-        train = few_shots(train, shots, seed, source.class_names)
+    train, test = _choose_images(source, trained, shots, validation, limit, seed)
     train, names = _arrived(train, layout), [source.class_names[c] for c in layout.order]
     needed = {c for classes in layout.task_classes[:trained] for c in classes}
-    _check_every_class(train.labels, names, "training", needed)
-    train, test = load(train), load(_arrived(test, layout))
-    _check_every_class(train.labels, names, "readable training", needed)
-    # Validation images come from the training images, so only from trained classes.
-    tested = range(len(names)) if validation is None else needed
-    _check_every_class(test.labels, names, "test", tested)
+    train, test = _load(train, _arrived(test, layout), load, names, needed, validation is not None)
     if blurry is not None:
         train = replace(train, tasks=_blur(train, blurry, trained))
     experiences, of_task = _cut(_tasks(train), trained, online)
-    ordered = [source.templates[label] for label in layout.order] if _per_class(source) else ()
     return Scenario(
         name=name,
         class_names=names,
-        templates=tuple(templates or ordered or source.templates),  # type: ignore[arg-type]
+        templates=tuple(templates or _ordered_templates(source, layout)),
         class_order=layout.order,
         task_classes=layout.task_classes,
         task_names=layout.task_names,
@@ -219,8 +205,41 @@ def build_scenario(
     )
 
 
-def _per_class(source: Source) -> bool:
-    return bool(source.templates) and not isinstance(source.templates[0], str)
+def _choose_images(
+    source: Source, trained: int, shots: int | None, validation: float | None, limit: int | None,
+    seed: int,
+) -> tuple[ImageSet, ImageSet]:  # fmt: skip
+    """Return the training images of the `trained` first tasks, and the test images."""
+    train, test = source.train, source.test
+    if limit is not None:
+        train, test = limit_images(train, limit), limit_images(test, limit)
+    if validation is not None:
+        train, test = hold_out(train, validation, source.class_names)
+    if train.tasks is not None:
+        train = train.subset(train.tasks < trained)
+    if shots is not None:
+        train = few_shots(train, shots, seed, source.class_names)
+    return train, test
+
+
+def _load(
+    train: ImageSet, test: ImageSet, load: Callable[[ImageSet], ImageSet], names: list[str],
+    trained: set[int], held_out: bool,
+) -> tuple[ImageSet, ImageSet]:  # fmt: skip
+    """Load the images; refuse a class without training images, if it is trained, or test images."""
+    _check_every_class(train.labels, names, "training", trained)
+    train, test = load(train), load(test)
+    _check_every_class(train.labels, names, "readable training", trained)
+    # Validation images come from the training images, so only from trained classes.
+    _check_every_class(test.labels, names, "test", trained if held_out else range(len(names)))
+    return train, test
+
+
+def _ordered_templates(source: Source, layout: Layout) -> Sequence[Any]:
+    """Return the templates of a data set; templates of each class are in order of arrival."""
+    if not source.templates or isinstance(source.templates[0], str):
+        return source.templates
+    return [source.templates[label] for label in layout.order]
 
 
 def _tasks(data: ImageSet) -> Tensor:

@@ -108,29 +108,33 @@ def apply_split(source: Source, file: Path) -> Source:
         )
     names, labels = source.class_names, [targets[path][0] for path in paths]
     if labelled == {True}:
-        labels = [row[1] for row in rows]
-        names = _names([(row[1], row[2]) for row in rows], file)
-        if isinstance(source.templates[0], tuple) and names != source.class_names:
-            raise UserError(
-                f"{file}: its class names differ from those that the prompts are written for"
-            )
+        names, labels = _labelled(source, rows, file)
     tasks = [targets[path][1] for path in paths]
-
-    def part(span: slice) -> ImageSet:
-        return ImageSet(
+    cut, unused = len(parts[0]), content.get("val")
+    train, test = (
+        ImageSet(
             ImageFiles(tuple(paths[span])),
             torch.tensor(labels[span]),
             torch.tensor(tasks[span]) if source.task_names else None,
         )
-
-    cut, unused = len(parts[0]), content.get("val")
+        for span in (slice(cut), slice(cut, None))
+    )
     origin = {key: value for key, value in source.origin.items() if not key.startswith("split")}
     origin |= {"split": file.name, "split_sha256": digest}
     origin["split_val_unused"] = len(unused) if isinstance(unused, list) else 0
     if "classes" in origin:
         origin["classes"] = len(names)
-    train, test = part(slice(cut)), part(slice(cut, None))
     return replace(source, class_names=names, train=train, test=test, origin=origin)
+
+
+def _labelled(source: Source, rows: list[Any], file: Path) -> tuple[tuple[str, ...], list[int]]:
+    """Return the class names of a split in CoOp's form, and the label of each image."""
+    names = _names([(row[1], row[2]) for row in rows], file)
+    if isinstance(source.templates[0], tuple) and names != source.class_names:
+        raise UserError(
+            f"{file}: its class names differ from those that the prompts are written for"
+        )
+    return names, [row[1] for row in rows]
 
 
 def _by_path(data: ImageSet) -> dict[Path, tuple[int, int]]:
