@@ -7,7 +7,7 @@ try:
 
     if __name__ == "__main__":
         sys.exit(main())
-except KeyboardInterrupt:  # before the command line itself knows what to do
+except KeyboardInterrupt:  # before the command line handles signals
     print("stopped by SIGINT", file=sys.stderr)
     sys.exit(130)
 except ModuleNotFoundError as missing:

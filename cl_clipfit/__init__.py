@@ -56,7 +56,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.training.features import label_index as label_index
     from cl_clipfit.training.strategy import CLIPStrategy as CLIPStrategy
 
-# In a checkout, strategies/ and scenarios/ stand beside the package; installed, inside it.
+# In a checkout, strategies/ and scenarios/ are next to the package; installed, inside it.
 _CHECKOUT = Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "strategies").is_dir():
     __path__.append(str(_CHECKOUT))

@@ -1,12 +1,12 @@
-"""The one exception that reaches the user as a sentence, and help in writing the sentence."""
+"""The exception whose message is shown to the user, and helpers to write that message."""
 
 import difflib
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half a character, line separators
-_HARMLESS = "\n\t\u200c\u200d"  # the last two join and part letters, of Persian and of emoji
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, surrogate, line separators
+_HARMLESS = "\n\t\u200c\u200d"  # the last two are zero-width (non-)joiners, as in Persian and emoji
 
 
 class UserError(Exception):
@@ -17,7 +17,7 @@ class UserError(Exception):
         reason: what is wrong, without where; default: the whole line.
 
     Attributes:
-        reason: for callers that name the place themselves.
+        reason: for callers that state the place themselves.
     """
 
     def __init__(self, message: str = "", *, reason: str | None = None) -> None:
@@ -29,7 +29,7 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    r"""Write out what would act on a terminal, or hide: control sequences, turned directions.
+    r"""Escape what a terminal would interpret or hide: control sequences, changes of direction.
 
     Example:
         >>> print(printable("caf\u00e9 \x1b[2J"))
@@ -43,12 +43,12 @@ def printable(text: str) -> str:
     )
 
 
-_LONGEST = 100  # characters of a name that are looked at
+_LONGEST = 100  # characters of a name that are compared
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that helps with an unknown name: the nearest one, or all of them."""
-    options = sorted(known)
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a sentence that helps with an unknown name: the closest valid one, or all of them."""
+    options = sorted(names)
     close = difflib.get_close_matches(name[:_LONGEST], options, n=1, cutoff=0.5)
     if close:
         return f"Did you mean '{close[0]}'?"

@@ -1,17 +1,17 @@
-"""Strategies and scenarios by name: the two folders, installed entry points, `--plugin` files.
+"""Find strategies and scenarios by name: in two folders, entry points and `--plugin` files.
 
-A name is found by reading a file, not by running it, so that listing needs neither torch nor
-working plug-ins. A file says about itself, in literals at the top level:
+Names are found by parsing files, not by running them, so that listing needs neither PyTorch nor
+working plug-ins. A file describes itself at its top level:
 
-- its docstring: the first line describes it;
+- its docstring: the first line is its summary;
 - `NAME`: its name; default: the file's name with "-" for "_";
-- other upper-case literals: shown by `list` and `info`. Some steer runs: a scenario's `TASKS`,
-  `CLASS_ORDER`, `MODEL`, `PROBES`, `DOWNLOAD`, `PROTOCOL` and `RECIPE`, a strategy's `RECIPE`,
-  `RECIPES` and `PUBLISHED` (see `experiment/scenario_file.py` and `experiment/recipes.py`).
+- other upper-case literals: shown by `list` and `info`. Some affect runs: `TASKS`, `CLASS_ORDER`,
+  `MODEL`, `PROBES`, `DOWNLOAD`, `PROTOCOL` and `RECIPE` of a scenario, `RECIPE`, `RECIPES` and
+  `PUBLISHED` of a strategy (see `experiment/scenario_file.py` and `experiment/recipes.py`).
 
-A strategy file defines one subclass of `CLIPStrategy`; a scenario file a function `load`. The
-settings that `--set NAME.key=value` accepts are a subclass of `Options`: the strategy's
-`options_class`, or what `load(options: MyOptions, request)` is annotated with.
+A strategy file defines one subclass of `CLIPStrategy`, and a scenario file a function `load`. The
+settings that `--set NAME.key=value` accepts are a subclass of `Options`: the `options_class` of the
+strategy, or the annotation of the first parameter of `load(options: MyOptions, request)`.
 """
 
 import ast
@@ -34,24 +34,24 @@ from cl_clipfit.errors import UserError, is_file, nearest
 
 Kind = Literal["strategies", "scenarios"]
 KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
-# What Python raises for code that is none, or is nested too deep.
+# What Python raises on invalid code, or on code that is nested too deeply.
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 ENTRY_POINT_GROUPS = {kind: f"cl_clipfit.{kind}" for kind in KINDS}
 
 
 @dataclass
 class Entry:
-    """One strategy or scenario, described but not yet loaded.
+    """A strategy or scenario, described but not yet imported.
 
     Attributes:
-        kind: which folder it belongs to.
-        name: the name users type.
-        file: where its code is.
+        kind: strategy or scenario.
+        name: its name on the command line.
+        file: the file with its code.
         summary: first line of its docstring.
         about: its upper-case literals.
         module: importable module name; "" for a `--plugin` file.
-        error: why it cannot be read; "" where it can.
-        sha256: hash of the file's bytes as they were read: an edited method is another method.
+        error: why it cannot be read; "" if it can.
+        sha256: hash of the file as it was read, since an edited method is a different method.
     """
 
     kind: Kind
@@ -67,7 +67,7 @@ class Entry:
         """Import the file.
 
         Raises:
-            UserError: it fails to import; the message names it.
+            UserError: it cannot be imported; the message names it.
         """
         try:
             if self.module:
@@ -80,10 +80,10 @@ class Entry:
             ) from error
 
     def strategy_class(self) -> type[Any]:
-        """Import a strategy's file and return the one subclass of `CLIPStrategy` it defines.
+        """Import a strategy's file and return the subclass of `CLIPStrategy` that it defines.
 
         Raises:
-            UserError: it fails to import, or defines none or several.
+            UserError: it cannot be imported, or does not define exactly one.
         """
         from cl_clipfit.training.strategy import CLIPStrategy
 
@@ -93,7 +93,7 @@ class Entry:
             for cls in vars(module).values()
             if isinstance(cls, type)
             and issubclass(cls, CLIPStrategy)
-            and cls.__module__ == module.__name__  # others are imported, to be subclassed
+            and cls.__module__ == module.__name__  # not imported as a base class
         ]
         if not classes:
             raise UserError(f"{self.file.name}: it defines no subclass of CLIPStrategy")
@@ -105,10 +105,10 @@ class Entry:
         return classes[0]
 
     def options_class(self) -> type[Options]:
-        """Return the settings that a strategy or scenario takes; plain `Options` if it has none.
+        """Return the class of its options; plain `Options` if it has none.
 
         Raises:
-            UserError: the file fails to import, or says something that is not a class of options.
+            UserError: the file cannot be imported, or names something that is not such a class.
         """
         if self.kind == "strategies":
             cls, where = self.strategy_class().options_class, "options_class"
@@ -119,13 +119,13 @@ class Entry:
         raise UserError(f"{self.file.name}: {where} is not a subclass of Options: {cls!r}")
 
     def _annotated_options(self) -> Any:
-        """Return what the first parameter of `load` is annotated with; `Options` without one."""
+        """Return the annotation of the first parameter of `load`; `Options` if there is none."""
         load = getattr(self.load(), "load", None)
         if not callable(load):
-            return Options  # loading the data says what is missing
+            return Options  # loading the data reports what is missing
         try:
             parameters = inspect.signature(load, eval_str=True).parameters.values()
-        except Exception as error:  # an annotation that is a string may hold any code
+        except Exception as error:  # a string annotation may contain any code
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.file.name}: annotations of load: {reason}") from error
         annotation = next((p.annotation for p in parameters), inspect.Parameter.empty)
@@ -133,7 +133,7 @@ class Entry:
 
 
 def _import_file(file: Path, sha256: str) -> ModuleType:
-    """Run exactly the bytes that were hashed; bytecode caches go by time stamps of a second."""
+    """Run exactly the bytes that were hashed; bytecode caches compare only size and seconds."""
     name = f"cl_clipfit_plugin_{file.stem}_{sha256[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -144,7 +144,7 @@ def _import_file(file: Path, sha256: str) -> ModuleType:
     if hashlib.sha256(code).hexdigest() != sha256:
         raise ImportError("the file was changed while the command ran")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look modules up by name
+    sys.modules[name] = module  # dataclasses and pickle look modules up by name
     try:
         exec(compile(code, str(file), "exec"), module.__dict__)
     except BaseException:
@@ -154,13 +154,13 @@ def _import_file(file: Path, sha256: str) -> ModuleType:
 
 
 def describe(file: Path, kind: Kind | None = None, module: str = "", name: str = "") -> Entry:
-    """Read what a file says about itself, without running it.
+    """Describe a file from its literals, without running it.
 
     Args:
         file: a Python file.
-        kind: default: a scenario where it defines `load` and no strategy, else a strategy.
+        kind: default: a scenario if it defines `load` and no strategy, else a strategy.
         module: importable name, if it has one.
-        name: name to use where the file gives none.
+        name: name to use if the file does not define `NAME`.
     """
     entry = Entry(kind or "strategies", name or file.stem.replace("_", "-"), file, module=module)
     try:
@@ -179,7 +179,7 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
     entry.summary = (ast.get_docstring(tree) or "").split("\n")[0]
     entry.about = _literals(tree)
     entry.name = str(entry.about.pop("NAME", entry.name))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry.name):  # part of folders' names
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry.name):  # used in names of folders
         entry.error = (
             f"{file.name}: NAME = {entry.name!r}: a name has letters, digits, '.', '_' and '-'"
         )
@@ -191,7 +191,7 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
 
 
 def _literals(tree: ast.Module) -> dict[str, Any]:
-    """Return the upper-case public names a module sets to literals, annotated or not."""
+    """Return the literals that a module assigns to public upper-case names, annotated or not."""
     literals = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):
@@ -201,9 +201,9 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
         else:
             continue
         if isinstance(target, ast.Name) and target.id.isupper() and target.id[0] != "_":
-            with contextlib.suppress(*_UNREADABLE):  # computed: to show it, it would have to run
+            with contextlib.suppress(*_UNREADABLE):  # computed values are unknown before it runs
                 literal = ast.literal_eval(value)
-                str(literal)  # which a number of very many digits has none of
+                str(literal)  # fails for an integer with very many digits
                 literals[target.id] = literal
     return literals
 
@@ -221,7 +221,7 @@ def _installed(kind: Kind) -> list[Entry]:
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUPS[kind]):
         try:
             spec = importlib.util.find_spec(point.module)
-        except Exception as error:  # find_spec imports parent packages, which may do anything
+        except Exception as error:  # find_spec imports parent packages, which may raise anything
             entries.append(Entry(kind, point.name, Path(point.module), error=f"{error}"))
             continue
         if spec is None or spec.origin is None:
@@ -233,13 +233,13 @@ def _installed(kind: Kind) -> list[Entry]:
 
 
 class Registry:
-    """All strategies and scenarios this process can use.
+    """All strategies and scenarios that this process can use.
 
     Args:
-        plugins: files named with `--plugin`.
+        plugins: files given with `--plugin`.
 
     Raises:
-        UserError: a plug-in file that does not exist, or two entries of one name.
+        UserError: a plug-in file does not exist, or two entries have the same name.
     """
 
     def __init__(self, plugins: Iterable[Path] = ()) -> None:
@@ -261,19 +261,19 @@ class Registry:
         if taken and taken.file.resolve() != entry.file.resolve():
             raise UserError(
                 f"{entry.file} and {taken.file} both define {entry.kind} '{entry.name}':"
-                " give one another NAME"
+                " change the NAME of one of them"
             )
         self._entries[entry.kind][entry.name] = entry
 
     def entries(self, kind: Kind) -> list[Entry]:
-        """All entries of a kind, by name."""
+        """Return all entries of a kind, sorted by name."""
         return [self._entries[kind][name] for name in sorted(self._entries[kind])]
 
     def get(self, kind: Kind, name: str) -> Entry:
-        """Find an entry.
+        """Return an entry by its name.
 
         Raises:
-            UserError: an unknown name, or a file that cannot be read.
+            UserError: the name is unknown, or the file cannot be read.
         """
         entry = self._entries[kind].get(name)
         if entry is None:

@@ -1,4 +1,4 @@
-"""CLIPFit: text feed-forward biases and image LayerNorms, with text features held to zero-shot."""
+"""CLIPFit: text feed-forward biases and image LayerNorms; text features stay near zero-shot."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -63,7 +63,7 @@ class ClipFitOptions(ScopeOptions):
     )
     kd_prompts: Count | None = Field(
         None,
-        description="prompts distilled besides the ranked ones, drawn per step; default all",
+        description="prompts distilled in addition to the ranked ones, drawn per step; default all",
     )
     image_anchor: NotNegative = Field(
         0.0, description="weight of 1 - cos of image features to their zero-shot ones"
@@ -108,7 +108,7 @@ class ClipFitOptions(ScopeOptions):
 class ClipFit(CLIPStrategy):
     """Cross-entropy + kd_weight * (1 - mean cos): Li et al. 2024, on a stream.
 
-    The mean runs over the prompts in `kd_scope`, or is estimated from `kd_prompts` of them; their
+    The mean is over the prompts in `kd_scope`, or is estimated from `kd_prompts` of them; their
     anchors are the text features of the pretrained model.
     """
 
@@ -129,7 +129,7 @@ class ClipFit(CLIPStrategy):
         self.distillation.start_task(self.tasks_seen)
 
     def trainable(self) -> Iterable[nn.Parameter]:
-        """Return the published selection, or the ablation that the options ask for."""
+        """Return the published selection, or the ablation that the options select."""
         options = self.options
         layers = (options.text_layers, options.image_layers)
         ranges = [selection.parse_layers(text) if text else None for text in layers]
@@ -159,8 +159,8 @@ class ClipFit(CLIPStrategy):
         return self.distillation.text_space()
 
     def training_logits(self, images: Tensor) -> Tensor:
-        """Encode the prompts that are distilled along with those that are ranked."""
-        # The images' anchors first: putting weights back would spoil a later backward.
+        """Encode the prompts that are distilled together with those that are ranked."""
+        # First the anchors of the images: restoring weights later would invalidate the graph.
         if self.options.image_anchor:
             with torch.no_grad(), self.model.pretrained_weights():
                 self._image_anchors = self.model.image_features(images)
@@ -169,7 +169,7 @@ class ClipFit(CLIPStrategy):
             return super().training_logits(images)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return cross-entropy + kd_weight * (1 - mean cos), and the image anchor if it is on."""
+        """Return cross-entropy + kd_weight * (1 - mean cos), plus the image anchor if enabled."""
         options, loss = self.options, super().compute_loss(logits, labels)
         if options.kd_weight > 0 and options.kd == "cosine":
             loss = loss + options.kd_weight * self.distillation.distance()

@@ -1,4 +1,4 @@
-"""CoOp: learned first words of the prompt, the same for all classes; both towers stay frozen."""
+"""CoOp: learned first words of the prompt, shared by all classes; both towers stay frozen."""
 
 from cl_clipfit import PromptStrategy
 
@@ -7,8 +7,8 @@ PAPER = "Zhou et al. 2022, arXiv 2109.01134 (IJCV)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"optimizer": "sgd", "lr": 2e-3}  # not tuned where RECIPES says nothing
 RECIPES = {
-    # The best average accuracy on held-out training images, the mean of two class orders: 83.1
-    # (zero-shot 81.9), where 3e-3 has 82.5 and a higher last one; and 77.5 (zero-shot 67.0).
+    # Chosen by average accuracy on held-out training images, mean of two class orders: 83.1
+    # (zero-shot 81.9; 3e-3: 82.5, with a higher final accuracy) and 77.5 (zero-shot 67.0).
     "split-digits": {"optimizer": "adamw", "lr": 1e-2},
     "split-shapes100": {"optimizer": "adamw", "lr": 3e-3},
 }

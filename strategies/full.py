@@ -1,4 +1,4 @@
-"""Full fine-tuning: all weights but the logit scale, cross-entropy over the classes seen."""
+"""Full fine-tuning: all weights except the logit scale, cross-entropy over the classes seen."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -22,11 +22,11 @@ class FullOptions(ScopeOptions):
 
 
 class Full(CLIPStrategy):
-    """Train both towers on each task as it comes, with nothing against forgetting."""
+    """Train both towers on each task in turn, without any measure against forgetting."""
 
     options_class = FullOptions
     options: FullOptions
 
     def trainable(self) -> Iterable[nn.Parameter]:
-        """Return all parameters but the logit scale."""
+        """Return all parameters except the logit scale and bias."""
         return selection.select_all_but_scale(self.model.clip)

@@ -1,4 +1,4 @@
-"""KgCoOp: learned first words of the prompt, with the text features held to zero-shot."""
+"""KgCoOp: learned first words of the prompt; text features stay near zero-shot."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -13,8 +13,8 @@ PAPER = "Yao et al. 2023, arXiv 2303.13283 (CVPR)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"optimizer": "sgd", "lr": 2e-3}  # not tuned where RECIPES says nothing
 RECIPES = {
-    # The best average accuracy on held-out training images, the mean of two class orders: 83.2
-    # (zero-shot 81.9; ranking only the task's classes 82.7), and 73.6 (zero-shot 67.0).
+    # Chosen by average accuracy on held-out training images, mean of two class orders: 83.2
+    # (zero-shot 81.9; ranking only the task's classes: 82.7) and 73.6 (zero-shot 67.0).
     "split-digits": {"optimizer": "adamw", "lr": 3e-3, "ce_scope": "seen"},
     "split-shapes100": {"optimizer": "adamw", "lr": 1e-2},
 }
@@ -36,7 +36,7 @@ class KgCoOpOptions(PromptOptions):
     )
     kd_prompts: Count | None = Field(
         None,
-        description="prompts distilled besides the ranked ones, drawn per step; default all",
+        description="prompts distilled in addition to the ranked ones, drawn per step; default all",
     )
 
     @model_validator(mode="after")
@@ -52,7 +52,7 @@ class KgCoOpOptions(PromptOptions):
 
 
 class KgCoOp(PromptStrategy):
-    """Cross-entropy + kd_weight * (1 - mean cos) of the class prompts to those of zero-shot."""
+    """Cross-entropy + kd_weight * (1 - mean cos) between tuned and zero-shot text features."""
 
     options_class = KgCoOpOptions
     options: KgCoOpOptions
@@ -74,7 +74,7 @@ class KgCoOp(PromptStrategy):
         return self.distillation.text_space()
 
     def training_logits(self, images: Tensor) -> Tensor:
-        """Encode the prompts that are distilled along with those that are ranked."""
+        """Encode the prompts that are distilled together with those that are ranked."""
         with self.distillation.encoding(self.options.kd_weight > 0):
             return super().training_logits(images)
 

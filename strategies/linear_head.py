@@ -10,11 +10,11 @@ from cl_clipfit import CLIPStrategy, ScopeOptions, StepFeatures, label_index
 NAME = "linear-head"
 PAPER = "Wortsman et al. 2022, arXiv 2109.01903 (CVPR)"
 NEEDS = "nothing of earlier tasks"
-# No PUBLISHED: its warm-up over 500 steps and its clipped gradients are not settings of a recipe.
+# No PUBLISHED: a recipe cannot express its warm-up over 500 steps and its gradient clipping.
 RECIPE = {"lr": 1e-4}  # not tuned where RECIPES says nothing
 RECIPES = {
-    # The best average accuracy on held-out training images, the mean of two class orders: 86.4
-    # (zero-shot 81.9), and 74.5 (zero-shot 67.0).
+    # Chosen by average accuracy on held-out training images, mean of two class orders: 86.4
+    # (zero-shot 81.9) and 74.5 (zero-shot 67.0).
     "split-digits": {"lr": 3e-3},
     "split-shapes100": {"lr": 1e-3},
 }
@@ -46,7 +46,7 @@ class LinearHead(CLIPStrategy):
 
     @property
     def head(self) -> nn.Parameter:
-        """The weights (K, d), which belong to the model."""
+        """Return the weights (K, d), which belong to the model."""
         return cast(nn.Parameter, self.model.head)
 
     def trainable(self) -> Iterable[nn.Parameter]:
@@ -56,7 +56,7 @@ class LinearHead(CLIPStrategy):
         return [self.head]
 
     def training_logits(self, images: Tensor) -> Tensor:
-        """Encode the images alone; `features.text` holds rows of the head, not normalised."""
+        """Encode only the images; `features.text` holds rows of the head, not normalised."""
         classes = list(self.label_space())
         image = self.model.image_features(images)
         rows = self.head.index_select(0, label_index(classes, self.head.device))

@@ -1,4 +1,4 @@
-"""MERGETUNE: continue a tuned model to where it merges with zero-shot CLIP and earlier tasks."""
+"""MERGETUNE: continue a tuned model so that it merges with zero-shot CLIP and earlier tasks."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ PUBLISHED = {
 
 Values = dict[str, Tensor]
 Pull = Callable[[Mapping[str, Tensor]], Tensor]  # the distance of values from an anchor
-_DRAW_SEED = 2_000_003  # keeps the draws of path points apart from data order and crops
+_DRAW_SEED = 2_000_003  # makes the draws of path points independent of data order and crops
 
 
 class MergeTuneOptions(ContinuedOptions):
@@ -51,10 +51,10 @@ class MergeTuneOptions(ContinuedOptions):
     )
     lambda_zero_shot: NotNegative = Field(0.003, description="weight of the pull to zero-shot")
     lambda_previous: NotNegative = Field(
-        0.003, description="weight of the pull to the merged weights of the task before"
+        0.003, description="weight of the pull to the merged weights of the previous task"
     )
     metric: Literal["l2", "fisher"] = Field(
-        "l2", description="distance to the task before: plain, or weighted by its Fisher"
+        "l2", description="distance to the previous task: plain, or weighted by its Fisher"
     )
     fisher_samples: Annotated[int, Number, Field(ge=1)] = Field(
         256, description="images of a task that its Fisher is estimated from"
@@ -75,17 +75,17 @@ class MergeTuneOptions(ContinuedOptions):
     def _check_together(self) -> Self:
         """Refuse what would have no effect."""
         if self.metric == "fisher" and (self.space != "weights" or self.anchor == "zero-shot"):
-            raise ValueError("metric=fisher needs space=weights and an anchor at the task before")
+            raise ValueError("metric=fisher needs space=weights and an anchor at the previous task")
         return self
 
 
 class MergeTune(ContinuedStrategy):
-    """Train a host on every task, then continue it, by the same loss, to the merged weights.
+    """Train a host on every task, then continue it with the same loss to the merged weights.
 
-    `L(w) = L_host(w) + lambda_zero_shot d(w, w1) + lambda_previous d(w, p)
-    + beta mean_alpha L_host(w2 + alpha (w - w2))`, from `(1 - tau) s + tau w2`: the replay-free
-    objective of Wang et al. 2026, with an anchor at the task before, and distances that
-    are relative in each group of tensors.
+    The objective is `L(w) = L_host(w) + lambda_zero_shot d(w, w1) + lambda_previous d(w, p)
+    + beta mean_alpha L_host(w2 + alpha (w - w2))`, starting at `(1 - tau) s + tau w2`: the
+    replay-free objective of Wang et al. 2026, with an additional anchor at the previous task, and
+    distances that are relative within each group of tensors.
     """
 
     options_class = MergeTuneOptions
@@ -108,7 +108,7 @@ class MergeTune(ContinuedStrategy):
         return interpolate(start, stage.host, self.merge.tau)
 
     def workload(self) -> Workload:
-        """Count the points on the line and the images of the Fisher too."""
+        """Add the points on the line and the images of the Fisher."""
         options, work = self.merge, super().workload()
         points = 0
         if options.space == "weights" and options.beta > 0:
@@ -120,7 +120,7 @@ class MergeTune(ContinuedStrategy):
         )  # fmt: skip
 
     def _anchors(self, stage: Stage) -> list[tuple[float, Values, Values | None]]:
-        """Return weight, point and Fisher of every pull; in task 1 both anchors are one point."""
+        """Return weight, point and Fisher of every pull; in task 1 both anchors coincide."""
         options, first = self.merge, self.tasks_seen == 1
         anchors: list[tuple[float, Values, Values | None]] = []
         if options.anchor != "previous":
@@ -140,7 +140,7 @@ class MergeTune(ContinuedStrategy):
         return self._stage_pulls[1]
 
     def stage_done(self) -> None:
-        """Add the Fisher of this task, at the merged weights."""
+        """Add the Fisher of this task, estimated at the merged weights."""
         self._stage_pulls = None
         if self.merge.metric != "fisher":
             return
@@ -169,7 +169,7 @@ class MergeTune(ContinuedStrategy):
                     self._add_path_point(stage.host, weights, alpha, self.merge.beta / len(alphas))
 
     def _shared_images(self) -> contextlib.AbstractContextManager[None]:
-        """Compute once what does not change along the line: all of a frozen image tower."""
+        """Reuse what does not change along the line: the embedding, or all of a frozen tower."""
         if any(name.startswith("clip.visual.") for name in self.selection):
             return self.model.shared_embedding(self.mb_x)
         if self.features is None:
@@ -177,7 +177,7 @@ class MergeTune(ContinuedStrategy):
         return self.model.known_images(self.mb_x, self.features.image.detach())
 
     def _add_path_point(self, host: Values, weights: Values, alpha: float, share: float) -> None:
-        """Add share * alpha * (gradient of the host's loss at that point of the line)."""
+        """Add share * alpha * (gradient of the host's loss at a point of the line)."""
         parameters = list(self.selection.values())
         with self.model.weights(interpolate(host, weights, alpha)):
             loss = self.training_loss(self.mb_x, self.mb_y)
@@ -193,7 +193,7 @@ class MergeTune(ContinuedStrategy):
 
     @torch.no_grad()
     def prepare_stage(self, stage: Stage) -> None:
-        """Encode the text at the ends of the line once."""
+        """Encode the text once at the ends of the line."""
         if self.merge.space == "weights":
             return
         with self.model.weights(stage.previous):
@@ -202,7 +202,7 @@ class MergeTune(ContinuedStrategy):
             self._host_text = self.model.text_features(self.seen_classes, normalize=False)
 
     def text_space(self) -> Sequence[int]:
-        """Return the host's classes; all those seen where text features are pulled."""
+        """Return the host's classes, or all classes seen if text features are pulled."""
         pulled = self.second_stage is not None and self.merge.space == "text-features"
         return self.seen_classes if pulled else super().text_space()
 

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: nothing is trained; the line to beat."""
+"""Zero-shot CLIP without any training: the baseline."""
 
 from cl_clipfit import CLIPStrategy
 
@@ -8,7 +8,7 @@ NEEDS = "no training"
 
 
 class ZeroShot(CLIPStrategy):
-    """Compare image features with the text features of the classes, as pretrained."""
+    """Compare image features with the text features of the classes, using pretrained weights."""
 
     learning = "none"
     towers = ()

@@ -1,1 +1,1 @@
-"""What a user types: options and help texts. Imports no PyTorch."""
+"""The command line: options and help texts. Does not import PyTorch."""

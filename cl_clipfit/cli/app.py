@@ -153,14 +153,14 @@ def verify(
 
 
 def _quiet_libraries() -> None:
-    """Keep remarks of dependencies, which users can do nothing about, off the screen."""
+    """Silence warnings of dependencies that users cannot act on."""
     logging.basicConfig(level=logging.ERROR)
     warnings.filterwarnings("ignore", message="no QP solver found")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 2 for bad input, 130 or 143 by a signal."""
+    """Run the command line; return the exit code: 0, 2 on bad input, 130 or 143 on a signal."""
     _quiet_libraries()
     keep_freed_memory()
     try:

@@ -1,4 +1,4 @@
-"""Arguments that several commands take, with their help; and where commands print."""
+"""Arguments that several commands share, with their help texts; and the consoles."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ Method = Annotated[str, Parameter(help=f"mergetune, or {', '.join(MERGING)}.")]
 
 
 def console(stderr: bool = False) -> Console:
-    """Return where results go, or where progress goes."""
+    """Return the console for results, or the one for progress."""
     chosen = Console(stderr=stderr, highlight=False)
     if not chosen.is_terminal:
         chosen.width = WIDTH_WITHOUT_TERMINAL
@@ -35,5 +35,5 @@ def console(stderr: bool = False) -> Console:
 
 
 def consoles() -> tuple[Console, Console]:
-    """Return where results go, and where progress goes."""
+    """Return the consoles for results and for progress."""
     return console(), console(stderr=True)

@@ -1,4 +1,4 @@
-"""`run.py bank ...`: what the tasks of a finished run trained."""
+"""`run.py bank ...`: inspect, compare, score and export what a finished run trained."""
 
 from pathlib import Path
 from typing import Annotated

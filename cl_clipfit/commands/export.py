@@ -75,8 +75,8 @@ def export_bank(
     with contextlib.nullcontext() if around is None else adding(around):
         checked = _write_checked(model.clip, file, run)
     used = ", ".join(f"{k}={v}" for k, v in method.settings(settings).items())
-    alone = mode in ("latest", "wise") or last == 1
-    tasks = f"task {last}" if alone else f"tasks 1 to {last}"
+    single = mode in ("latest", "wise") or last == 1
+    tasks = f"task {last}" if single else f"tasks 1 to {last}"
     shown = f"{mode} ({used})" if used else mode
     say(out, f"written: {file} ({file_size(file.stat().st_size)}), mode {shown}, {tasks}")
     say(out, checked)

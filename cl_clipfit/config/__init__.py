@@ -1,1 +1,1 @@
-"""Option types, recipes, parsing, YAML. Imports no PyTorch."""
+"""Option types, recipes, parsing, YAML. Does not import PyTorch."""

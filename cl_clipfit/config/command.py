@@ -1,4 +1,4 @@
-"""What one command may set: groups of settings, and `RunConfig`, which is all of them."""
+"""The settings of a command, in groups, and `RunConfig`, which combines them."""
 
 import os
 import unicodedata

@@ -1,4 +1,4 @@
-"""The table of ways to use a bank, and their settings; light, so that `--help` is quick."""
+"""The modes of using a bank, and their settings; imports little, so that `--help` is fast."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from cl_clipfit.errors import UserError, nearest
 
 
 class ModeSettings(Options):
-    """Settings of the modes. A delta is a task's values minus the pretrained ones."""
+    """Settings of the modes; a delta is a task's values minus the pretrained ones."""
 
     alpha: Annotated[float, Number, Field(ge=0)] = Field(
         0.5, description="wise: share of the last task's weights, zero-shot has the rest"
@@ -38,15 +38,15 @@ class ModeSettings(Options):
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to use what the tasks of a bank trained.
+    """A way to use what the tasks of a bank trained.
 
     Attributes:
-        name: what a user types.
-        function: its function in `cl_clipfit.merging`; "" where weights are chosen per image.
+        name: its name on the command line.
+        function: its function in `cl_clipfit.merging`; "" if weights are chosen per image.
         takes: arguments of the function, in order: "base" (zero-shot values), "values" (of each
             task), "last" (of the last task), "fishers" (of each task), or names of settings.
-        reads: settings that are read besides.
-        defaults: values of settings that have no default of their own.
+        reads: other settings that it uses.
+        defaults: defaults of settings whose default depends on the mode.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Mode:
 
     @property
     def merges(self) -> bool:
-        """Return whether one set of weights comes of it."""
+        """Return whether it yields one set of weights."""
         return bool(self.function)
 
     @property
     def is_closed_form(self) -> bool:
-        """Return whether it needs nothing but the bank and the zero-shot values."""
+        """Return whether it needs only the bank and the zero-shot values."""
         return self.merges and "fishers" not in self.takes
 
     def settings(self, given: ModeSettings) -> dict[str, Any]:
@@ -77,7 +77,7 @@ _SCALE = {"scale": 1.0}
 MODES = (
     Mode("latest", "latest", ("values",)),
     Mode("mean", "mean", ("values",)),
-    # The whole sum of deltas would lead far too far.
+    # The unscaled sum of deltas would move much too far.
     Mode("sum", "task_arithmetic", ("base", "values", "scale"), defaults={"scale": 0.3}),
     Mode("wise", "interpolate", ("base", "last", "alpha")),
     Mode("ties", "ties", ("base", "values", "scale", "density"), defaults=_SCALE),
@@ -97,7 +97,7 @@ def find_mode(name: str, option: str = "--mode", allowed: Sequence[str] = ALL) -
     """Return a mode by its name.
 
     Raises:
-        UserError: there is none among the allowed ones.
+        UserError: it is unknown or not allowed.
     """
     if name not in allowed:
         raise UserError(f"{option} {name}: unknown. {nearest(name, allowed)}")
@@ -108,7 +108,7 @@ def check_settings(option: str, names: Sequence[str], settings: ModeSettings) ->
     """Refuse settings that none of the named modes reads.
 
     Raises:
-        UserError: naming the first of them.
+        UserError: a setting has no effect; the message names the first.
     """
     read = {key for name in names if name in BY_NAME for key in BY_NAME[name].settings(settings)}
     if idle := sorted(settings.model_fields_set - read):

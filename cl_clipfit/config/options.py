@@ -1,4 +1,4 @@
-"""Types of settings: numbers in ranges, a method's or stream's own `Options`, a task's `Recipe`."""
+"""Types of settings: numbers in ranges, `Options` of a method or scenario, `Recipe` of a task."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ _LONGEST_SHOWN = 200  # characters of a wrong value
 
 
 def _no_bool(value: Any) -> Any:
-    """Refuse YAML's true and yes where a number is meant; pydantic would read them as 1."""
+    """Refuse booleans instead of a number; pydantic would accept True as 1."""
     if isinstance(value, bool):
         raise ValueError("input should be a number")
     return value
@@ -33,7 +33,7 @@ Share = Annotated[float, Number, Field(ge=0, le=1)]
 
 
 class Options(BaseModel):
-    """Base of a strategy's or scenario's own options, set with `--set NAME.key=value`.
+    """Base class of the options of a strategy or scenario, set with `--set NAME.key=value`.
 
     Declare fields with a type, a default, and `Field(description=..., ge=...)`.
     """
@@ -41,12 +41,12 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def parts(self) -> tuple[str, ...]:
-        """Return the names of the scenarios that a scenario is made of; default none."""
+        """Return the names of the scenarios that a scenario consists of; default none."""
         return ()
 
 
 class ScopeOptions(Options):
-    """Options of a method whose cross-entropy ranks the classes of a task, or all those seen."""
+    """Options of a method whose cross-entropy ranks the classes of a task, or all classes seen."""
 
     ce_scope: Literal["task", "seen"] = Field("task", description="classes the cross-entropy ranks")
 
@@ -132,15 +132,15 @@ def shortened(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def explain(error: ValidationError, prefix: str = "", known: Any = ()) -> str:
-    """Turn a pydantic error into one line: which setting, what is wrong, what was given."""
+def explain(error: ValidationError, prefix: str = "", names: Any = ()) -> str:
+    """Return a pydantic error as one line: which setting, what is wrong, what was given."""
     sentences = []
     for detail in error.errors():
         path = [str(p) for p in detail["loc"]]
         name = path[0] if path else ""
         name = (prefix + (name.replace("_", "-") if prefix == "--" else name)).rstrip(".")
         if detail["type"] == "extra_forbidden":
-            sentences.append(f"unknown setting '{name}'. {nearest(path[0], known)}")
+            sentences.append(f"unknown setting '{name}'. {nearest(path[0], names)}")
             continue
         message = detail["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]

@@ -1,4 +1,4 @@
-"""How a command names things: `NAME`, `NAME:key=value,...` and `NAME.key=value`, parsed once."""
+"""Parse a command: its labels, `NAME[:key=value,...]`, and its assignments, `NAME.key=value`."""
 
 import json
 import re
@@ -10,17 +10,17 @@ from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.text_files import load_yaml
 from cl_clipfit.errors import UserError
 
-Assigned = Mapping[str, Mapping[str, Any]]  # what `--set` gives, by name of strategy or scenario
+Assigned = Mapping[str, Mapping[str, Any]]  # settings of `--set`, by name of strategy or scenario
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A strategy or scenario as a command names it.
+    """A label of a command: a strategy or scenario with settings.
 
     Attributes:
-        text: as it was written, such as "full:ce_scope=task".
-        name: of the strategy or scenario.
-        settings: those written behind the name.
+        text: the label, such as "full:ce_scope=task".
+        name: name of the strategy or scenario.
+        settings: the settings after the name.
     """
 
     text: str
@@ -29,10 +29,10 @@ class Spec:
 
 
 def parse_spec(text: str, option: str = "--strategy") -> Spec:
-    """Parse `NAME[:key=value,...]`, a strategy or scenario with settings of its own.
+    """Parse `NAME[:key=value,...]`, a strategy or scenario with settings.
 
     Raises:
-        UserError: settings of another form.
+        UserError: the settings are malformed.
 
     Example:
         >>> parse_spec("full:ce_scope=task,lr=1e-4").settings
@@ -42,7 +42,7 @@ def parse_spec(text: str, option: str = "--strategy") -> Spec:
     """
     name, colon, given = text.strip().partition(":")
     settings: dict[str, Any] = {}
-    for item in re.split(r",(?![^\[]*\])", given) if colon else ():  # not at commas in brackets
+    for item in re.split(r",(?![^\[]*\])", given) if colon else ():  # commas outside brackets
         key, equals, value = item.strip().partition("=")
         if not (name and equals and key.isidentifier()):
             example = "clipfit:kd_weight=2" if option == "--strategy" else "mtil:order=2"
@@ -54,11 +54,11 @@ def parse_spec(text: str, option: str = "--strategy") -> Spec:
 def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Parse `NAME.key=value` strings into {NAME: {key: value}}.
 
-    A value stays text, which the option's own type reads; `null`, and what starts with a quote, a
-    bracket or a brace, is YAML.
+    A value stays text, to be parsed by the type of the option; `null`, and a value that starts with
+    a quote, a bracket or a brace, is YAML.
 
     Raises:
-        UserError: an assignment of another form.
+        UserError: an assignment is malformed.
 
     Example:
         >>> parse_settings(["clipfit.kd_weight=8", "clipfit.kd=none"])
@@ -73,7 +73,7 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         is_yaml = value == "null" or value.startswith(("[", "{", '"', "'"))
         try:
             settings.setdefault(name, {})[key] = load_yaml(value) if is_yaml else value
-        except Exception as error:  # PyYAML lets values of a wrong kind raise anything
+        except Exception as error:  # PyYAML may raise anything on values of a wrong type
             raise UserError(f"--set {text}: the value is not valid YAML") from error
     return settings
 
@@ -92,13 +92,13 @@ def format_setting(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """What a user asked for.
+    """The parsed command.
 
     Attributes:
         config: all settings.
-        scenario: the stream, with the settings in its name.
-        strategies: the methods, each once, with the settings in their names.
-        assigned: what `--set` gives, by name of strategy or scenario.
+        scenario: the stream, with the settings in its label.
+        strategies: the methods without duplicates, with the settings in their labels.
+        assigned: the settings of `--set`, by name of strategy or scenario.
     """
 
     config: RunConfig
@@ -107,7 +107,7 @@ class Command:
     assigned: Assigned
 
     def settings_of(self, name: str) -> dict[str, Any]:
-        """Return what `--set` says of a strategy or scenario."""
+        """Return the settings that `--set` gives a strategy or scenario."""
         return dict(self.assigned.get(name, {}))
 
 
@@ -116,10 +116,10 @@ def parse_command(config: RunConfig, strategies: Sequence[str] | None = None) ->
 
     Args:
         config: all settings.
-        strategies: methods in place of those of `config`.
+        strategies: replaces the methods of `config`.
 
     Raises:
-        UserError: a name or an assignment of another form.
+        UserError: a name or an assignment is malformed.
     """
     labels = config.strategy if strategies is None else strategies
     return Command(

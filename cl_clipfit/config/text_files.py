@@ -1,4 +1,4 @@
-"""Text and YAML files of users: names, and trees of nodes whose values stay text."""
+"""Read users' text and YAML files: class names, settings, and YAML nodes with values as text."""
 
 import json
 import stat
@@ -12,12 +12,12 @@ import yaml
 
 from cl_clipfit.errors import UserError, nearest
 
-LARGEST_TEXT = 16 << 20  # bytes; the names of all classes of ImageNet-21k are half of one MiB
-LARGEST_YAML = 2 << 20  # which is read a hundred times slower
-MOST_NODES = 30_000  # values of a YAML file; one of the largest size may have half a million
+LARGEST_TEXT = 16 << 20  # bytes; the class names of ImageNet-21k take half a MiB
+LARGEST_YAML = 2 << 20  # bytes; YAML is read a hundred times slower
+MOST_NODES = 30_000  # values of a YAML file; one of the largest size could have half a million
 _LONGEST_NUMBER = 40  # characters
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
-# Marks that turn the direction of text.
+# Characters that change the direction of text.
 _TURNING = "\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _MAPPINGS = (".yaml", ".yml", ".json")
 
@@ -27,11 +27,11 @@ def read_text(file: Path, place: str, most: int = LARGEST_TEXT) -> str:
 
     Args:
         file: the file.
-        place: what the message begins with, as "--tasks FILE".
-        most: bytes that it may have.
+        place: start of an error message, such as "--tasks FILE".
+        most: maximum size in bytes.
 
     Raises:
-        UserError: it is missing, or no text.
+        UserError: it is missing, too large, or not text.
     """
     if not file.is_file():
         raise UserError(f"{place}: there is no such file")
@@ -43,10 +43,10 @@ def read_text(file: Path, place: str, most: int = LARGEST_TEXT) -> str:
 
 
 def check_size(file: Path, place: str, most: int = LARGEST_TEXT) -> None:
-    """Refuse a file that is too large for one of names or settings.
+    """Refuse a file that is too large for names or settings.
 
     Raises:
-        UserError: it has more than `most` bytes, or is not a regular file: a pipe never ends.
+        UserError: it has more than `most` bytes, or is not a regular file: a pipe may never end.
         OSError: there is no such file.
     """
     status = file.stat()
@@ -60,12 +60,12 @@ def check_size(file: Path, place: str, most: int = LARGEST_TEXT) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what a small file can fill the memory with, or the time."""
+    """A safe YAML loader that refuses what lets a small file exhaust memory or time."""
 
     nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases (*name), which may stand for very many values, and very many values."""
+        """Refuse aliases (*name), which can multiply values, and too many values."""
         event: Any = self.peek_event()
         self.nodes += 1
         if self.check_event(yaml.AliasEvent):
@@ -89,7 +89,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: Any) -> Any:
-        """Refuse numbers so long that reading or printing them takes forever."""
+        """Refuse numbers that are so long that parsing or printing them takes forever."""
         if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
             what = "a number of very many digits"
             raise yaml.MarkedYAMLError(None, None, what, node.start_mark)
@@ -97,27 +97,27 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Read settings: plain values, lists and mappings, whose keys are texts that come once.
+    """Load settings from YAML: plain values, lists, and mappings with unique keys.
 
     Raises:
-        Exception: of any kind if it is not such YAML.
+        Exception: of any type, if it is not such YAML.
     """
     return yaml.load(text, Loader=_Loader)
 
 
 def yaml_node(file: Path, place: str) -> Any:
-    """Return a YAML file's tree of nodes: values are text, and repeated keys are still there.
+    """Return a YAML file's tree of nodes, in which values are text and repeated keys are kept.
 
     Raises:
-        UserError: it cannot be read, or is no YAML.
+        UserError: it cannot be read, or is not valid YAML.
     """
     try:
         return yaml.compose(read_text(file, place, LARGEST_YAML), Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f", line {mark.line + 1}" if mark else ""
-        problem = problem or "lists within lists without end"
-        raise UserError(f"{place}{where}: this is no YAML: {problem}") from error
+        problem = problem or "too many nested lists"
+        raise UserError(f"{place}{where}: not valid YAML: {problem}") from error
 
 
 def scalar(node: Any, place: str) -> str:
@@ -132,16 +132,16 @@ def scalar(node: Any, place: str) -> str:
 
 
 def has_control(name: str) -> bool:
-    """Return whether a name holds control characters, which spoil prompts, tables and terminals."""
+    """Return whether a name contains control characters, which would corrupt output and prompts."""
     return any(unicodedata.category(c) in _CONTROL or c in _TURNING for c in name)
 
 
 def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Read class names: one a line in label order, or YAML that maps old names to new ones.
+    """Read class names: one per line in label order, or a YAML mapping from old names to new ones.
 
     Args:
-        file: ends in .yaml, .yml or .json for a mapping.
-        names: the data set's own, in label order.
+        file: a mapping if its suffix is .yaml, .yml or .json.
+        names: the class names of the data set, in label order.
 
     Raises:
         UserError: it cannot be read, or has the wrong number of names, or unknown, empty or
@@ -171,7 +171,7 @@ def _mapping(file: Path, place: str) -> dict[str, str]:
         try:
             pairs = json.loads(read_text(file, place), object_pairs_hook=list)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: this is no JSON: {error}") from error
+            raise UserError(f"{place}: not valid JSON: {error}") from error
         texts = isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)
         pairs = pairs if texts and all(isinstance(t, str) for p in pairs for t in p) else None
     elif isinstance(node := yaml_node(file, place), yaml.MappingNode):

@@ -52,7 +52,7 @@ def make_settings(
     try:
         layered = Recipe.model_validate(recipe | for_recipe | given | more_recipe)
     except ValidationError as error:
-        message = explain(error, prefix=f"{strategy.name}.", known=Recipe.model_fields)
+        message = explain(error, prefix=f"{strategy.name}.", names=Recipe.model_fields)
         raise UserError(f"--set {message}") from error
     chosen = options | for_options | more_options
     return layered, make_options(options_class, chosen, strategy.name)
@@ -84,7 +84,7 @@ def check_layer(
         Recipe.model_validate({**for_recipe, **unknown})
         options_class.model_validate({**(below or {}), **for_options})
     except ValidationError as error:
-        raise UserError(f"{where}: {explain(error, known=names)}") from error
+        raise UserError(f"{where}: {explain(error, names=names)}") from error
     return for_options, for_recipe
 
 

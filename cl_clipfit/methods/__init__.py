@@ -1,1 +1,1 @@
-"""Bases that several strategies share."""
+"""Base classes and terms that several strategies share."""

@@ -1,4 +1,4 @@
-"""Methods that continue another one: a second stage after every task, on the same images."""
+"""Methods that continue another method: a second stage after every task, on the same images."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from cl_clipfit.training.features import Workload
 from cl_clipfit.training.strategy import CLIPStrategy
 
 LANDSCAPE_IMAGES = 512
-FAR = 3.0  # of the host's distance from zero-shot: a second stage beyond it has diverged
+FAR = 3.0  # times the host's distance from zero-shot: a second stage beyond it has diverged
 Values = dict[str, Tensor]
 
 
@@ -45,13 +45,13 @@ class ContinuedOptions(Options):
 
 @dataclass
 class Stage:
-    """The points a second stage lies between: values of the selection.
+    """The solutions that a second stage lies between: values of the selection.
 
     Attributes:
         zero_shot: w1.
-        previous: p, the merged weights of the task before; w1 in task 1.
+        previous: p, the merged weights of the previous task; w1 in task 1.
         host: w2.
-        groups: the group of every tensor, in which distances are relative.
+        groups: the group of every tensor; distances are relative within a group.
     """
 
     zero_shot: Values
@@ -63,22 +63,23 @@ class Stage:
 
 
 class ContinuedStrategy(CLIPStrategy):
-    """Train a host on every task, then continue it; a method says from where and by which terms.
+    """Train a host on every task, then continue it in a second stage.
 
-    It overrides `start(stage)` and adds its terms in `add_gradients` or `compute_loss` while
-    `second_stage` is set. `over(host)` makes the class that trains both. The host's loss is its
-    `training_loss`; what a host adds in `add_gradients` counts at the weights of a step alone.
+    A method overrides `start(stage)`, where the second stage starts, and adds its terms in
+    `add_gradients` or `compute_loss` while `second_stage` is set. `over(host)` returns the class
+    that trains both. The host's loss is its `training_loss`; terms that a host adds in
+    `add_gradients` are computed only at the current weights of a step.
 
     Args:
-        options: the method's; default: those of `options_class`.
-        host_options: the host's; default: those of its `options_class`.
-        **kwargs: as `CLIPStrategy`; the recipe is the host's.
+        options: the method's options; default: those of `options_class`.
+        host_options: the host's options; default: those of its `options_class`.
+        **kwargs: as in `CLIPStrategy`; the recipe is the host's.
     """
 
     needs_host = True
     options_class: ClassVar[type[Options]] = ContinuedOptions
     host_class: ClassVar[type[CLIPStrategy]] = CLIPStrategy
-    """The host, as `over` says it."""
+    """The host, set by `over`."""
 
     def __init__(
         self, *, options: Any = None, host_options: Options | None = None, **kwargs: Any
@@ -87,10 +88,10 @@ class ContinuedStrategy(CLIPStrategy):
         super().__init__(options=host_options or self.host_class.options_class(), **kwargs)
         self.second_stage: Stage | None = None
         self._solution: Callable[[int], Values] | None = None
-        self._previous: Values | None = None  # merged weights of the task before
-        self._trajectory: Values | None = None  # where a read-out's host resumes
+        self._previous: Values | None = None  # merged weights of the previous task
+        self._trajectory: Values | None = None  # where the host continues in a read-out
         self._last: Stage | None = None
-        self._ratio = 1.0  # how far its merged weights are from zero-shot, the host being at 1
+        self._ratio = 1.0  # distance of its merged weights from zero-shot, relative to the host's
         self._task_started = 0.0
 
     @classmethod
@@ -99,32 +100,32 @@ class ContinuedStrategy(CLIPStrategy):
         return type(f"{cls.__name__}{host.__name__}", (cls, host), {"host_class": host})
 
     def continue_solutions(self, solution: Callable[[int], Values]) -> None:
-        """Train no host, but continue the solutions of one.
+        """Continue the solutions of a finished host instead of training one.
 
         Args:
-            solution: loads its weights after a task, counted from 1. They are not state of this
-                method: a resumed run loads them again.
+            solution: loads the host's weights after a task, counted from 1. They are not part of
+                this method's state: a resumed run loads them again.
         """
         self._solution = solution
         self.train_epochs = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Leave out this process's clock, and the solutions, which a resumed run loads again."""
-        left_out = ("_task_started", "_solution")
-        return {n: v for n, v in super().state_dict().items() if n not in left_out}
+        """Return the state without times of this process, and without the host's solutions."""
+        excluded = ("_task_started", "_solution")
+        return {n: v for n, v in super().state_dict().items() if n not in excluded}
 
     def start(self, stage: Stage) -> Values:
-        """Return the weights that the second stage starts from; default the host's."""
+        """Return the weights that the second stage starts from; default: the host's."""
         return stage.host
 
     def prepare_stage(self, stage: Stage) -> None:
-        """Compute what the terms of a stage need; default nothing."""
+        """Compute what the terms of a stage need; default: nothing."""
 
     def stage_done(self) -> None:
-        """Do something at the merged weights of a task; default nothing."""
+        """Do something at the merged weights of a task; default: nothing."""
 
     def before_task(self) -> None:
-        """Put a read-out's host back to the end of its previous task."""
+        """Reset the host of a read-out to the end of its previous task."""
         super().before_task()
         if self._trajectory is not None:
             self.model.load_values(self._trajectory)
@@ -158,7 +159,7 @@ class ContinuedStrategy(CLIPStrategy):
         self.measured_seconds += self._now() - ended
 
     def _now(self) -> float:
-        """Return the time in seconds, after the device has finished its work."""
+        """Return the time in seconds, once the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -169,7 +170,7 @@ class ContinuedStrategy(CLIPStrategy):
             return
         changes = {
             "epochs": epochs, "lr": options.merge_lr or recipe.lr, "weight_decay": 0.0,
-            # a stage of one epoch must not be all warm-up
+            # A stage of one epoch must not consist only of warm-up.
             "warmup_epochs": min(recipe.warmup_epochs, epochs - 1),
         }  # fmt: skip
         host_options = self.options
@@ -177,7 +178,7 @@ class ContinuedStrategy(CLIPStrategy):
             self.options = host_options.model_copy(update={"kd_weight": 0.0})
         self.second_stage = stage
         crops = self.augmentation_draws.get_state()
-        # A read-out leaves no trace: the host's next task draws what it would have drawn.
+        # A read-out must not affect the host: its next task draws the same random numbers.
         read_out = options.trajectory == "read-out"
         try:
             with torch.random.fork_rng(enabled=read_out):
@@ -192,13 +193,14 @@ class ContinuedStrategy(CLIPStrategy):
         return (self.recipe.epochs + 1) // 2 if given is None else given
 
     def workload(self) -> Workload:
-        """Count the second stage and what is measured after it."""
+        """Add the second stage and the measurements after it."""
         host, epochs, trained = super().workload(), self._epochs(), self._solution is None
         points = 0
-        if self.merge.landscape != "off":  # if image features do not change, one point is enough
+        if self.merge.landscape != "off":
+            # One point is enough if image features do not change; the lines share four end points.
             shared = self.selection and leaves_images(self, self.selection)
-            points = 1 if shared else 4 + len(LINES) * (POINTS - 2)  # lines share their four ends
-        # scored: the merged weights, the host, WiSE-FT, and the ensemble where it is asked for
+            points = 1 if shared else 4 + len(LINES) * (POINTS - 2)
+        # scored: the merged weights, the host, WiSE-FT, and the ensemble if it is requested
         passes = 3 + (self.merge.ensemble is not None)
         return Workload(
             host.epochs * trained + epochs,
@@ -212,7 +214,7 @@ class ContinuedStrategy(CLIPStrategy):
         return {name: p.detach().clone() for name, p in self.selection.items()}
 
     def _measure(self, stage: Stage, merged: Values) -> dict[str, Any]:
-        """Measure where the merged weights lie and the loss on the way to them."""
+        """Measure the position of the merged weights, and the barriers between the solutions."""
         record: dict[str, Any] = {}
         for name, point in (("zero_shot", stage.zero_shot), ("previous", stage.previous)):
             ratio = length_ratio(merged, point, stage.host)
@@ -221,7 +223,7 @@ class ContinuedStrategy(CLIPStrategy):
             if point is stage.zero_shot:
                 self._ratio = ratio
         ratio = self._ratio
-        if not ratio <= FAR:  # nor if it is NaN
+        if not ratio <= FAR:  # too large, or NaN
             self.warn(
                 f"task {self.tasks_seen}: the second stage diverged, {ratio:.3g} times as far from"
                 " zero-shot as the host: lower merge_lr or the lambdas, or let the host move more"
@@ -237,7 +239,7 @@ class ContinuedStrategy(CLIPStrategy):
         return record
 
     def compared(self) -> dict[str, Mapping[str, Tensor]]:
-        """Return the host before merging, and the interpolation as far from zero-shot as merged."""
+        """Return the host, and the interpolation at the same distance from zero-shot as merged."""
         stage, merged = self._last, self._previous
         if stage is None or merged is None:
             return {}

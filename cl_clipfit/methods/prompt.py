@@ -1,4 +1,4 @@
-"""Methods that learn the first words of the prompt and leave both towers as they are."""
+"""Methods that learn the first words of the prompt and do not change the towers."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -21,10 +21,10 @@ class PromptOptions(ScopeOptions):
 
 
 class PromptStrategy(CLIPStrategy):
-    """Learn one context for all classes, starting at the words of the template.
+    """Learn one context for all classes, initialised with the words of the template.
 
     Raises:
-        UserError: the template or the model allows no context; see `learn_context`.
+        UserError: the template or the model does not allow a context; see `learn_context`.
     """
 
     towers = ("text",)
@@ -47,9 +47,9 @@ class PromptStrategy(CLIPStrategy):
         return [self.model.context]
 
     def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
-        """Encode a probe's names behind the learned context, as CoOp transfers to other data sets.
+        """Encode a probe's names after the learned context, as CoOp transfers to other data sets.
 
-        The stream's template replaces those of the probe, whose words are not the learned ones.
+        The stream's template replaces those of the probe, because its words were not learned.
         """
         return self.model.encode_names(names, self.templates)
 

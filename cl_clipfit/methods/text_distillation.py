@@ -1,4 +1,4 @@
-"""Text distillation: hold the text features of class prompts to those of zero-shot CLIP.
+"""Text distillation: keep the text features of class prompts close to those of zero-shot CLIP.
 
 CLIPFit (Li et al. 2024, arXiv 2409.16718) and KgCoOp (Yao et al. 2023, arXiv 2303.13283) add the
 same term to the cross-entropy, lambda * (1 - mean cos). Its mean may be estimated from a sample of
@@ -18,7 +18,7 @@ from cl_clipfit.training.features import label_index
 from cl_clipfit.training.losses import cosine_distance
 from cl_clipfit.training.strategy import CLIPStrategy
 
-_DRAW_SEED = 3_000_003  # keeps these draws apart from data order, crops and path points
+_DRAW_SEED = 3_000_003  # makes draws independent of data order, crops and path points
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class PromptSample:
 
     Attributes:
         classes: labels, in the order in which they are encoded.
-        names: positions in the vocabulary, whose rows follow those of the classes.
-        certain: rows at the front that are not drawn.
-        drawn_from: how many prompts the other rows were drawn from; 0 if all are there.
+        names: positions in the vocabulary; their rows follow those of the classes.
+        certain: number of rows at the front that are not drawn.
+        drawn_from: number of prompts that the other rows were drawn from; 0 if all are included.
     """
 
     classes: list[int]
@@ -61,7 +61,7 @@ class PromptSample:
 
 
 def draw_positions(count: int, total: int, generator: torch.Generator) -> list[int]:
-    """Return `count` of the numbers below `total`, in rising order, without replacement."""
+    """Draw `count` numbers below `total` without replacement; return them in ascending order."""
     return sorted(torch.randperm(total, generator=generator)[:count].tolist())
 
 
@@ -72,11 +72,11 @@ def sample_prompts(
     """Choose the prompts of a pass.
 
     Args:
-        certain: labels that are encoded in any case, a subset of `classes`.
+        certain: labels that are always encoded, a subset of `classes`.
         classes: labels of all class prompts.
         names: number of names in the vocabulary.
         limit: number of prompts to draw uniformly from the others; None for all of them.
-        generator: on the CPU, used only if there is something to draw.
+        generator: a CPU generator, used only if there is something to draw.
     """
     encoded = set(certain)
     others = [c for c in classes if c not in encoded]
@@ -97,11 +97,12 @@ class TextDistillation:
     around the forward pass in `training_logits`, and `distance` in `compute_loss`.
 
     Args:
-        strategy: whose text features are distilled.
-        seed: of the draws.
+        strategy: the method whose text features are distilled.
+        seed: seed of the draws.
         scope: the class prompts that are distilled.
-        limit: prompts distilled besides the ranked ones, drawn in every pass; None for all.
-        vocabulary: names that are distilled too.
+        limit: number of prompts to distil in addition to the ranked ones, drawn in every pass; None
+            for all.
+        vocabulary: additional names to distil.
     """
 
     def __init__(
@@ -127,14 +128,14 @@ class TextDistillation:
         self.generator.manual_seed((self._seed + _DRAW_SEED * (1 + tasks_seen)) % 2**63)
 
     def text_space(self) -> Sequence[int]:
-        """Return the classes that are ranked or distilled; drawn ones are those of the pass."""
+        """Return the classes that are ranked or distilled in the current pass."""
         if self.sample and self.scope != "task":
             return self.sample.classes
         return self.strategy.label_space()
 
     @contextlib.contextmanager
     def encoding(self, active: bool = True) -> Iterator[None]:
-        """Choose the prompts of a pass; encode its names along with the classes in a `with` block.
+        """Choose the prompts of a pass; encode its names with the classes in a `with` block.
 
         Args:
             active: whether this pass distils at all.
@@ -158,20 +159,20 @@ class TextDistillation:
         features, sample, model = self.strategy.features, self.sample, self.strategy.model
         assert features is not None and sample is not None
         text, device = features.text, features.text.device
-        if features.classes != sample.classes:  # more are encoded: ranked, or for a second stage
+        if features.classes != sample.classes:  # more are encoded, for ranking or a second stage
             rows = [features.classes.index(c) for c in sample.classes]
             text = text[label_index(rows, device)]
         anchors = model.zero_shot_text_features[label_index(sample.classes, device)]
         if not sample.names:
             return text, anchors
-        if not self._vocabulary_text:  # the classes' features were cached: no pass took it along
+        if not self._vocabulary_text:  # the classes' features were cached: nothing was encoded
             self._vocabulary_text = [model.encode_prompts([self._tokens[i] for i in sample.names])]
         names = self._vocabulary_anchors[label_index(sample.names, device)]
         text = torch.cat([text, F.normalize(self._vocabulary_text[0], dim=-1)])
         return text, torch.cat([anchors, names])
 
     def encode_vocabulary(self) -> None:
-        """Encode the vocabulary with the pretrained weights, once."""
+        """Encode the vocabulary once, with the pretrained weights."""
         model = self.strategy.model
         self._tokens = model.tokenize(self.vocabulary, self.strategy.templates)
         with torch.no_grad(), model.pretrained_weights():

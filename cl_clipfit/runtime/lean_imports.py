@@ -1,7 +1,7 @@
-"""Import libraries without what they would bring along for a few of their functions.
+"""Import libraries without their large dependencies that only a few functions need.
 
-`import avalanche` imports all of Avalanche: a metric imports wandb, a data set gdown, a logger
-TensorBoard; timm, which open_clip imports, takes wandb too. No narrower import avoids it.
+`import avalanche` imports all of Avalanche: a metric imports wandb, a data set gdown, and a logger
+TensorBoard; timm, which open_clip imports, imports wandb too. No narrower import avoids this.
 """
 
 import contextlib
@@ -18,23 +18,23 @@ _DEFERRED = ("wandb", "gdown", _TENSORBOARD)
 
 
 class _StandIn(ModuleType):
-    """Stands for a module that is imported once something in it is asked for."""
+    """A placeholder for a module, which is imported when one of its attributes is accessed."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.__spec__ = ModuleSpec(name, loader=None)
         if name == _TENSORBOARD:
-            self.SummaryWriter = _SummaryWriter  # which Avalanche imports by name
+            self.SummaryWriter = _SummaryWriter  # Avalanche imports it by name
 
     def __getattr__(self, name: str) -> Any:
         module = import_module(self.__name__)
         if module is self:
-            raise AttributeError(f"{self.__name__}.{name}: asked for inside of lean_imports()")
+            raise AttributeError(f"{self.__name__}.{name}: accessed inside of lean_imports()")
         return getattr(module, name)
 
 
 class _SummaryWriter:
-    """Makes TensorBoard's `SummaryWriter`, which is imported then."""
+    """Imports TensorBoard's `SummaryWriter` and creates one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return import_module(_TENSORBOARD).SummaryWriter(*args, **kwargs)
@@ -47,9 +47,9 @@ class _SummaryWriter:
 
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
-    """Let stand-ins be imported in a `with` block for what is not imported yet.
+    """Import placeholders instead of the deferred modules in a `with` block, if not imported yet.
 
-    They leave `sys.modules` at its end, and import the real module once it is used.
+    They are removed from `sys.modules` at its end, and import the real module when it is used.
     """
     stand_ins = {name: _StandIn(name) for name in _DEFERRED if name not in sys.modules}
     sys.modules.update(stand_ins)

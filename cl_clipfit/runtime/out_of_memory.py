@@ -1,4 +1,4 @@
-"""When memory runs out: what was under way is dropped, and tried again with fewer images."""
+"""Repeat work with fewer images when memory runs out."""
 
 import gc
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_clipfit.errors import UserError
 
 NEEDS_LESS = "a smaller model, --precision bf16 or --recompute needs less"
-# Of CUDA, of PyTorch's allocators on CPUs and on MPS, and of cuBLAS and cuDNN, in this order.
+# Messages of CUDA, of PyTorch's allocators on the CPU and on MPS, and of cuBLAS and cuDNN.
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
 
@@ -23,9 +23,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def fits(work: Callable[[], Any]) -> bool:
-    """Do `work`; return False where memory ran out, once what it held has been let go.
+    """Call `work`; return False if memory ran out, after its tensors have been released.
 
-    Tensors that outlive `work` in attributes are the caller's to drop.
+    The caller has to release tensors that `work` stored in attributes.
     """
     try:
         work()
@@ -33,12 +33,12 @@ def fits(work: Callable[[], Any]) -> bool:
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-    # Here, not in the handler: the error's traceback still holds the tensors there.
+    # Not in the handler: the error's traceback still holds the tensors there.
     return False
 
 
 def release() -> None:
-    """Give back what nothing holds any more, so that smaller pieces of it can be had."""
+    """Release unused memory, so that it can be allocated in smaller pieces."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -49,38 +49,38 @@ def in_batches(
     images: Any,
     device: torch.device,
     size: int,
-    *beside: Tensor,
+    *tensors: Tensor,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, int]:
-    """Apply a function to `size` images at a time, to half as many whenever memory runs out.
+    """Apply a function to `size` images at a time, and to half as many whenever memory runs out.
 
     Args:
-        function: takes images (B, ...) on the device, and the same rows of each tensor of
-            `beside`; a row of its result for each image.
-        images: (N, ...), or what stands for such a tensor.
-        device: where to bring them.
+        function: takes images (B, ...) on the device, and the same rows of each of `tensors`;
+            returns one row per image.
+        images: (N, ...), a tensor or a sequence that stands for one.
+        device: where the images are moved.
         size: images at a time.
-        beside: tensors (N, ...) with a row for each image.
-        progress: told the images so far, and all, after every batch.
+        tensors: (N, ...), with one row per image.
+        progress: called after every batch with the number of images so far and of all images.
 
     Returns:
-        the results one after the other, (N, ...), and the images at a time at the end.
+        the concatenated results, (N, ...), and the number of images at a time at the end.
 
     Raises:
-        UserError: there is not memory enough for one image.
+        UserError: there is not enough memory for one image.
     """
-    found: Tensor | None = None
+    results: Tensor | None = None
     done = 0
 
     def add(batch: Any) -> None:
-        nonlocal found
-        rows = (tensor[done : done + len(batch)].to(device) for tensor in beside)
-        part = function(batch.to(device), *rows)
-        if found is None:  # as a whole: parts put together in the end need twice the memory
-            found = part.new_empty((len(images), *part.shape[1:]))
-        found[done : done + len(batch)] = part
+        nonlocal results
+        rows = (tensor[done : done + len(batch)].to(device) for tensor in tensors)
+        output = function(batch.to(device), *rows)
+        if results is None:  # allocated as a whole: concatenating would need twice the memory
+            results = output.new_empty((len(images), *output.shape[1:]))
+        results[done : done + len(batch)] = output
 
-    while done < len(images) or found is None:
+    while done < len(images) or results is None:
         batch = images[done : done + size]
         if fits(partial(add, batch)):
             done += len(batch)
@@ -91,11 +91,11 @@ def in_batches(
             raise UserError(f"out of memory with one image at a time: {NEEDS_LESS}")
         size = (min(size, len(batch)) + 1) // 2
         release()
-    return found, size
+    return results, size
 
 
 class Encoder(Protocol):
-    """What has a model, and a size of batches that fits into memory."""
+    """An object with a model, and a batch size that fits into memory."""
 
     model: Any
 
@@ -109,13 +109,13 @@ def encode_images(encoder: Encoder, images: Any) -> Tensor:
 
     Args:
         encoder: a strategy, or the `FrozenImages` of a command.
-        images: (N, ...), or what stands for such a tensor.
+        images: (N, ...), a tensor or a sequence that stands for one.
 
     Returns:
         (N, d), unit length, on the CPU.
 
     Raises:
-        UserError: there is not memory enough for one image.
+        UserError: there is not enough memory for one image.
     """
     encode = encoder.model.image_features
     return encoder.in_batches(lambda batch: encode(batch).cpu(), images)

@@ -1,4 +1,4 @@
-"""The states of all random number generators: seeded, saved, restored."""
+"""Seed, save and restore the states of all random number generators."""
 
 import random
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ from torch import nn
 
 
 def generators(owner: object) -> dict[str, torch.Generator]:
-    """Return the generators among the attributes of an object, or of an attribute, by name.
+    """Return the generators among the attributes of an object, and of its attributes, by name.
 
-    An attribute that is not a module is looked into, such as `TextDistillation`.
+    The attributes of a module are not searched; those of other objects, such as `TextDistillation`,
+    are.
     """
     by_path: dict[str, torch.Generator] = {}
     for name, value in vars(owner).items():
@@ -24,9 +25,9 @@ def generators(owner: object) -> dict[str, torch.Generator]:
 
 
 def rng_state(owner: object, device: torch.device) -> dict[str, Any]:
-    """Return the RNG state that training draws from, in a form that a checkpoint holds.
+    """Return the state of all generators that training uses, in a form that a checkpoint can hold.
 
-    It is that of the global generators of Python, NumPy and PyTorch, and of `generators(owner)`.
+    These are the global generators of Python, NumPy and PyTorch, and `generators(owner)`.
 
     Args:
         owner: the strategy.
@@ -39,13 +40,13 @@ def rng_state(owner: object, device: torch.device) -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "generators": {path: g.get_state() for path, g in generators(owner).items()},
     }
-    if device.type == "cuda":  # the state lies on the host: to read it does not wait for the device
+    if device.type == "cuda":  # the state is on the host: reading it does not wait for the device
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
 def set_rng_state(owner: object, state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore the state that `rng_state` returned; a generator that it does not name is kept."""
+    """Restore the state that `rng_state` returned; generators not in it are left unchanged."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -59,7 +60,7 @@ def set_rng_state(owner: object, state: Mapping[str, Any], device: torch.device)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator a method or plug-in may draw from."""
+    """Seed every global generator that a method or plug-in may use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal ended the command; not an `Exception`, so that no strategy's code swallows it.
+    """A signal ended the command; not an `Exception`, so that a strategy's code does not catch it.
 
     Attributes:
         exit_code: 128 plus the signal's number.
@@ -35,7 +35,7 @@ class _State:
 
 @contextlib.contextmanager
 def graceful() -> Iterator[None]:
-    """Raise `Stopped` on SIGINT and SIGTERM in a `with` block, immediately or after the step."""
+    """Raise `Stopped` on SIGINT and SIGTERM in a `with` block, immediately or after a step."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return

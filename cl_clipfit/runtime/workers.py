@@ -1,4 +1,4 @@
-"""Pass a `UserError` from a data loader's worker process on with its own message."""
+"""Pass a `UserError` of a data loader's worker process on with its original message."""
 
 import sys
 from typing import Any
@@ -10,9 +10,9 @@ from cl_clipfit.errors import UserError
 
 
 class _Wrapper(ExceptionWrapper):
-    """What a worker sends for an exception; for a `UserError`, it keeps the message and reason.
+    """What a worker sends for an exception; it keeps the message and reason of a `UserError`.
 
-    PyTorch sends only a type and a text, and raises that type with the traceback as its message.
+    PyTorch's sends only a type and a text, and raises that type with the traceback as its message.
     """
 
     def __init__(self, exc_info: Any = None, where: str = "in background") -> None:
@@ -30,5 +30,5 @@ class _Wrapper(ExceptionWrapper):
 
 
 def send_errors_whole() -> None:
-    """Make this worker process send a `UserError` with its own message; call it in the worker."""
+    """Let this worker process, which calls it, send a `UserError` with its original message."""
     worker.ExceptionWrapper = _Wrapper  # type: ignore[misc]

@@ -135,7 +135,7 @@ class Result:
 
     @property
     def metrics(self) -> Mapping[str, float | None]:
-        """Return the metrics by name, in percent; None where one is undefined."""
+        """Return the metrics by name, in percent; None if undefined."""
         return self.content["metrics"]
 
     @property

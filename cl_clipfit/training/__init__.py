@@ -1,1 +1,1 @@
-"""`CLIPStrategy`, its loop, what trains, losses, optimiser, resuming."""
+"""`CLIPStrategy`, its training loop, parameter selection, losses, optimiser, resuming."""

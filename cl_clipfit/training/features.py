@@ -1,4 +1,4 @@
-"""What a step of a strategy encodes, what a task costs, and how labels are narrowed."""
+"""Features of a training step, the workload of a task, and labels as an index."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ def keep_columns(logits: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def label_index(classes: Sequence[int], device: torch.device) -> Tensor:
-    """Return labels as an index (C,) on a device; the latest ones are kept there.
+    """Return labels as an index (C,) on a device; recent indices are cached there.
 
-    `torch.tensor(classes, device=...)`, and a list as an index, wait for the device in every step.
+    `torch.tensor(classes, device=...)` and indexing with a list would wait for the device in every
+    step.
     """
     return _label_index(tuple(classes), device)
 
@@ -30,13 +31,13 @@ def _label_index(classes: tuple[int, ...], device: torch.device) -> Tensor:
 
 @dataclass
 class StepFeatures:
-    """What one training step encoded, with gradients.
+    """The features that one training step encoded, with gradients.
 
     Attributes:
         image: (B, d), unit length.
         text: (C, d), unit length, one row for each of `classes`.
         classes: labels of the rows of `text`.
-        raw_text: `text` before it was brought to unit length; None where nothing like it exists.
+        raw_text: `text` before normalisation; None if the method does not encode text.
     """
 
     image: Tensor
@@ -47,13 +48,13 @@ class StepFeatures:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a task costs, for the progress bar and the estimate.
+    """The cost of a task, for the progress bar and the estimate.
 
     Attributes:
         epochs: epochs of optimiser steps.
         passes: forward and backward passes over the task's images.
         test_passes: passes over the test images after the task.
-        sampled_images: images encoded besides, without gradients.
+        sampled_images: additional images encoded without gradients.
     """
 
     epochs: int

@@ -1,8 +1,8 @@
-"""Which state of a run is saved when, and how a run resumes from it, bit for bit.
+"""Save the state of a run, and resume from it, bit for bit.
 
-A task is begun again, as far as it prepares things, but finished epochs are skipped: their outcome
-is restored instead. In an epoch that a signal stopped, the batches of finished steps are drawn
-again, the same ones, and skipped.
+A resumed task is prepared again, but its finished epochs are skipped, and their outcome is restored
+instead. In an epoch that a signal stopped, the batches of finished steps are drawn again, in the
+same order, and skipped.
 """
 
 import hashlib
@@ -47,12 +47,12 @@ def _is_state(saved: dict[str, Any]) -> bool:
 
 
 def stream_hash(task_classes: list[list[int]]) -> str:
-    """Return a hash that tells streams apart, short where there are a thousand tasks."""
+    """Return a hash that identifies a stream; it is short even for a thousand tasks."""
     return sha256(repr([list(classes) for classes in task_classes]).encode())
 
 
 def place(saved: dict[str, Any]) -> str:
-    """Return where a saved run resumes, as "in task 2, after epoch 3"."""
+    """Return where a saved run resumes, such as "in task 2, after epoch 3"."""
     at, task = saved["at"], saved["tasks"] + 1
     if not at:
         return f"with task {task}"
@@ -67,9 +67,9 @@ class Journal:
 
     Args:
         checkpoints: of the run folder.
-        strategy: the method; its `journal` is set to this.
+        strategy: the method; its `journal` is set to this object.
         stream: the classes of every task.
-        digest: of the settings that change numbers.
+        digest: of the settings that change results.
     """
 
     def __init__(
@@ -82,32 +82,33 @@ class Journal:
         self.checkpoints, self.strategy = checkpoints, strategy
         self.stream, self.digest = stream_hash(stream), digest
         self.repeats_batches = True  # False where a run resumes with other settings
-        self._loop = 0  # of epochs, within the task
-        self._epoch, self._step = 0, 0  # finished ones of the loop, and of the epoch under way
-        self._epoch_rng: dict[str, Any] = {}  # before the epoch under way
+        self._loop = 0  # number of the epoch loop within the task
+        # Finished epochs of the loop, and steps of the current epoch.
+        self._epoch, self._step = 0, 0
+        self._epoch_rng: dict[str, Any] = {}  # RNG state at the start of the current epoch
         self._labels = hashlib.sha256()  # of its batches so far
         self._state: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
-        self._within: dict[str, Any] | None = None  # an epoch that a signal stopped
+        self._within: dict[str, Any] | None = None  # position in an epoch that a signal stopped
         self._started = 0.0
-        self.earlier_seconds = 0.0  # of the task, in processes before this one
+        self.earlier_seconds = 0.0  # training time of the task in earlier processes
         strategy.journal = self
 
     def load(self) -> dict[str, Any] | None:
-        """Return what was saved with the last state, to resume from; None at the start."""
+        """Return the newest saved state, to resume from; None if there is none."""
         saved = self.checkpoints.load()
         if saved is not None and not _is_state(saved):
             raise UserError(
-                f"{self.checkpoints.folder}: not what a run writes: begin again with --fresh"
+                f"{self.checkpoints.folder}: not what a run writes: restart with --fresh"
             )
         self._resumed = saved
         return saved
 
     def begin_task(self, tasks: int, progress: object) -> None:
-        """Save, or restore, the state before a task.
+        """Save or restore the state before a task.
 
         Args:
-            tasks: that are finished.
+            tasks: number of finished tasks.
             progress: the results of the run so far.
         """
         self._loop, self._started = 0, time.perf_counter()
@@ -115,7 +116,7 @@ class Journal:
             self._state, self.earlier_seconds = self._resumed, self._resumed["seconds"]
             put(self.strategy, self._state["start"])
             return
-        self._resumed, self.earlier_seconds = None, 0.0  # what loads a task has no loop to enter
+        self._resumed, self.earlier_seconds = None, 0.0  # a merged task has no epoch loop
         self._state = {
             "stream": self.stream, "digest": self.digest, "tasks": tasks,
             "progress": copied(progress), "seconds": 0.0, "start": take(self.strategy),
@@ -124,10 +125,10 @@ class Journal:
         self._save()
 
     def enter(self, epochs: int) -> int:
-        """Begin a loop of epochs; return how many of them are skipped.
+        """Enter a loop of epochs; return the number of finished epochs to skip.
 
         Args:
-            epochs: of the loop.
+            epochs: epochs of the loop.
         """
         loop, self._loop, self._epoch, self._within = self._loop, self._loop + 1, 0, None
         at = self._resumed and self._resumed["at"]
@@ -145,13 +146,13 @@ class Journal:
         return self._epoch
 
     def batches(self, loader: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
-        """Yield the batches of an epoch, except those that an earlier process learned from.
+        """Yield the batches of an epoch, except those that an earlier process trained on.
 
         Args:
-            loader: of the epoch's batches: images, labels, ...
+            loader: yields batches: images, labels, ...
 
         Raises:
-            UserError: it draws other batches than before, though the settings are the same.
+            UserError: it draws other batches than before, although the settings are the same.
         """
         done, self._within = self._within, None
         device = self.strategy.device
@@ -171,9 +172,9 @@ class Journal:
         if done is not None:
             self._check_batches(done["batches"])
 
-    def _check_batches(self, wanted: str) -> None:
-        """Refuse batches with other labels than those that were learned from."""
-        if self.repeats_batches and self._labels.hexdigest() != wanted:
+    def _check_batches(self, expected: str) -> None:
+        """Refuse batches whose labels differ from those of the earlier process."""
+        if self.repeats_batches and self._labels.hexdigest() != expected:
             raise UserError(
                 f"{self.checkpoints.folder.parent}: an epoch's batches are not drawn as before:"
                 f" remove {self.checkpoints.newest}, which was saved within an epoch, and repeat"
@@ -189,8 +190,9 @@ class Journal:
 
         Args:
             epoch: counted from 1.
-            epochs: of the loop.
-            piece: the loop is over a piece of a task's images: nothing is needed of earlier ones.
+            epochs: epochs of the loop.
+            piece: whether the loop runs over one experience of the task: the outcomes of earlier
+                loops are not needed then.
         """
         loop, self._epoch = self._loop - 1, epoch
         snapshot = take(self.strategy, optimizer=True)
@@ -200,13 +202,13 @@ class Journal:
         self._save_at(snapshot)
 
     def doubt(self, step: int) -> str:
-        """Say how to resume from an older state where the newest one's weights may be ruined.
+        """Return how to resume from an older state, if the weights of the newest may be damaged.
 
         Args:
-            step: of the task under way, counted from 1: the first with a NaN or infinite loss.
+            step: first step of the current task with a NaN or infinite loss, counted from 1.
 
         Returns:
-            a clause of the error; "" where a step from the newest one's weights went well.
+            a clause of the error; "" if a step from the newest state's weights succeeded.
         """
         at = self._state.get("at")
         proven = not at or at["snapshot"]["common"]["task_steps"] < step - 1

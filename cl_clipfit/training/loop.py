@@ -1,7 +1,7 @@
 """The training loop of every method: Avalanche's, with steps that can be repeated.
 
-`TrainingLoop.training_epoch` is the loop over the steps; the hooks it calls are `CLIPStrategy`'s.
-With `data/streams.py` this is the only code that touches Avalanche's internals.
+`TrainingLoop.training_epoch` is the loop over the steps; the hooks it calls belong to
+`CLIPStrategy`. Only this module and `data/streams.py` use Avalanche's internals.
 """
 
 import warnings
@@ -40,7 +40,7 @@ class StepCallback(SupervisedPlugin):
     """Avalanche plugin that calls a function after every training iteration.
 
     Args:
-        function: takes the strategy; read `loss` seldom, it waits for the device.
+        function: takes the strategy; it should read `loss` rarely, since that waits for the device.
     """
 
     def __init__(self, function: Callable[[Any], None]) -> None:
@@ -57,23 +57,23 @@ class StepCallback(SupervisedPlugin):
 def silent_evaluator() -> EvaluationPlugin:
     """Return an Avalanche evaluation plugin that logs nothing."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Avalanche warns that silence was asked for
+        warnings.simplefilter("ignore")  # Avalanche warns that there are no loggers
         return EvaluationPlugin(loggers=[])
 
 
 class TrainingLoop(SupervisedTemplate):
-    """What `CLIPStrategy` takes from Avalanche's template, and what it replaces in it.
+    """What `CLIPStrategy` uses of Avalanche's template, and what it replaces.
 
     Args:
         model: the classifier, with all classes of the stream.
         recipe: how a task is trained.
-        seeds: of generators of the method's own.
+        seeds: seeds of the method's generators.
         **kwargs: further arguments of `SupervisedTemplate`.
     """
 
     learning: ClassVar[Learning] = "gradient"
-    """How the method learns: by optimiser steps; in "closed-form", without gradients, in
-    `after_task`; or "none": its predictions never change, and it is scored once."""
+    """How the method learns: by "gradient" steps of an optimiser; in "closed-form", without
+    gradients, in `after_task`; or "none": its predictions never change, and it is scored once."""
 
     # Set by Avalanche's template.
     model: CLIPClassifier
@@ -116,16 +116,16 @@ class TrainingLoop(SupervisedTemplate):
             **kwargs,
         )
         self.recipe = recipe
-        self.micro_batch_given = model.micro_batch is not None  # by the user: it is not lowered
+        self.micro_batch_given = model.micro_batch is not None  # set by the user: not lowered
         self.features: StepFeatures | None = None
         self.selection: dict[str, nn.Parameter] = {}
         self.task_classes: list[int] = []
         self.seen_classes: list[int] = []
         self.tasks_seen = 0
-        self.task_number, self.task_steps = 0, 0  # being learned, from 1; its steps so far
+        self.task_number, self.task_steps = 0, 0  # current task, counted from 1; its steps so far
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.warnings: list[str] = []
-        # A separate generator: what is drawn for a crop does not change the order of the data.
+        # A separate generator, so that drawing crops does not change the order of the data.
         self.augmentation_draws = torch.Generator().manual_seed(
             (seeds.data + _AUGMENTATION_SEED) % 2**63
         )
@@ -137,8 +137,8 @@ class TrainingLoop(SupervisedTemplate):
     def training_epoch(self, **kwargs: object) -> None:
         """Run the steps of an epoch: Avalanche's loop and events, with passes that can be repeated.
 
-        A step that runs out of memory is repeated with fewer images at a time, a batch with a NaN
-        or infinite loss stops the run or is skipped, and a signal ends the run after a step.
+        If memory runs out, the step is repeated with fewer images at a time. A batch with a NaN or
+        infinite loss stops the run or is skipped. After a signal, the run ends after the step.
         """
         journal = self.journal
         for batch in journal.batches(self.dataloader) if journal else self.dataloader:
@@ -187,9 +187,9 @@ class TrainingLoop(SupervisedTemplate):
         return random_flip(images, rng) if self.recipe.augmentation == "crop-flip" else images
 
     def forward(self) -> Tensor:
-        """Return logits (B, K) of the minibatch; -inf outside of the label space in force.
+        """Return logits (B, K) of the minibatch; -inf outside of the current label space.
 
-        In training that is `label_space()`, in evaluation the classes seen (all, before any).
+        In training it is `label_space()`; in evaluation the classes seen, or all before training.
         """
         if self.is_training:
             return self.training_logits(self.mb_x)
@@ -219,7 +219,7 @@ class TrainingLoop(SupervisedTemplate):
         self.scheduler.step()
 
     def _save_and_stop(self) -> None:
-        """Save a run that a signal stops; raises `Stopped`."""
+        """Save a run that a signal stops, and raise `Stopped`."""
         if self.journal:
             self.watch.flush(self)
             self.journal.step_done()
@@ -228,7 +228,7 @@ class TrainingLoop(SupervisedTemplate):
     # ---- when memory runs out -------------------------------------------------------------------
 
     def _repeat_until_it_fits(self, passes: Callable[[], None]) -> None:
-        """Compute loss and gradients of a step; fewer images at a time once memory runs out.
+        """Compute loss and gradients of a step; use fewer images at a time if memory runs out.
 
         A repeated step draws the same random numbers.
         """
@@ -257,19 +257,19 @@ class TrainingLoop(SupervisedTemplate):
         return (size + 1) // 2
 
     def warn(self, text: str) -> None:
-        """Record, once, what the user should know; shown, and kept in `result.json`."""
+        """Record a warning once; it is shown, and kept in `result.json`."""
         if text not in self.warnings:
             self.warnings.append(text)
 
     # ---- the epochs of a task -------------------------------------------------------------------
 
     def check_model_and_optimizer(self, **kwargs: object) -> None:
-        """Select what trains and build an optimiser over that alone.
+        """Select the trainable parameters and build an optimiser over only these.
 
-        Avalanche's appends every parameter, frozen ones too, and fails with two parameter groups.
+        Avalanche's version adds all parameters, including frozen ones, and fails with two groups.
         """
         if self._continues_task():
-            return  # a further piece of the same task: its selection and optimiser stay
+            return  # another experience of the same task: keep its selection and optimiser
         classes = getattr(self.experience, "classes_in_this_experience", None)
         if classes is None:
             raise ValueError(
@@ -294,17 +294,17 @@ class TrainingLoop(SupervisedTemplate):
     def _before_training_exp(self, **kwargs: object) -> None:
         super()._before_training_exp(**kwargs)
         if self.learning == "gradient" and not self._continues_task():
-            # after plugins: replay changes the loader's length
+            # After the plugins, since replay changes the length of the loader.
             self.scheduler = make_schedule(self.recipe, self.optimizer, self._task_steps())
 
     def _continues_task(self) -> bool:
-        """Return whether a task arrives in several experiences, and this is not the first."""
+        """Return whether this is a later experience of a task that arrives in several."""
         return not getattr(self.experience, "is_first_subexp", True)
 
     def _task_steps(self) -> int:
-        """Return the steps of an epoch, over all experiences of an online task together."""
+        """Return the steps per epoch, summed over all experiences of an online task."""
         experience = self.experience
-        if getattr(experience, "is_last_subexp", True):  # and the first, or it would not be asked
+        if getattr(experience, "is_last_subexp", True):  # the only one, since it is also the first
             return len(self.dataloader)
         return online_steps(self.recipe, experience.task_samples, len(experience.dataset))
 
@@ -314,7 +314,7 @@ class TrainingLoop(SupervisedTemplate):
             kwargs["drop_last"] = True
         super().make_train_dataloader(**kwargs)
         if kwargs.get("num_workers"):
-            # Avalanche does not pass on such an argument.
+            # Avalanche does not pass this argument on.
             arguments = getattr(self.dataloader, "loader_kwargs", vars(self.dataloader))
             arguments["worker_init_fn"] = signals.in_worker
 
@@ -323,7 +323,7 @@ class TrainingLoop(SupervisedTemplate):
             self._run_epochs(self.train_epochs, piece=True, **kwargs)
 
     def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: Any) -> None:
-        """Run epochs, without those that the journal says an earlier process finished."""
+        """Run the epochs that no earlier process has finished according to the journal."""
         done = self.journal.enter(epochs) if self.journal else 0
         with signals.deferred():
             for epoch in range(done, epochs):
@@ -341,7 +341,7 @@ class TrainingLoop(SupervisedTemplate):
         """Train on the task's data again, from the current weights, with a fresh optimiser.
 
         Args:
-            recipe: how; batch size and `drop_last` stay those of the strategy.
+            recipe: how to train; batch size and `drop_last` remain those of the strategy.
         """
         before, self.recipe = self.recipe, recipe
         try:

@@ -1,4 +1,4 @@
-"""What happens on a NaN or infinite loss: the run stops, or the batch is skipped."""
+"""Detect a NaN or infinite loss: stop the run, or skip the batch."""
 
 import hashlib
 import math
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 OnNan = Literal["stop", "skip"]
 Batch = dict[str, Any]
-IN_A_ROW = 10  # batches skipped in a row, from which on the weights are to blame
-_UNDER_WAY = 4  # steps of a GPU whose loss is looked at later, without waiting for it
+IN_A_ROW = 10  # after this many skipped batches in a row, the weights must be the cause
+_UNDER_WAY = 4  # steps that a GPU may run ahead before their loss is checked
 
 
 class DivergedError(UserError):
     """The loss is NaN or infinite.
 
     Attributes:
-        batch: which: task, step, loss, and the labels and places of its images.
-        first_step: of the steps in a row, up to this one, with such a loss.
+        batch: task, step and loss, and the labels and positions of its images.
+        first_step: first of the consecutive steps, up to this one, with such a loss.
     """
 
     def __init__(self, message: str, batch: Batch, in_a_row: int = 1) -> None:
@@ -33,13 +33,13 @@ class DivergedError(UserError):
 
 
 class LossWatch:
-    """Looks at the loss of every step, on a GPU a few steps later, so that nothing waits for it.
+    """Checks the loss of every step; on a GPU a few steps later, to avoid waiting for it.
 
     Args:
-        skip: skip such batches; then every step waits for its loss.
+        skip: skip batches with a NaN or infinite loss; every step waits for its loss then.
 
     Attributes:
-        in_a_row: batches with a NaN or infinite loss, one after the other, up to now.
+        in_a_row: number of consecutive batches with a NaN or infinite loss up to now.
     """
 
     def __init__(self, skip: bool = False) -> None:
@@ -48,15 +48,15 @@ class LossWatch:
         self._queue: deque[tuple[Tensor, torch.cuda.Event, Batch]] = deque()
 
     def leaves_out(self, strategy: "TrainingLoop", images: Tensor) -> bool:
-        """Look at the step under way, after its backward pass; return whether to skip it.
+        """Check the loss of the current step, after its backward pass; return whether to skip it.
 
         Args:
-            strategy: whose `loss` it is.
-            images: (B, ...) as the data hold them.
+            strategy: the method, whose `loss` is checked.
+            images: (B, ...), as in the data set.
 
         Raises:
-            DivergedError: the loss is NaN or infinite, and the batch is not skipped, or too many
-                were.
+            DivergedError: the loss is NaN or infinite, and batches are not skipped or too many in a
+                row were.
         """
         loss = strategy.loss.detach()
         about = {
@@ -66,7 +66,7 @@ class LossWatch:
         if loss.device.type == "cuda" and not self.skip:
             on_host = loss.to("cpu", non_blocking=True)
             done = torch.cuda.Event()
-            # The copy is on the stream of the loss's device, which need not be the current one.
+            # The copy runs on the stream of the loss's device, which may not be the current one.
             done.record(torch.cuda.current_stream(loss.device))
             self._queue.append((on_host, done, about))
             self._look(strategy, _UNDER_WAY)
@@ -85,7 +85,7 @@ class LossWatch:
         return True
 
     def flush(self, strategy: "TrainingLoop") -> None:
-        """Look at all steps so far; errors as `leaves_out`."""
+        """Check the loss of all steps so far; raises like `leaves_out`."""
         self._look(strategy, 0)
 
     def _look(self, strategy: "TrainingLoop", under_way: int) -> None:
@@ -108,21 +108,21 @@ class LossWatch:
 
 
 def describe_batch(strategy: "TrainingLoop", loss: float, about: Batch) -> Batch:
-    """Return what `nan-batch.json` holds; "images" are places in the task's training data.
+    """Return the content of `nan-batch.json`; "images" are positions in the task's training data.
 
-    An image that is not in them, but was mixed in by a plugin, is None.
+    The position of an image that a plugin mixed in is None.
     """
-    wanted = [_fingerprint(image) for image in about["images"]]
+    fingerprints = [_fingerprint(image) for image in about["images"]]
     places: dict[bytes, int] = {}
     data = strategy.experience.dataset
     of_task = getattr(strategy.experience, "task_places", range(len(data)))
     for place in range(len(data)):
         places.setdefault(_fingerprint(data[place][0]), int(of_task[place]))
-        if all(key in places for key in wanted):
+        if all(key in places for key in fingerprints):
             break
     return {
         "task": about["task"], "step": about["step"], "loss": str(loss),
-        "images": [places.get(key) for key in wanted],
+        "images": [places.get(key) for key in fingerprints],
         "labels": about["labels"].tolist(),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Terms that hold tuned features near an anchor; each is 0 at the anchor."""
+"""Loss terms that hold tuned features near an anchor; they are 0 at the anchor."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""A task's optimiser and learning-rate schedule, from its recipe."""
+"""Build the optimiser and the learning-rate schedule of a task from its recipe."""
 
 import math
 from typing import Any
@@ -9,13 +9,13 @@ from cl_clipfit.config.options import Recipe
 
 
 def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Build a fresh optimiser.
+    """Return a new optimiser.
+
+    On CUDA its step is a fused kernel, which rounds differently from PyTorch's default.
 
     Args:
-        recipe: which one, its learning rate, momentum and weight decay.
-        groups: parameter groups as torch takes them; a group's own "lr" wins over the recipe's.
-
-    On CUDA the whole step is one kernel, which rounds differently from PyTorch's default.
+        recipe: the type of the optimiser, its learning rate, momentum and weight decay.
+        groups: parameter groups as PyTorch takes them; the "lr" of a group overrides the recipe's.
     """
     fused = all(p.is_cuda for group in groups for p in group["params"]) or None
     decay = recipe.weight_decay
@@ -27,7 +27,7 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.
 
 
 def steps_per_epoch(recipe: Recipe, images: int) -> int:
-    """Return the optimiser steps of an epoch over `images` training images.
+    """Return the optimiser steps per epoch over `images` training images.
 
     Example:
         >>> recipe = Recipe(batch_size=32, drop_last=True)
@@ -40,7 +40,7 @@ def steps_per_epoch(recipe: Recipe, images: int) -> int:
 
 
 def online_steps(recipe: Recipe, images: int, piece: int) -> int:
-    """Return the steps of one pass over `images` that arrive in pieces of `piece`.
+    """Return the steps of one pass over `images` that arrive in experiences of `piece` images.
 
     Example:
         >>> online_steps(Recipe(batch_size=32), images=250, piece=100)
@@ -53,15 +53,15 @@ def online_steps(recipe: Recipe, images: int, piece: int) -> int:
 def lr_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
     """Return the learning rate of a step as a multiple of the peak.
 
-    Warm-up epochs hold `warmup_lr` (a group with a scaled rate, that multiple of it). Then
-    "cosine" falls to 0 over the remaining steps, and
-    "epoch-cosine" changes once an epoch: in epoch e, counted from 0, of E with W of warm-up it is
+    In warm-up epochs the rate is `warmup_lr`, times the scale of a parameter group. After them,
+    "cosine" decreases to 0 over the remaining steps. "epoch-cosine" changes once per epoch: in
+    epoch e, counted from 0, of E epochs with W warm-up epochs, it is
     (1 + cos(pi (e - W) / E)) / 2, the schedule of CLIPFit's released code (Dassl).
 
     Args:
         recipe: the schedule.
         step: optimiser steps of the task already taken.
-        epoch_steps: steps in an epoch.
+        epoch_steps: steps per epoch.
 
     Example:
         >>> recipe = Recipe(epochs=4, schedule="epoch-cosine", warmup_epochs=1, lr=1e-3)
@@ -84,7 +84,7 @@ def lr_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
 def make_schedule(
     recipe: Recipe, optimizer: torch.optim.Optimizer, epoch_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build the schedule that multiplies every group's learning rate; step it once a step."""
+    """Return a schedule that multiplies the learning rate of every group; step it once per step."""
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(recipe, step, epoch_steps)
     )

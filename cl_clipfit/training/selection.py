@@ -1,7 +1,7 @@
-"""Parameters by module type and tower, never by a substring of their names.
+"""Select parameters by module type and tower, never by a substring of their names.
 
-Substrings fail: timm towers call their LayerNorms "norm", the image tower and the pooling of CLIP's
-ResNets have a `c_proj.bias` too, and attention keeps its bias as `in_proj_bias`.
+Substrings fail: timm towers name their LayerNorms "norm", the image tower and the pooling of CLIP's
+ResNets also have a `c_proj.bias`, and attention stores its bias as `in_proj_bias`.
 """
 
 import re
@@ -46,7 +46,7 @@ def parse_layers(text: str) -> Layers:
 
 
 def check_layers(text: str) -> str:
-    """Return a range as it is, once it can be read.
+    """Return a layer range unchanged if it is valid.
 
     Raises:
         ValueError: it is not a range of blocks.
@@ -61,7 +61,7 @@ def text_blocks(clip: Any) -> list[nn.Module]:
     """Return the transformer blocks of the text tower of a `CLIP`, `CustomTextCLIP` or `CoCa`.
 
     Raises:
-        ValueError: a text tower of another build, as those of Hugging Face.
+        ValueError: the text tower has another architecture, such as those of Hugging Face.
     """
     tower = getattr(clip, "text", clip)
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
@@ -74,7 +74,7 @@ def text_blocks(clip: Any) -> list[nn.Module]:
 
 
 def image_blocks(clip: Any) -> list[nn.Module]:
-    """Return the blocks of the image tower, of open_clip's or timm's build; [] where none."""
+    """Return the blocks of an image tower of open_clip or timm; [] if it has none."""
     visual = clip.visual
     trunk = getattr(visual, "trunk", None)
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
@@ -105,11 +105,11 @@ def select_text_biases(
         clip: an open_clip model.
         which: "second-ffn", the bias of the second linear of every feed-forward network (6,144 on
             ViT-B/16); "all", every bias (68,096), those of LayerNorms included; or "none".
-        layers: blocks to choose from; default all. With a range, "all" leaves out what stands
-            after the blocks.
+        layers: blocks to choose from; default all. With a range, "all" excludes the modules after
+            the blocks.
 
     Raises:
-        ValueError: a range outside of the tower, or an unknown build of text tower.
+        ValueError: the range is outside of the tower, or the architecture of the tower is unknown.
     """
     if which == "none":
         return []
@@ -119,11 +119,11 @@ def select_text_biases(
         linears = [[m for m in f.modules() if isinstance(m, nn.Linear)] for f in feed_forward]
         return [block[-1].bias for block in linears]
     tower = getattr(clip, "text", clip)
-    parts = [*blocks, tower.ln_final] if layers is None else blocks
+    modules = [*blocks, tower.ln_final] if layers is None else blocks
     projection = getattr(tower, "text_projection", None)
     if layers is None and isinstance(projection, nn.Linear):
-        parts.append(projection)
-    return [p for part in parts for n, p in part.named_parameters() if n.endswith("bias")]
+        modules.append(projection)
+    return [p for m in modules for n, p in m.named_parameters() if n.endswith("bias")]
 
 
 def select_layer_norms(
@@ -134,30 +134,28 @@ def select_layer_norms(
     Args:
         clip: an open_clip model.
         which: "all" (39,936 on ViT-B/16); "pre", the one before the first block (1,536); "none".
-        layers: blocks to choose from; default all. With a range, "all" leaves out LayerNorms
-            outside of the blocks.
+        layers: blocks to choose from; default all. With a range, "all" excludes LayerNorms outside
+            of the blocks.
 
     Returns:
-        an empty list where the tower has none, as CLIP's ResNets.
+        an empty list if the tower has none, as CLIP's ResNets.
 
     Raises:
-        ValueError: a range outside of the tower.
+        ValueError: the range is outside of the tower.
     """
     if which == "none":
         return []
     visual = clip.visual
     if which == "pre":
         trunk = getattr(visual, "trunk", None)
-        parts = [getattr(visual, "ln_pre", None), getattr(trunk, "norm_pre", None)]
+        roots = [getattr(visual, "ln_pre", None), getattr(trunk, "norm_pre", None)]
     elif layers is None:
-        parts = [visual]
+        roots = [visual]
     else:
-        parts = list(_in_range(image_blocks(clip), layers, "image"))
-    norms = [m for part in parts if part is not None for m in part.modules()]
-    parameters = [
-        p for m in norms if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
-    ]
-    return list(dict.fromkeys(parameters))
+        roots = list(_in_range(image_blocks(clip), layers, "image"))
+    modules = [m for root in roots if root is not None for m in root.modules()]
+    norms = [m for m in modules if isinstance(m, nn.LayerNorm)]
+    return list(dict.fromkeys(p for m in norms for p in m.parameters(recurse=False)))
 
 
 def select_clipfit(
@@ -167,14 +165,14 @@ def select_clipfit(
     text_layers: Layers | None = None,
     image_layers: Layers | None = None,
 ) -> TowerSelection:
-    """Return what CLIPFit trains: 46,080 parameters on ViT-B/16 and ViT-B/32.
+    """Return the parameters that CLIPFit trains: 46,080 on ViT-B/16 and ViT-B/32.
 
-    Li et al. 2024 (arXiv 2409.16718) and its released code: the bias of the second linear of every
-    text feed-forward network and the LayerNorms of the image tower. The arguments are its
-    ablations.
+    As in Li et al. 2024 (arXiv 2409.16718) and its released code, they are the bias of the second
+    linear of every text feed-forward network, and the LayerNorms of the image tower. The arguments
+    select its ablations.
 
     Raises:
-        ValueError: nothing is selected, or a range outside of a tower.
+        ValueError: nothing is selected, or a range is outside of a tower.
     """
     selection = TowerSelection(
         select_text_biases(clip, text_biases, text_layers),
@@ -186,9 +184,9 @@ def select_clipfit(
 
 
 def select_all_but_scale(clip: nn.Module) -> list[nn.Parameter]:
-    """Return all parameters but the logit scale and SigLIP's logit bias.
+    """Return all parameters except the logit scale and SigLIP's logit bias.
 
-    The scale is part of the pretrained calibration; a bias common to all classes has no gradient
-    in a cross-entropy, so that weight decay alone would move it.
+    The scale is part of the pretrained calibration. A bias that all classes share has no gradient
+    in a cross-entropy, so that only weight decay would change it.
     """
     return [p for name, p in clip.named_parameters() if name not in ("logit_scale", "logit_bias")]

@@ -1,4 +1,4 @@
-"""Snapshots of a strategy: all that its further training depends on, and how to restore it."""
+"""Take and restore snapshots of a strategy: everything that its further training depends on."""
 
 import random
 from collections import deque
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 Snapshot = dict[str, Any]
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic, np.ndarray)
-_DEEP = 20  # a list may hold itself
+_DEEP = 20  # levels of nesting that are checked; a list may contain itself
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
-# Plugins that remember nothing but what a snapshot holds.
+# Plugins that keep no state outside of a snapshot.
 _STATELESS = ("StepCallback", "Clock", "EvaluationPlugin", "PeriodicEval")
-# Attributes of every strategy that change as it learns; a method's are in its `state_dict`.
+# Attributes of every strategy that change during training; those of a method are in `state_dict`.
 _COMMON = (
     "task_classes", "seen_classes", "tasks_seen", "warnings", "records", "measured_seconds",
     "eval_mb_size", "task_steps",
@@ -30,11 +30,11 @@ _COMMON = (
 
 
 def take(strategy: "CLIPStrategy", optimizer: bool = False) -> Snapshot:
-    """Return the state of a strategy: weights it ever trained, RNG state, and what it remembers.
+    """Return the state of a strategy: weights it ever trained, RNG state, and its attributes.
 
     Args:
-        strategy: which one.
-        optimizer: whether its optimiser and schedule are resumed from here.
+        strategy: the method.
+        optimizer: whether to include its optimiser and schedule.
     """
     model, state = strategy.model, strategy.state_dict()
     parameters = dict(model.named_parameters())
@@ -55,15 +55,15 @@ def take(strategy: "CLIPStrategy", optimizer: bool = False) -> Snapshot:
         snapshot["optimizer"] = strategy.optimizer.state_dict()
         snapshot["optimizer_class"] = type(strategy.optimizer).__name__
         snapshot["scheduler"] = {k: v for k, v in schedule.items() if _can_hold(v)}
-    # Copied here: the next steps change tensors in place.
+    # Copied, because the next steps change tensors in place.
     return copied(snapshot)
 
 
 def put(strategy: "CLIPStrategy", snapshot: Snapshot) -> None:
-    """Bring a strategy into the state that `take` returned."""
+    """Restore the state of a strategy that `take` returned."""
     model = strategy.model
     parameters = dict(model.named_parameters())
-    for name in snapshot["values"]:  # trained in an earlier task, and pretrained now
+    for name in snapshot["values"]:  # trained in an earlier task; pretrained in this process
         model.pretrained_values.setdefault(name, parameters[name].detach().clone())
     model.load_values(snapshot["values"])
     if not strategy.micro_batch_given:
@@ -78,8 +78,8 @@ def put(strategy: "CLIPStrategy", snapshot: Snapshot) -> None:
         strategy.warn(text)
     if snapshot["lost"]:
         strategy.warn(
-            f"resumed without {', '.join(snapshot['lost'])}, which no checkpoint holds: numbers may"
-            " not be those of an unbroken run"
+            f"resumed without {', '.join(snapshot['lost'])}, which checkpoints cannot hold: numbers"
+            " may differ from those of an uninterrupted run"
         )
     for name, buffer in _buffers(strategy).items():
         buffer.copy_(snapshot["buffers"].get(name, buffer))
@@ -89,21 +89,22 @@ def put(strategy: "CLIPStrategy", snapshot: Snapshot) -> None:
 
 
 def put_counters(strategy: "CLIPStrategy", snapshot: Snapshot) -> None:
-    """Restore what an epoch's beginning changes: RNG state, and Avalanche's counts of steps."""
+    """Restore what the start of an epoch changes: RNG state, and Avalanche's step counters."""
     strategy.clock.__dict__.update(snapshot["clock"])
     set_rng_state(strategy, snapshot["rng"], strategy.device)
 
 
 def _put_optimizer(strategy: "CLIPStrategy", snapshot: Snapshot) -> None:
-    """Restore what an optimiser has gathered, and where in its schedule it is.
+    """Restore the state of the optimiser, and its position in the schedule.
 
-    Rates and other settings stay those that it was built with: a resumed run may have new ones.
+    Learning rates and other settings are those it was built with: a resumed run may change them.
     """
     optimizer, schedule = strategy.optimizer, strategy.scheduler
     assert isinstance(schedule, LambdaLR)
-    if snapshot["optimizer_class"] == type(optimizer).__name__:  # a forced run may have another
-        gathered = copied(snapshot["optimizer"]["state"])
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})
+    # A run that was resumed by force may have another optimiser.
+    if snapshot["optimizer_class"] == type(optimizer).__name__:
+        state = copied(snapshot["optimizer"]["state"])
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     schedule.last_epoch = snapshot["scheduler"]["last_epoch"]
     schedule._step_count = snapshot["scheduler"]["_step_count"]
     rates = [base * f(schedule.last_epoch) for base, f in zip(
@@ -121,15 +122,15 @@ def copied(value: Any, device: torch.device | str = "cpu") -> Any:
 
 
 def plain_attributes(strategy: "CLIPStrategy") -> dict[str, Any]:
-    """Return what a method added to a strategy's attributes: plain values and tensors.
+    """Return the attributes that a method added to a strategy: plain values and tensors.
 
-    What holds a model, parameters, or a graph is made again when the task begins again.
+    Attributes with a model, parameters or a graph are created again when the task is resumed.
     """
     return {name: value for name, value in _added(strategy).items() if _can_hold(value)}
 
 
 def _added(strategy: "CLIPStrategy") -> dict[str, Any]:
-    """Return the attributes that a strategy has beside those of any other."""
+    """Return the attributes that a strategy has in addition to those of every strategy."""
     return {n: v for n, v in vars(strategy).items() if n not in strategy.common_attributes}
 
 
@@ -143,13 +144,13 @@ def _can_hold(value: object) -> bool:
 
 
 def _buffers(strategy: "CLIPStrategy") -> dict[str, Tensor]:
-    """Return the buffers that a method has added to the model."""
+    """Return the buffers that a method added to the model."""
     common = strategy.model_buffers
     return {n: b for n, b in strategy.model.named_buffers() if n not in common}
 
 
 def _lost(strategy: "CLIPStrategy", state: Mapping[str, Any]) -> list[str]:
-    """Return the names of what a method remembers and no checkpoint can hold, to be reported."""
+    """Return the names of the state that checkpoints cannot hold, to be reported."""
     missing = {n: v for n, v in _added(strategy).items() if n not in state and not _can_hold(v)}
     lost = [n for n, v in missing.items() if isinstance(v, _GENERATORS) or _is_plain(v)]
     plugins = (type(plugin).__name__ for plugin in strategy.plugins)
@@ -157,7 +158,7 @@ def _lost(strategy: "CLIPStrategy", state: Mapping[str, Any]) -> list[str]:
 
 
 def _is_plain(value: object, depth: int = 0) -> bool:
-    """Return whether a value consists of numbers, texts and tensors alone: it is not made again."""
+    """Return whether a value consists only of numbers, text and tensors; it is state then."""
     if isinstance(value, Mapping | list | tuple | set | frozenset | deque):
         items = value.values() if isinstance(value, Mapping) else value
         return depth > _DEEP or all(_is_plain(item, depth + 1) for item in items)

@@ -22,7 +22,7 @@ class CLIPStrategy(TrainingLoop):
 
     A method overrides some of these hooks, and nothing else:
 
-    - `trainable()`: the parameters that train, asked for at the start of every task;
+    - `trainable()`: the parameters that train, called at the start of every task;
     - `parameter_groups()`: the optimiser's groups; default: one over the whole selection;
     - `label_space()`: the classes that the training loss ranks; default: the task's own;
     - `text_space()`: the classes encoded in a step; default: those of `label_space()`;
@@ -37,60 +37,60 @@ class CLIPStrategy(TrainingLoop):
     - `scores(images)` and `probe_features(names, templates)`: how the finished method classifies;
       default: zero-shot with the tuned weights;
     - `zero_shot_point()`: the values of the selection that stand for zero-shot CLIP;
-    - `compared()`: other weights that are scored beside the method's own;
-    - `workload()`: what a task costs, where it is more than the recipe says;
-    - `state_dict()` and `load_state_dict(state)`: what the method remembers, for checkpoints.
+    - `compared()`: other weights to be scored in addition to the method's own;
+    - `workload()`: the cost of a task, if it is more than the recipe's epochs;
+    - `state_dict()` and `load_state_dict(state)`: the state of the method, for checkpoints.
 
     The class attribute `learning` says whether it learns by "gradient" steps (the default), in
     "closed-form", or not at all ("none").
 
-    `training_loss(images, labels)` is the loss of a step as a function, for methods that need it
-    again, at other weights; `task_sample(count)` returns images of the task.
+    `training_loss(images, labels)` is the loss of a step as a function, for methods that need it at
+    other weights too; `task_sample(count)` returns images of the task.
 
-    In plain Avalanche code: `strategy.train(experience)`, `strategy.eval(stream)`, with Avalanche's
-    plugins, `EvaluationPlugin` and loggers, on a benchmark whose experiences know their classes.
+    In plain Avalanche code, use `strategy.train(experience)` and `strategy.eval(stream)`, with
+    Avalanche's plugins, `EvaluationPlugin` and loggers, on a benchmark with a classes timeline.
     Labels index `class_names`. A plugin that mixes other classes into a batch (replay) needs a
-    `label_space()` that holds them, such as `seen_classes`; plugins for task labels do not apply.
-    Images are uint8 (C, H, W) of any size, preprocessed on the device, or float as the image tower
-    takes them.
+    `label_space()` that contains them, such as `seen_classes`; plugins for task labels do not
+    apply. Images are uint8 (C, H, W) of any size, preprocessed on the device, or float as the image
+    tower takes them.
 
-    A step that runs out of memory is undone and repeated with fewer images at a time
-    (`model.micro_batch`, unless that is set), with the same draws; so hooks from
-    `training_logits` to `add_gradients` may be called again for the same batch. Evaluation lowers
-    `eval_mb_size`.
+    If a step runs out of memory, it is undone and repeated with fewer images at a time
+    (`model.micro_batch`, unless that is set) and the same random numbers; hooks from
+    `training_logits` to `add_gradients` may therefore be called again for the same batch.
+    Evaluation lowers `eval_mb_size`.
 
     Args:
-        model: the classifier; it gets the classes it does not know yet.
-        class_names: names in label order, of every class the stream will bring, beginning with
-            those the model knows; default: those.
+        model: the classifier; new classes are added to it.
+        class_names: names of all classes of the stream in label order, beginning with those that
+            the model already has; default: only these.
         templates: prompt templates of new classes, or a sequence of them for each of
             `class_names`.
         recipe: how a task is trained.
-        options: the method's own settings; default: those of `options_class`.
+        options: the method's settings; default: those of `options_class`.
         device: where to train.
-        seeds: of generators of the method's own; default: that of PyTorch's default generator.
+        seeds: seeds of the method's generators; default: that of PyTorch's default generator.
         plugins: Avalanche plugins.
         evaluator: Avalanche evaluation plugin; default: a silent one.
         **kwargs: further arguments of `SupervisedTemplate`, such as `eval_every`.
 
     Raises:
-        ValueError: `class_names` contradict the classes the model knows.
+        ValueError: `class_names` contradict the classes that the model already has.
     """
 
     towers: ClassVar[tuple[str, ...]] = ("image", "text")
-    """The towers it changes or looks into. Without "image" it sees images through
-    `model.image_features` alone, which are then encoded once; without either it also runs on
-    features computed elsewhere."""
+    """The towers that it changes or inspects. Without "image", it uses images only through
+    `model.image_features`, and they are encoded once; without both, it also runs on features that
+    were computed elsewhere."""
 
     compares_text: ClassVar[bool] = True
     """False for a method that does not classify by the features of class prompts."""
 
     needs_host: ClassVar[bool] = False
     """True for a method that continues another one: its classmethod `over(host)` returns a class
-    that does both, and its options have a field `host`."""
+    that trains both, and its options have a field `host`."""
 
     options_class: ClassVar[type[Options]] = Options
-    """The method's own settings, which `--set NAME.key=value` accepts."""
+    """The method's settings, which `--set NAME.key=value` accepts."""
 
     def __init__(
         self,
@@ -106,10 +106,10 @@ class CLIPStrategy(TrainingLoop):
         evaluator: Any = None,
         **kwargs: Any,
     ) -> None:
-        before = set(vars(self))  # set by the method before this
+        before = set(vars(self))  # attributes that the method has already set
         self.seeds = seeds or Seeds.of_torch()
         self.options: Any = self.options_class() if options is None else options
-        per_class = [t for t in templates if not isinstance(t, str)]  # then none are shared
+        per_class = [t for t in templates if not isinstance(t, str)]  # templates for each class
         self.templates: tuple[str, ...] = DEFAULT_TEMPLATES if per_class else tuple(templates)  # type: ignore[arg-type]
         model.to(device)
         if class_names is not None:
@@ -128,9 +128,9 @@ class CLIPStrategy(TrainingLoop):
             evaluator=silent_evaluator() if evaluator is None else evaluator,
             **kwargs,
         )
-        self.records: list[dict[str, Any]] = []  # what a method notes per task
-        self.measured_seconds = 0.0  # of `train`, spent on measuring and not on training
-        # What a method adds to these belongs to its state, as far as it is plain values.
+        self.records: list[dict[str, Any]] = []  # the method's records, per task
+        self.measured_seconds = 0.0  # time in `train` spent on measuring instead of training
+        # Attributes and buffers that a method adds to these belong to its state.
         self.model_buffers = {name for name, _ in self.model.named_buffers()}  # of any classifier
         self.common_attributes = {*vars(self), "common_attributes"} - before
 
@@ -158,13 +158,13 @@ class CLIPStrategy(TrainingLoop):
     def label_space(self) -> Sequence[int]:
         """Return the classes (labels) that the training loss ranks.
 
-        Default: those that the option `ce_scope` of `ScopeOptions` says, else those of the task.
+        Default: those of the option `ce_scope` of `ScopeOptions`, else those of the task.
         """
         scoped = isinstance(self.options, ScopeOptions) and self.options.ce_scope == "seen"
         return self.seen_classes if scoped else self.task_classes
 
     def text_space(self) -> Sequence[int]:
-        """Return the classes (labels) whose text a step encodes; it holds `label_space()`."""
+        """Return the classes (labels) whose text a step encodes; they include `label_space()`."""
         return self.label_space()
 
     def training_logits(self, images: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class CLIPStrategy(TrainingLoop):
         Default: the pretrained ones.
 
         Raises:
-            ValueError: the method trains parameters of its own, whose values at the start need not
+            ValueError: the method trains parameters that it added, whose initial values may not
                 stand for zero-shot CLIP; a method for which they do overrides this.
         """
         added = [name for name in self.selection if name not in self.model.backbone_names]
@@ -229,18 +229,19 @@ class CLIPStrategy(TrainingLoop):
         return {name: self.model.pretrained_values[name] for name in self.selection}
 
     def workload(self) -> Workload:
-        """Return what a task costs; default: the epochs of the recipe."""
+        """Return the cost of a task; default: the epochs of the recipe."""
         return Workload(self.recipe.epochs, self.recipe.epochs)
 
     def compared(self) -> dict[str, Mapping[str, Tensor]]:
-        """Return other values of the selection, by name, to be scored beside the method's own."""
+        """Return other values of the selection to be scored in addition to its own, by name."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the method remembers beside weights and RNG state, for checkpoints.
+        """Return the state of the method other than weights and RNG state, for checkpoints.
 
-        Default: those of its attributes that a checkpoint can hold: plain values and tensors. A
-        method leaves out what a resumed run makes again, or adds what is neither.
+        Default: those of its attributes that a checkpoint can hold, which are plain values and
+        tensors. A method may remove what a resumed run creates again, or add state of other types
+        in such a form.
         """
         return snapshot.plain_attributes(self)
 
@@ -248,7 +249,7 @@ class CLIPStrategy(TrainingLoop):
         """Restore what `state_dict` returned, in another process; default: set the attributes.
 
         Raises:
-            ValueError: an attribute is not the method's own.
+            ValueError: an attribute belongs to every strategy, not to the method.
         """
         for name, value in state.items():
             if name in self.common_attributes:
@@ -275,23 +276,23 @@ class CLIPStrategy(TrainingLoop):
         )
 
     def in_batches(
-        self, function: Callable[..., Tensor], images: Sequence[Any] | Tensor, *beside: Tensor
+        self, function: Callable[..., Tensor], images: Sequence[Any] | Tensor, *tensors: Tensor
     ) -> Tensor:
         """Apply a function to `eval_mb_size` images at a time; to fewer once memory runs out.
 
         Args:
-            function: takes images (B, ...) on the device, and the same rows of each tensor of
-                `beside`; a row of its result for each image.
-            images: (N, ...), or what stands for such a tensor.
-            beside: tensors (N, ...) with a row for each image.
+            function: takes images (B, ...) on the device, and the same rows of each of `tensors`;
+                returns one row per image.
+            images: (N, ...), a tensor or a sequence that stands for one.
+            tensors: (N, ...), with one row per image.
 
         Returns:
-            the results one after the other, (N, ...).
+            the concatenated results, (N, ...).
 
         Raises:
-            UserError: there is not memory enough for one image.
+            UserError: there is not enough memory for one image.
         """
-        rows, size = in_batches(function, images, self.device, self.eval_mb_size, *beside)
+        rows, size = in_batches(function, images, self.device, self.eval_mb_size, *tensors)
         if size != self.eval_mb_size:
             self.eval_mb_size = size
             self.warn(f"out of memory in evaluation: {size} images at a time from now on")
@@ -315,8 +316,8 @@ class CLIPStrategy(TrainingLoop):
 
         Args:
             count: images.
-            experience: the task; default the one that is being learned.
-            by_class: draw from each class alike, and from each at least one.
+            experience: the task; default the current one.
+            by_class: draw equally many from each class, and at least one.
         """
         data = (experience or self.experience).dataset
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))

@@ -312,15 +312,15 @@ def test_names_are_taken_from_a_file(tmp_path: Path) -> None:
     for text, file, message in (
         ('{"n01": 1}', table, "expected lines"),
         ('{"n01": "a", "n01": "b"}', table, "'n01' is named twice"),
-        ("[1", table, "this is (no|not valid) JSON"),
+        ("[1", table, "not valid JSON"),
         ("cat\ndog", lines, "2 names, the data 3 classes"),
         ("cat\n\ndog", lines, "the name of class 1 is empty"),
         ("cat\nd\x00g\nowl", lines, "the name of class 1 is empty or unreadable"),
         ("n01: x\nn01: y", mapping, "'n01' is named twice"),
-        ("[" * 20_000, mapping, "this is no YAML"),
+        ("[" * 20_000, mapping, "not valid YAML"),
         ("n04: x", mapping, "no class is called 'n04'. Did you mean"),
         ("[a, b]", mapping, "expected lines 'old name: new name'"),
-        ("n01: [", mapping, "this is no YAML"),
+        ("n01: [", mapping, "not valid YAML"),
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -106,7 +106,7 @@ def test_what_no_checkpoint_holds_is_told(
     stop_at(0)
     assert run(*job, "--output", tmp_path / "runs") == 0
     (warning,) = result(tmp_path / "runs")["warnings"]
-    assert f"without {name}, which no checkpoint holds" in warning
+    assert f"without {name}, which checkpoints cannot hold" in warning
 
 
 def test_all_code_that_ran_is_recorded(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class Towers:
             clip: the model; if its text tower is trainable or not supported, the features are
                 always recomputed.
             context: learned words, which may be trainable.
-            state: what the features depend on besides modules and weights.
+            state: what the features depend on other than modules and weights.
             make: encodes the text.
         """
         weights = [*self.text_weights(clip), context]

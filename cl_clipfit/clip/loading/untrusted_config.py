@@ -31,7 +31,7 @@ def check_config(file: Path, size: int) -> None:
         size: bytes of the weights.
 
     Raises:
-        UserError: it is such a one, asks for code of its own, or is no JSON.
+        UserError: it is too large, requests custom code, or is not valid JSON.
     """
     try:
         model = json.loads(read_bytes(file))["model_cfg"]

@@ -18,7 +18,7 @@ from cl_clipfit.clip.loading.untrusted_config import check_config
 from cl_clipfit.errors import UserError
 
 SUFFIXES = (".safetensors", ".bin", ".pth")  # that open_clip looks for in a folder
-LARGEST_PICKLE = 64 << 20  # bytes; the weights themselves lie beside it
+LARGEST_PICKLE = 64 << 20  # bytes; the weights are stored outside of it
 MOST_PACKED = 4  # times its size that a file may unpack to; weights hardly shrink
 MOST_AXES, MOST_ALONG = 64, 1 << 48  # of a tensor, and its values along one of them
 LONGEST_KEY = 100  # characters of a storage's key, which are the digits of a number
@@ -67,7 +67,7 @@ def check_checkpoint(file: Path) -> None:
 
 
 def _check_archive(file: Path) -> None:
-    """Check what `torch.save` (or NumPy) writes: pickles and, beside them, bytes of weights."""
+    """Check what `torch.save` (or NumPy) writes: pickles, and bytes of weights outside of them."""
     with zipfile.ZipFile(file) as archive:
         held, size = sum(m.file_size for m in archive.infolist()), file.stat().st_size
         # PyTorch finds members whatever their case.
@@ -118,7 +118,7 @@ class _Mapping(dict[Any, Any]):
         super().__setitem__(key, value)
 
     def __setstate__(self, state: Any) -> None:
-        """Take no notice of the versions that PyTorch keeps beside a state, which is a mapping."""
+        """Ignore the version metadata that PyTorch attaches to a state dict."""
         if not isinstance(state, _Mapping):
             raise pickle.UnpicklingError("a mapping of an unknown state")
 
