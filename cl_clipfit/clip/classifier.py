@@ -1,7 +1,7 @@
 """A zero-shot classifier on any open_clip model, to which classes can be added."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,15 @@ from torch.utils.checkpoint import checkpoint
 from cl_clipfit.clip.context import insert_context
 from cl_clipfit.clip.encoders.towers import Pass, Precision, Towers
 from cl_clipfit.clip.preprocess import Preprocess
-from cl_clipfit.errors import UserError
-
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
-TemplatesLike = Sequence[str] | Sequence[Sequence[str]]
-Tokenizer = Callable[[list[str]], Tensor]
-
-
-def _per_name(templates: TemplatesLike, count: int) -> list[Sequence[str]]:
-    """Return the templates of each of `count` names."""
-    if any(isinstance(t, str) for t in templates):
-        templates = [templates] * count  # type: ignore[list-item]
-    if len(templates) != count or not all(len(group) for group in templates):
-        raise UserError("no prompt template given: pass at least one, such as 'a photo of a {}.'")
-    return list(templates)
+from cl_clipfit.clip.prompts import (
+    DEFAULT_TEMPLATES,
+    TemplatesLike,
+    Tokenizer,
+    check_prompts,
+    ensemble,
+    tokenize,
+)
+from cl_clipfit.clip.tunable import TunableModule
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class ModelIdentity:
     weights_sha256: str
 
 
-class CLIPClassifier(nn.Module):
+class CLIPClassifier(TunableModule):
     """Image features against text features of named classes.
 
     The backbone always stays in evaluation mode: CLIP has no dropout, and the BatchNorm statistics
@@ -59,7 +54,6 @@ class CLIPClassifier(nn.Module):
     Attributes:
         class_names: names in label order; names may repeat, the label is the identity.
         zero_shot_text_features: (K, d), unit length, of the *pretrained* text tower: the anchor.
-        pretrained_values: the pretrained value of every parameter that was ever selected, by name.
         backbone_names: names of the pretrained parameters, as `named_parameters` gives them.
         context: (n, width), the learned start of every prompt; None unless `learn_context` was
             called.
@@ -93,7 +87,6 @@ class CLIPClassifier(nn.Module):
         self.preprocess = Preprocess.of(clip)
         self.class_names: list[str] = []
         self._tokens: list[Tensor] = []  # one (templates, L) of token ids for each class
-        self.pretrained_values: dict[str, Tensor] = {}
         self._text_cache: list[Tensor] | None = None
         self._given_images: tuple[Tensor, Tensor] | None = None
         self._embedded: tuple[Tensor, Tensor] | None = None
@@ -128,56 +121,6 @@ class CLIPClassifier(nn.Module):
         """The factor on cosine similarities: a scalar, exp of the learned parameter."""
         return self.clip.logit_scale.exp()
 
-    def train_only(self, parameters: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
-        """Make exactly these parameters trainable; remember the pretrained values of each.
-
-        Returns:
-            the selection by parameter name, in the order of the model.
-
-        Raises:
-            ValueError: a parameter does not belong to this model.
-        """
-        identities = {id(p) for p in parameters}
-        selection = {n: p for n, p in self.named_parameters() if id(p) in identities}
-        if len(selection) != len(identities):
-            raise ValueError("not all selected parameters belong to this model")
-        self.requires_grad_(False)
-        for name, parameter in selection.items():
-            parameter.requires_grad_(True)
-            self.pretrained_values.setdefault(name, parameter.detach().clone())
-        return selection
-
-    @torch.no_grad()
-    def load_values(self, values: Mapping[str, Tensor]) -> None:
-        """Copy values into parameters by name, bit for bit.
-
-        Raises:
-            ValueError: a name or a shape does not exist in this model; nothing is changed then.
-        """
-        parameters = dict(self.named_parameters())
-        for name, value in values.items():
-            if name not in parameters or parameters[name].shape != value.shape:
-                raise ValueError(f"this model has no parameter {name} of shape {[*value.shape]}")
-        for name, value in values.items():
-            parameters[name].copy_(value)
-
-    @contextlib.contextmanager
-    def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Use other values in a `with` block; no backward pass may cross its boundary."""
-        parameters = dict(self.named_parameters())
-        before = {n: parameters[n].detach().clone() for n in values if n in parameters}
-        self.load_values(values)
-        try:
-            yield
-        finally:
-            self.load_values(before)
-
-    @contextlib.contextmanager
-    def pretrained_weights(self) -> Iterator[None]:
-        """Use the pretrained values in a `with` block."""
-        with self.weights(self.pretrained_values):
-            yield
-
     def add_classes(
         self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
     ) -> None:
@@ -192,19 +135,10 @@ class CLIPClassifier(nn.Module):
             UserError: an empty name, no template, a template without "{}", or a prompt that is too
                 long for the text tower.
         """
-        per_name = _per_name(templates, len(names))
-        for template in {template for group in per_name for template in group}:
-            if template.count("{}") != 1:
-                raise UserError(f"prompt template {template!r} needs exactly one '{{}}'")
-        for label, (name, group) in enumerate(
-            zip(names, per_name, strict=True), len(self.class_names)
-        ):
-            if not name.strip():
-                raise UserError(f"class {label} has an empty name")
-            self._check_length(name, group)
+        check_prompts(self.tokenizer, names, templates, len(self.class_names))
         if not names:
             return
-        prompts = self._tokenize(names, templates)
+        prompts = tokenize(self.tokenizer, names, templates)
         tokens = self._with_context(prompts, names)
         with torch.no_grad(), self.pretrained_weights():
             anchors = self.encode_prompts(prompts)
@@ -350,14 +284,7 @@ class CLIPClassifier(nn.Module):
         self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
     ) -> list[Tensor]:
         """Return the token ids (templates, L) of the prompts of every name."""
-        return self._with_context(self._tokenize(names, templates), names)
-
-    def _tokenize(self, names: Sequence[str], templates: TemplatesLike) -> list[Tensor]:
-        # replace, not format: a class name may contain braces
-        return [
-            self.tokenizer([t.replace("{}", name) for t in group])
-            for name, group in zip(names, _per_name(templates, len(names)), strict=True)
-        ]
+        return self._with_context(tokenize(self.tokenizer, names, templates), names)
 
     def _with_context(self, prompts: list[Tensor], names: Sequence[str]) -> list[Tensor]:
         if self.context is None:
@@ -373,27 +300,8 @@ class CLIPClassifier(nn.Module):
         if not tokens:
             raise ValueError("no prompts to encode")
         features = self._towers.encode_prompts(self.clip, tokens, self.context, self._how)
-        counts = [len(t) for t in tokens]
-        if min(counts) == max(counts) > 1:
-            features = F.normalize(features, dim=-1).view(len(counts), counts[0], -1).mean(1)
-        elif max(counts) > 1:
-            groups = features.split(counts)
-            features = torch.stack(
-                [g[0] if len(g) == 1 else F.normalize(g, dim=-1).mean(0) for g in groups]
-            )
+        features = ensemble(features, [len(t) for t in tokens])
         return F.normalize(features, dim=-1) if normalize else features
-
-    def _check_length(self, name: str, templates: Sequence[str]) -> None:
-        """Refuse a prompt that the tokenizer would truncate: classes could become identical."""
-        encode: Any = getattr(self.tokenizer, "encode", None)
-        length: Any = getattr(self.tokenizer, "context_length", None)
-        for template in templates if encode and length else ():
-            tokens = len(encode(template.replace("{}", name))) + 2  # with start and end
-            if tokens > length:
-                raise UserError(
-                    f"the prompt {template!r} with the class '{name}' has {tokens} tokens, and"
-                    f" this model reads {length}: shorten the template or the name"
-                )
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosine similarities (B, K), plus the bias of SigLIP models."""

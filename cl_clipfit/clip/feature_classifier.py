@@ -8,12 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_clipfit.clip.classifier import (
-    DEFAULT_TEMPLATES,
-    CLIPClassifier,
-    ModelIdentity,
-    TemplatesLike,
-)
+from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity
+from cl_clipfit.clip.prompts import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.errors import UserError
 
 FEATURES = "features"  # its model name

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_clipfit.clip import CLIPClassifier
-from cl_clipfit.clip.classifier import TemplatesLike
+from cl_clipfit.clip.prompts import TemplatesLike
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.run_plan import RunPlan

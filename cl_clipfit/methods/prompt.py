@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.clip.context import learn_context
+from cl_clipfit.clip.prompts import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config.options import Count, Options, ScopeOptions
 from cl_clipfit.training.strategy import CLIPStrategy
 

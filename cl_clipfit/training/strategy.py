@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_clipfit.clip import CLIPClassifier
-from cl_clipfit.clip.classifier import DEFAULT_TEMPLATES, TemplatesLike
+from cl_clipfit.clip.prompts import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config.options import Options, Recipe, ScopeOptions
 from cl_clipfit.runtime.determinism import Seeds
 from cl_clipfit.runtime.out_of_memory import in_batches
