@@ -123,8 +123,8 @@ def summary(found: dict[str, Any]) -> Iterator[str]:
     part, ratio = found["tasks_at_each_end"], found["last_over_first"]
     for end in ("first", "last"):
         yield (
-            f"{end} {part} of {found['tasks']} tasks: {1e3 * found['seconds'][end]:.1f} ms a task,"
-            f" {found['resident_bytes'][end] / 1e6:.0f} MB"
+            f"{end} {part} of {found['tasks']} tasks: {1e3 * found['seconds'][end]:.1f} ms"
+            f" per task, {found['resident_bytes'][end] / 1e6:.0f} MB"
         )
     yield f"last / first: {ratio['seconds']:.3f} in time, {ratio['memory']:.3f} in memory"
 

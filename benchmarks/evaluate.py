@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with timing.one_line(parser):
         found = measure(given)
     speed = found["images_per_second"]
-    timing.show(found, given.json, [f"{way}: {speed[way]:.1f} images a second" for way in WAYS])
+    timing.show(found, given.json, [f"{way}: {speed[way]:.1f} images per second" for way in WAYS])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Python2Pickler(pickle._Pickler):
 
 
 def write_archive(folder: Path, train: int, test: int) -> Path:
-    """Write an archive of CIFAR-100's format; `train` and `test` images a class."""
+    """Write an archive of CIFAR-100's format; `train` and `test` images per class."""
     draws = np.random.default_rng(0)
     meta = {"fine_label_names": [name.replace(" ", "_") for name in CIFAR100.names]}
     files: dict[str, dict[str, Any]] = {"meta": meta}
@@ -126,7 +126,7 @@ def measure_stages(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
 
 def time_online(source: Source, count: int) -> float:
     """Return seconds from the data to a stream of `count` online experiences."""
-    limit = count * ONLINE // len(source.class_names)  # images a class
+    limit = count * ONLINE // len(source.class_names)  # images per class
     begin = time.perf_counter()
     scenario = build_scenario("stream", source, tasks=TASKS, limit=limit, online=ONLINE)
     assert len(scenario.benchmark.train_stream) == count
@@ -167,8 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the options, measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="keeps the archive; default: none is kept")
-    parser.add_argument("--train", type=int, default=500, help="images a class, of a new archive")
-    parser.add_argument("--test", type=int, default=100, help="images a class, of a new archive")
+    parser.add_argument("--train", type=int, default=500, help="images per class, of a new archive")
+    parser.add_argument("--test", type=int, default=100, help="images per class, of a new archive")
     parser.add_argument("--experiences", type=int, nargs="*", default=[500, 1000, 2000, 5000],
                         help=f"of online streams, {ONLINE} images each")  # fmt: skip
     timing.add_options(parser, repeats=3)

@@ -117,7 +117,7 @@ def _work(work: Callable[[], int], log: Path) -> NoReturn:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         code = work()
-    except BaseException:  # which would go on in the parent's code
+    except BaseException:  # which would continue in the parent's code
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -201,7 +201,7 @@ def timeless(value: Any) -> Any:
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Name what differs; "" where nothing does."""
     names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    return f"differs from the unbroken run in {', '.join(names[:3])}" if names else ""
+    return f"differs from the uninterrupted run in {', '.join(names[:3])}" if names else ""
 
 
 def left_over(output: Path) -> int:
@@ -242,7 +242,7 @@ def problem(place: Place, code: int, wanted: dict[str, Any], name: str = "log") 
 
 
 class Bench:
-    """Folders for all trials, and the unbroken runs that they are compared with.
+    """Folders for all trials, and the uninterrupted runs that they are compared with.
 
     Args:
         folder: of all files.
@@ -263,7 +263,7 @@ class Bench:
     def unbroken(
         self, strategy: str, size: Sequence[str] = SIZE
     ) -> tuple[Place, dict[str, Any], float]:
-        """Return where an unbroken run is, what it left, and how many seconds it took.
+        """Return where an uninterrupted run is, what it left, and how many seconds it took.
 
         Raises:
             UserError: it fails.
@@ -276,12 +276,14 @@ class Bench:
             code = wait(start(work, place.log()))
             seconds = time.monotonic() - started
             if code:
-                raise UserError(f"the unbroken run fails: {place.said().strip().splitlines()[-1:]}")
+                raise UserError(
+                    f"the uninterrupted run fails: {place.said().strip().splitlines()[-1:]}"
+                )
             self._whole[key] = place, artefacts(place.output), seconds
         return self._whole[key]
 
     def training_seconds(self, strategy: str) -> float:
-        """Return how long an unbroken run trains, evaluates and merges."""
+        """Return how long an uninterrupted run trains, evaluates and merges."""
         (run,) = run_folders(self.unbroken(strategy)[0].output)
         timings = json.loads((run / "result.json").read_bytes())["timings"]
         return float(sum(sum(timings[f"{part}_seconds"]) for part in ("train", "measure", "eval")))

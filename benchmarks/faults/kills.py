@@ -33,10 +33,10 @@ SHARE_STOPPED = 0.5  # of these, by SIGTERM, which lets them write a checkpoint 
 
 
 def kill_at_random(bench: Bench, campaign: Campaign, trials: int, draws: random.Random) -> None:
-    """Kill jobs, start them again, and compare what they leave with an unbroken run's.
+    """Kill jobs, start them again, and compare what they leave with an uninterrupted run's.
 
-    Half of the moments are drawn uniformly over the time that an unbroken run takes, from its start
-    to the last file it writes; half over the time of training, from the first checkpoint on that
+    Half of the moments are drawn uniformly over the time that an uninterrupted run takes, from its
+    start to the last file it writes; half over the time of training, from the first checkpoint that
     the process writes.
     """
     for number in range(trials):

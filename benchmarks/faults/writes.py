@@ -63,7 +63,7 @@ class Disk:
             raise OSError(code, os.strerror(code), str(path))
 
     def holds(self, path: Any) -> bool:
-        """Tell whether a path is below the folders."""
+        """Return whether a path is below the folders."""
         return isinstance(path, str | os.PathLike) and str(path).startswith(self.folders)
 
     def install(self) -> None:
@@ -191,7 +191,7 @@ def _origin(said: str) -> str:
 
 
 def _not_whole(output: Path, wanted: dict[str, Any]) -> str:
-    """Name a file that is neither what an unbroken run writes, nor whole on its way there."""
+    """Name a file that is neither what an uninterrupted run writes, nor whole on its way there."""
     for file in sorted(path for path in output.rglob("*") if path.is_file()):
         if file.name.startswith(".") or file.name == "MANIFEST.sha256":
             continue

@@ -2,17 +2,18 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from safetensors import SafetensorError, safe_open
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cl_clipfit.bank.delta import Delta, LazyValues, Tunable
+from cl_clipfit.bank.index import INDEX, SCHEMA, Index, Kind, describe_identity, identity_of
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.storage.files import (
     LARGEST,
@@ -26,121 +27,7 @@ from cl_clipfit.storage.files import (
     writing,
 )
 
-SCHEMA = 1
-INDEX = "index.json"
-IDENTITY = ("architecture", "pretrained", "weights_sha256")
-Kind = Literal["values", "host", "statistics"]
-_LARGEST_SIZE = 1 << 40  # of a dimension, and of a file in bytes: far above any model
-_MOST_DIMENSIONS = 16
 _LONGEST = 200  # characters of an index that an error repeats
-_Shape = Annotated[
-    list[Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]], Field(max_length=_MOST_DIMENSIONS)
-]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _File(_Strict):
-    name: str
-    sha256: str
-    bytes: Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]
-
-
-class _Record(_Strict):
-    task: int
-    classes: list[str]
-    parents: list[str]
-    files: dict[Kind, _File]
-
-
-class _Base(_Strict):
-    architecture: str | None
-    pretrained: str | None
-    weights_sha256: str | None
-
-
-class _Index(_Strict):
-    """The schema of an index."""
-
-    base: _Base
-    strategy: str
-    templates: list[str | list[str]]
-    selection: dict[str, _Shape]
-    tasks: list[_Record]
-
-    @field_validator("tasks")
-    @classmethod
-    def _check_tasks(cls, tasks: list[_Record]) -> list[_Record]:
-        if any(t.task != number or "values" not in t.files for number, t in enumerate(tasks, 1)):
-            raise ValueError("tasks must be numbered from 1 and have values")
-        return tasks
-
-
-class Tunable(Protocol):
-    """The interface that a bank needs from a model; `CLIPClassifier` has it."""
-
-    identity: Any
-    pretrained_values: dict[str, Tensor]
-
-    def named_parameters(self) -> Any:
-        """Yield names and parameters."""
-
-    def load_values(self, values: Mapping[str, Tensor]) -> None:
-        """Copy values into parameters by name."""
-
-
-@dataclass(frozen=True)
-class Delta:
-    """The parameters that one task trained.
-
-    Attributes:
-        task: numbered from 1.
-        classes: names of the task's classes.
-        parents: its origins, such as the tasks that were merged.
-        values: the trained values by parameter name, float32.
-    """
-
-    task: int
-    classes: list[str]
-    parents: list[str]
-    values: dict[str, Tensor]
-
-    def difference(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return values - base, by name; `base` may hold more names.
-
-        The bank stores values, not differences: base + (values - base) is not always `values` in
-        floating point.
-        """
-        return {name: value - base[name].to(value) for name, value in self.values.items()}
-
-
-class LazyValues(Mapping[str, Tensor]):
-    """The tensors of a safetensors file by name, on the CPU, none of them kept in memory.
-
-    Args:
-        path: the file.
-        names: its tensors, in the order of the model.
-    """
-
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self.path, self.names = path, dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        with safe_open(self.path, "pt") as file:
-            return file.get_tensor(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names  # without reading the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 class DeltaBank:
@@ -186,7 +73,7 @@ class DeltaBank:
         bank._write_index(
             {
                 "schema": SCHEMA,
-                "base": _identity(base),
+                "base": identity_of(base),
                 "strategy": strategy,
                 "templates": list(templates),
                 "selection": {},
@@ -217,7 +104,7 @@ class DeltaBank:
                 f"{path} has schema {shown[:_LONGEST]}, this version reads {SCHEMA}: train again"
             )
         try:  # anyone can seal a bank
-            _Index.model_validate(index)
+            Index.model_validate(index)
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))[:_LONGEST]
             raise UserError(f"{path} is not the index of a bank: {where} is wrong") from error
@@ -360,11 +247,11 @@ class DeltaBank:
         Raises:
             UserError: the architecture or the weights differ.
         """
-        base, model = self.index["base"], _identity(identity)
+        base, model = self.index["base"], identity_of(identity)
         if any(base[key] != model[key] for key in ("architecture", "weights_sha256")):
             raise UserError(
-                f"{self.folder / INDEX}: this bank belongs to {_describe(base)}, the model is"
-                f" {_describe(model)}: load the model the bank was trained on"
+                f"{self.folder / INDEX}: this bank belongs to {describe_identity(base)}, the model"
+                f" is {describe_identity(model)}: load the model the bank was trained on"
             )
 
     @torch.no_grad()
@@ -412,20 +299,6 @@ def _read(path: Path, most: int) -> bytes:
 
 def _file_name(task: int, kind: str) -> str:
     return f"task-{task:03d}{'' if kind == 'values' else f'-{kind}'}.safetensors"
-
-
-def _identity(identity: Any) -> dict[str, str | None]:
-    """Return the fields that identify a model, from a mapping, an object or None."""
-    if isinstance(identity, Mapping):
-        if missing := [key for key in IDENTITY if key not in identity]:
-            raise ValueError(f"a model's identity needs {', '.join(missing)}")
-        return {key: identity[key] for key in IDENTITY}
-    return {key: identity and getattr(identity, key) for key in IDENTITY}
-
-
-def _describe(identity: Mapping[str, str | None]) -> str:
-    architecture, pretrained, weights = (identity[key] or "unknown" for key in IDENTITY)
-    return f"{architecture} ({pretrained}, weights {weights[:12]})"
 
 
 def _prepare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cl_clipfit.bank.store import INDEX, DeltaBank
+from cl_clipfit.bank.index import INDEX
+from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.experiment.reopen import open_run
 from cl_clipfit.merging.layers import change_by_layer, squared_change_by_layer

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_clipfit.bank.delta import LazyValues
 from cl_clipfit.bank.per_sample_norms import mixable, mixed_image_features
 from cl_clipfit.bank.routing import route
-from cl_clipfit.bank.store import LazyValues
 from cl_clipfit.config.merge_settings import BY_NAME, ModeSettings
 from cl_clipfit.data.source import Source
 from cl_clipfit.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from cl_clipfit.bank.store import INDEX
+from cl_clipfit.bank.index import INDEX
 from cl_clipfit.commands.evaluate import BankEvaluation, ModeResult
 from cl_clipfit.commands.train import SAME_COMMAND, execute
 from cl_clipfit.config.merge_settings import (

@@ -23,7 +23,7 @@ from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runtime.determinism import deterministic
-from cl_clipfit.runtime.progress import Progress, Silent
+from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.lock import hold
@@ -78,7 +78,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
     """
     try:
         with deterministic(config.deterministic):
-            results = _run_all(config, progress or Silent())
+            results = _run_all(config, progress or Progress())
             _compare(config, results)
             return results
     except Stopped as stopped:

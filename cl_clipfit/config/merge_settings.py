@@ -42,7 +42,7 @@ class Mode:
 
     Attributes:
         name: its name on the command line.
-        function: its function in `cl_clipfit.merging`; "" if weights are chosen per image.
+        function: its function in `cl_clipfit.merging.combine`; "" if weights are chosen per image.
         takes: arguments of the function, in order: "base" (zero-shot values), "values" (of each
             task), "last" (of the last task), "fishers" (of each task), or names of settings.
         reads: other settings that it uses.

@@ -31,23 +31,19 @@ from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.identity import run_digest
-from cl_clipfit.experiment.run_plan import RunPlan, resolve
+from cl_clipfit.experiment.run_plan import ResolvedCommand, RunPlan, resolve
 from cl_clipfit.experiment.scenario_file import load_source
 from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Registry
-from cl_clipfit.runtime.progress import Progress, Silent
+from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Everything that the runs of a command share, and their plans.
+class Prepared(ResolvedCommand):
+    """A resolved command with its data and its model.
 
     Attributes:
-        command: the parsed command.
-        registry: strategies and scenarios.
-        stream: the stream of all runs.
-        plans: the runs.
         source: the stream's data set.
         layout: the order and tasks of its classes.
         probes: data sets scored zero-shot.
@@ -56,10 +52,6 @@ class Prepared:
         loader: reads images into memory.
     """
 
-    command: Command
-    registry: Registry
-    stream: StreamPlan
-    plans: list[RunPlan]
     source: Source
     layout: Layout
     probes: Mapping[str, Source]
@@ -127,7 +119,7 @@ def load_scenario(
     except ValidationError as error:
         raise UserError(f"scenario {name}: {explain(error)}") from error
     progress, registry, command = (
-        progress or Silent(),
+        progress or Progress(),
         Registry(config.plugin),
         parse_command(config),
     )
@@ -217,7 +209,7 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     finally:
         progress.stop()
     return Prepared(
-        resolved.command, registry, stream, resolved.runs, source, layout, probes, hashes, model,
+        resolved.command, registry, stream, resolved.plans, source, layout, probes, hashes, model,
         loader,
     )  # fmt: skip
 

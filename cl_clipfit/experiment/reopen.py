@@ -14,7 +14,7 @@ from cl_clipfit.experiment.build import build_strategy, select_first
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.runtime.device import resolve_device
-from cl_clipfit.runtime.progress import Progress, Silent
+from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.result import RESULT, read_result
 from cl_clipfit.storage.run_folder import BANK, CONFIG, MERGED_FROM
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -66,7 +66,7 @@ def open_run(
             those it was trained with. A run of another version of cl_clipfit is opened with a
             warning.
     """
-    path, progress = Path(path).resolve(), progress or Silent()
+    path, progress = Path(path).resolve(), progress or Progress()
     if not is_file(path / CONFIG):
         raise UserError(f"{path}: not a run folder: it has no {CONFIG}")
     result = read_result(path / RESULT)

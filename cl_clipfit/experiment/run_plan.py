@@ -56,13 +56,13 @@ class ResolvedCommand:
         command: the parsed command.
         registry: strategies and scenarios.
         stream: the stream of all runs.
-        runs: each strategy with each seed.
+        plans: each strategy with each seed.
     """
 
     command: Command
     registry: Registry
     stream: StreamPlan
-    runs: list[RunPlan]
+    plans: list[RunPlan]
 
 
 def resolve(command: Command, registry: Registry) -> ResolvedCommand:

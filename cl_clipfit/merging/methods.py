@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cl_clipfit import merging
 from cl_clipfit.config.merge_settings import CLOSED_FORM, Mode, ModeSettings
+from cl_clipfit.merging import combine
 from cl_clipfit.merging.combine import Values
 
 
@@ -36,4 +36,4 @@ def merged_values(
         "base": base, "values": values, "last": values[-1], "fishers": fishers,
         **mode.settings(settings),
     }  # fmt: skip
-    return getattr(merging, mode.function)(*(arguments[name] for name in mode.takes))
+    return getattr(combine, mode.function)(*(arguments[name] for name in mode.takes))

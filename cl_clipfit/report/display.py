@@ -9,14 +9,15 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress import Progress as Bar
 
 from cl_clipfit.errors import printable
+from cl_clipfit.runtime.progress import Progress
 
 _REFRESH_SECONDS = 0.25
 _LINE_SECONDS = 10
@@ -37,7 +38,7 @@ def say(out: Console, text: str) -> None:
     out.print(one_line(text), highlight=False, markup=False, soft_wrap=True)
 
 
-class ConsoleDisplay:
+class ConsoleDisplay(Progress):
     """Show the progress of a command on a console.
 
     Args:
@@ -47,7 +48,7 @@ class ConsoleDisplay:
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._run = ""
         self._shown, self._shown_label = 0.0, ""
         self._images = 0
@@ -85,7 +86,7 @@ class ConsoleDisplay:
             return
         if self.console.is_terminal:
             if self._bar is None:
-                self._bar = Progress(
+                self._bar = Bar(
                     TextColumn("{task.description}"), BarColumn(), *columns,
                     TimeRemainingColumn(), console=self.console,
                 )  # fmt: skip
@@ -111,7 +112,7 @@ class ConsoleDisplay:
         self._started = self._shown = time.monotonic()
         if self.quiet or not self.console.is_terminal or steps == 0:
             return
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(), console=self.console, transient=True,
         )  # fmt: skip

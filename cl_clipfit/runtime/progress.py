@@ -1,10 +1,13 @@
 """What the engine reports while it works; a screen, a log or a program may listen."""
 
-from typing import Any, Protocol
+from typing import Any
 
 
-class Progress(Protocol):
-    """Told how a command goes; `report.display.ConsoleDisplay` shows it, `Silent` ignores it."""
+class Progress:
+    """Receives progress, notes and warnings of a command, and ignores them.
+
+    A subclass overrides what it wants to follow; `report.display.ConsoleDisplay` shows all of it.
+    """
 
     def note(self, text: str) -> None:
         """Report one line."""
@@ -32,34 +35,3 @@ class Progress(Protocol):
 
     def stop(self) -> None:
         """End whatever is followed at the moment."""
-
-
-class Silent:
-    """Ignores all progress; warnings are in the results anyway."""
-
-    def note(self, text: str) -> None:
-        """Ignore it."""
-
-    def warn(self, text: str) -> None:
-        """Ignore it."""
-
-    def transfer(self, label: str, done: int, total: int | None) -> None:
-        """Ignore it."""
-
-    def count(self, label: str, done: int, total: int) -> None:
-        """Ignore it."""
-
-    def start_run(self, label: str) -> None:
-        """Ignore it."""
-
-    def start_task(self, task: int, tasks: int, epochs: int, steps: int) -> None:
-        """Ignore it."""
-
-    def step(self, strategy: Any) -> None:
-        """Ignore it."""
-
-    def end_task(self, task: int, tasks: int, accuracy: float | None, seconds: float) -> None:
-        """Ignore it."""
-
-    def stop(self) -> None:
-        """Ignore it."""

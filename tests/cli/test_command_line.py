@@ -184,7 +184,7 @@ def test_a_strategy_takes_settings_in_its_name(tmp_path: Path) -> None:
     labels = ["full:lr=1e-4", "full:ce_scope=task,lr=1e-4", "clipfit:kd_weight=2"]
     config = RunConfig.model_validate(parse(*TINY, "--strategy", *labels, "--epochs", "2"))
     registry = Registry(config.plugin)
-    one, two, three = resolve(parse_command(config), registry).runs
+    one, two, three = resolve(parse_command(config), registry).plans
     assert [p.label for p in (one, two, three)] == labels
     assert [p.strategy.name for p in (one, two, three)] == ["full", "full", "clipfit"]
     assert [p.options.ce_scope for p in (one, two, three)] == ["seen", "task", "task"]
@@ -203,7 +203,7 @@ def test_what_is_said_of_one_strategy_wins_over_the_command() -> None:
     arguments = ["--strategy", "full:lr=1e-5", "full", "--lr", "0.5", "--set", "full.lr=2"]
     config = RunConfig.model_validate(parse(*TINY, *arguments))
     registry = Registry(config.plugin)
-    plans = resolve(parse_command(config), registry).runs
+    plans = resolve(parse_command(config), registry).plans
     assert [plan.recipe and plan.recipe.lr for plan in plans] == [1e-5, 0.5]
 
 
@@ -313,7 +313,7 @@ def test_recipes_are_layered(tmp_path: Path) -> None:
     arguments = ["--set", "mine.momentum=0.25", "--epochs", "3", "--plugin", str(plugin)]
     config = RunConfig.model_validate(parse(*TINY, "--strategy", "mine", *arguments))
     registry = Registry(config.plugin)
-    (plan,) = resolve(parse_command(config), registry).runs
+    (plan,) = resolve(parse_command(config), registry).plans
     assert plan.recipe is not None
     assert plan.recipe.model_dump() == {
         "epochs": 3, "batch_size": 16, "optimizer": "sgd", "lr": 2.0, "weight_decay": 0.0,

@@ -21,6 +21,7 @@ from cl_clipfit.data.streams import build_scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache, images_key
 from cl_clipfit.evaluation.frozen_features import FrozenImages
+from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.strategies.linear_head import LinearHead
 from tests.support.tiny import build_tiny
 
@@ -195,8 +196,8 @@ def build_named() -> CLIPClassifier:
     return model
 
 
-class Silent:
-    """A display that says nothing and counts what was encoded."""
+class Counting(Progress):
+    """Keeps notes, and counts what was encoded."""
 
     encoded = 0
 
@@ -209,13 +210,10 @@ class Silent:
     def count(self, label: str, done: int, total: int) -> None:
         self.encoded += done == total
 
-    def stop(self) -> None:
-        pass
 
-
-def encoder(model: CLIPClassifier, cache: Path) -> tuple[FrozenImages, Silent]:
-    display = Silent()
-    return FrozenImages(model, torch.device("cpu"), display, FeatureCache(cache)), display  # type: ignore[arg-type]
+def encoder(model: CLIPClassifier, cache: Path) -> tuple[FrozenImages, Counting]:
+    display = Counting()
+    return FrozenImages(model, torch.device("cpu"), display, FeatureCache(cache)), display
 
 
 def test_features_are_kept_and_never_stale(tmp_path: Path, source: Source) -> None:

@@ -36,7 +36,7 @@ from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.stream_plan import Compute
 from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.determinism import Seeds
-from cl_clipfit.runtime.progress import Silent
+from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.run_folder import RunFolder
 from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.strategies.coop import CoOp
@@ -102,12 +102,12 @@ def make_run(
     scenario = build_scenario("s", source, tasks=TASKS)
     folder: Any = RunFolder(tmp_path, "s", name, 0, "")
     folder.path.mkdir(exist_ok=True)
-    return Run(stream, plan, scenario, model, probes, folder, Silent(), encoder)
+    return Run(stream, plan, scenario, model, probes, folder, Progress(), encoder)
 
 
 def make_encoder(model: CLIPClassifier, tmp_path: Path) -> FrozenImages:
     cache = FeatureCache(tmp_path / "features")
-    return FrozenImages(model, torch.device("cpu"), Silent(), cache)
+    return FrozenImages(model, torch.device("cpu"), Progress(), cache)
 
 
 def rows(run: Run, encoded: list[int]) -> list[int]:

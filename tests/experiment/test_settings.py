@@ -16,7 +16,7 @@ from cl_clipfit.config.command import (
 from cl_clipfit.config.parsing import parse_command, parse_spec
 from cl_clipfit.experiment.identity import config_of
 from cl_clipfit.experiment.prepare import prepare
-from cl_clipfit.runtime.progress import Silent
+from cl_clipfit.runtime.progress import Progress
 from tests.support.tiny import PLUGIN
 
 GROUPS = (StreamSettings, DataSettings, TrainingSettings, ComputeSettings, OutputSettings)
@@ -44,7 +44,7 @@ def test_whatever_cuts_a_stream_names_the_run_and_is_written_down(name: str) -> 
         "scenario": "tiny-stream", "strategy": ["zero-shot"], "plugin": PLUGIN[1:],
     }  # fmt: skip
     plain, cut = (
-        prepare(RunConfig(**common, **more), Silent()) for more in ({}, {name: CUTS[name]})
+        prepare(RunConfig(**common, **more), Progress()) for more in ({}, {name: CUTS[name]})
     )
     digests = [prepared.folder(prepared.plans[0]).digest for prepared in (plain, cut)]
     assert digests[0] != digests[1]

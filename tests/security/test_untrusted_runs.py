@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cl_clipfit.bank.store import INDEX
+from cl_clipfit.bank.index import INDEX
 from cl_clipfit.cli import app as command_line
 from cl_clipfit.cli.app import main
 from cl_clipfit.runtime.signals import Stopped

@@ -309,7 +309,7 @@ def published_lr(epoch: int) -> float:
 def test_the_published_recipe_is_the_papers() -> None:
     config = RunConfig(strategy=["clipfit"], recipe="published")
     registry = Registry()
-    (plan,) = resolve(parse_command(config), registry).runs
+    (plan,) = resolve(parse_command(config), registry).plans
     recipe = plan.recipe
     assert recipe is not None
     assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 5e-4)
