@@ -176,7 +176,7 @@ class BankMerger(Learner):
         """Return no epochs and no steps: there is no progress bar."""
         return 0, 0
 
-    def base_values(self, task: int) -> Mapping[str, Tensor]:
+    def host_values(self, task: int) -> Mapping[str, Tensor]:
         """Return what the merged run trained in the task."""
         return self.evaluation.load(task)
 

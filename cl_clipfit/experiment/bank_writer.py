@@ -51,19 +51,19 @@ class BankWriter:
             self.bank.keep(finished)
             self.bank.verify()
 
-    def append(self, task: int, parents: Sequence[str], base: Mapping[str, Tensor] | None) -> None:
+    def append(self, task: int, parents: Sequence[str], host: Mapping[str, Tensor] | None) -> None:
         """Add what a task trained to the bank.
 
         Args:
             task: counted from 1.
             parents: the weights that it started from.
-            base: the weights that were merged into those of the task, if any.
+            host: the weights that were merged into those of the task, if any.
         """
         if self.bank is None:
             return
         classes = [self.scenario.class_names[c] for c in self.scenario.task_classes[task - 1]]
-        sources = [*parents, *([f"task-{task:03d}-host"] if base else [])]
-        self.bank.append(self.strategy.selection, classes, sources, base, self._statistics(task))
+        sources = [*parents, *([f"task-{task:03d}-host"] if host else [])]
+        self.bank.append(self.strategy.selection, classes, sources, host, self._statistics(task))
 
     def verify(self) -> None:
         """Check that no file of an earlier task is missing or changed."""

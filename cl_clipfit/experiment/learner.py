@@ -57,7 +57,7 @@ class Learner:
         epochs = self.strategy.workload().epochs
         return epochs, epochs * steps
 
-    def base_values(self, task: int) -> Mapping[str, Tensor] | None:
+    def host_values(self, task: int) -> Mapping[str, Tensor] | None:
         """Return the weights that were merged into those of the task, if any."""
         return self.strategy.compared().get("host")
 

@@ -197,7 +197,7 @@ class Run:
         record.train_seconds.append(seconds)
         record.measure_seconds.append(measured)
         self.folder.require()
-        self.bank.append(task, self.learner.parents(task), self.learner.base_values(task))
+        self.bank.append(task, self.learner.parents(task), self.learner.host_values(task))
         anchors = self.strategy.model.pretrained_values
         record.changes.append(change_by_layer(self.strategy.selection, anchors))
         self._show_warnings()
