@@ -1,5 +1,6 @@
 """What `make` does to a checkout."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,9 @@ def test_make_clean_removes_what_was_built_and_keeps_the_results(tmp_path: Path)
     for file in (result, built):
         file.parent.mkdir(parents=True)
         file.touch()
-    subprocess.run(["make", "-C", str(tmp_path), "clean"], check=True, capture_output=True)
+    # Under `make test VENV=...` this make would inherit VENV and delete the environment of the tests.
+    command = ["make", "-C", str(tmp_path), "VENV=.venv", "clean"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    subprocess.run(command, check=True, capture_output=True, env=env)
     assert result.exists()
     assert not (tmp_path / ".venv").exists()

@@ -138,7 +138,7 @@ class CLIPClassifier(TunableModule):
         check_prompts(self.tokenizer, names, templates, len(self.class_names))
         if not names:
             return
-        prompts = tokenize(self.tokenizer, names, templates)
+        prompts = self._prompts(names, templates)
         tokens = self._with_context(prompts, names)
         with torch.no_grad(), self.pretrained_weights():
             anchors = self.encode_prompts(prompts)
@@ -284,7 +284,10 @@ class CLIPClassifier(TunableModule):
         self, names: Sequence[str], templates: TemplatesLike = DEFAULT_TEMPLATES
     ) -> list[Tensor]:
         """Return the token ids (templates, L) of the prompts of every name."""
-        return self._with_context(tokenize(self.tokenizer, names, templates), names)
+        return self._with_context(self._prompts(names, templates), names)
+
+    def _prompts(self, names: Sequence[str], templates: TemplatesLike) -> list[Tensor]:
+        return tokenize(self.tokenizer, names, templates)
 
     def _with_context(self, prompts: list[Tensor], names: Sequence[str]) -> list[Tensor]:
         if self.context is None:

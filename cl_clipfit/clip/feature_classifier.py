@@ -59,7 +59,7 @@ class FeatureClassifier(CLIPClassifier):
     ) -> None:
         super().__init__(_NoTowers(text, logit_scale), _no_tokens, identity)
 
-    def _tokenize(self, names: Sequence[str], templates: TemplatesLike) -> list[Tensor]:
+    def _prompts(self, names: Sequence[str], templates: TemplatesLike) -> list[Tensor]:
         first, rows = len(self.class_names), len(self.clip.text)
         if first + len(names) > rows:
             raise UserError(f"the features hold {rows} classes, {first + len(names)} are needed")

@@ -89,7 +89,7 @@ def test_a_run_that_ends_otherwise_is_a_loss(bench: Bench, tmp_path: Path, name:
     (run / name).write_bytes(text.replace(b'"seed": 0', b'"seed": 7'))
     if name != "result.json":
         (run / name).write_bytes(text[:-1])
-    assert job.problem(place, 0, wanted).startswith("trial: differs from the unbroken run in ")
+    assert job.problem(place, 0, wanted).startswith("trial: differs from the uninterrupted run in ")
     (run / name).unlink()
     assert name in job.problem(place, 0, wanted)
     place.log().write_text("some\nerror: why\n")
