@@ -45,7 +45,7 @@ def load(options: DomainOptions, request: DataRequest) -> Source:
             " DOMAIN/train/CLASS/*.jpg and DOMAIN/test/CLASS/*.jpg"
         )
     domains = _in_order(root, options.order)
-    trees = [read_tree(root / domain, options, root) for domain in domains]
+    trees = [read_tree(root / domain, options) for domain in domains]
     names = sorted({name for tree in trees for name in tree.names})
     for domain, tree in zip(domains, trees, strict=True):
         if lacks := [name for name in names if name not in tree.names]:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -115,24 +116,49 @@ def test_names_sort_naturally_whatever_they_are(tmp_path: Path) -> None:
     assert [name for name in found if "²" not in name] == [n for n in wanted if "²" not in n]
 
 
-def test_links_stay_below_the_data(tmp_path: Path) -> None:
-    data = draw(tmp_path / "data", {"a": 2, "b": 2})
-    outside = draw(tmp_path / "elsewhere", {"x": 1})
+def test_links_are_followed_wherever_they_point(tmp_path: Path) -> None:
+    """A hub's cache links each file, a shared disk whole folders."""
+    plain = draw(tmp_path / "plain" / "train", {"a": 2, "b": 3}).parent
+    draw(plain / "test", {"a": 1, "b": 1})
+    blobs, snapshot, shared = (tmp_path / name for name in ("blobs", "snapshots/r", "shared"))
+    blobs.mkdir()
+    for number, file in enumerate(sorted(plain.rglob("*.png"))):
+        (blobs / f"{number}").write_bytes(file.read_bytes())
+        link = snapshot / file.relative_to(plain)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / f"{number}", link.parent))
+    shared.mkdir()
+    for part in ("train", "test"):
+        (shared / part).symlink_to(plain / part)
+    classes = tmp_path / "classes"
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (classes / part).mkdir(parents=True, exist_ok=True)
+            (classes / part / name).symlink_to(plain / part / name)
+    assert len({load(root).sha256 for root in (plain, snapshot, shared, classes)}) == 1
+
+
+def test_every_real_folder_of_a_class_is_visited_once(tmp_path: Path) -> None:
+    data = draw(tmp_path, {"a": 2, "b": 2, "b/deep": 1})
     (data / "a" / "link.png").symlink_to(data / "b" / "0.png")
-    (data / "a" / "up").symlink_to(data)  # without end, were it followed again and again
-    assert len(list_classes(data)[1]) == 2 + 1 + 2 + 2  # `up` brings b, not a again
-    for target in (outside / "x", outside / "x" / "0.png", outside / "gone.png"):
-        link = data / "b" / "out.png"
-        link.symlink_to(target)
-        refused(data, r"out\.png is a link that points outside")
-        link.unlink()
-    (data / "c").symlink_to(outside / "x")
-    refused(data, "points outside")
-    (data / "c").unlink()
-    train = draw(data / "train", {"a": 1})
-    draw(data / "test", {"a": 1})
-    (train / "a" / "l.png").symlink_to(data / "b" / "0.png")  # out of train/, not of the data
-    assert len(load(data).train) == 2
+    (data / "a" / "up").symlink_to(data)
+    (data / "b" / "again").symlink_to(data / "b" / "deep")
+    assert len(list_classes(data)[1]) == 2 + 1 + 3 + 3  # `up` brings b, not a again
+    circle = draw(tmp_path / "circle", {f"a/{n}": 1 for n in range(12)})
+    for one in (circle / "a").iterdir():
+        for other in (circle / "a").iterdir():
+            (one / f"to {other.name}").symlink_to(other)
+    (circle / "a" / "itself").symlink_to("itself")
+    assert len(list_classes(circle)[1]) == 12 + 1  # that link is an image that cannot be read
+
+
+@pytest.mark.parametrize("missing", ["train", "train/a"])
+def test_a_link_to_a_missing_folder_is_named(tmp_path: Path, missing: str) -> None:
+    for part in ("train", "test"):
+        draw(tmp_path / part, {"a": 1, "b": 1})
+    shutil.rmtree(tmp_path / missing)
+    (tmp_path / missing).symlink_to("/mnt/not/mounted")
+    refused(tmp_path, rf"{missing} is a link whose target is missing: restore the target")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -235,5 +261,7 @@ def test_a_folder_without_domains_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no domains"):
         domains(tmp_path)
     draw(tmp_path, {"cat": 3})  # classes where domains are expected
-    with pytest.raises(UserError, match=r"cat holds no images: expected cat/CLASS"):
+    with pytest.raises(
+        UserError, match=r"cat holds images but no folders of classes, as in cat/CLASS"
+    ):
         domains(tmp_path)

@@ -17,7 +17,7 @@ from cl_clipfit.config.text_files import has_control
 from cl_clipfit.data.images.decode import open_image
 from cl_clipfit.data.images.lazy import ImageFiles
 from cl_clipfit.data.source import ImageSet, draw_share
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.storage.files import reading
 
 SUFFIXES = (*IMG_EXTENSIONS, ".gif")
@@ -88,28 +88,27 @@ def read_image(file: Path) -> Tensor:
 
 
 def list_classes(
-    folder: Path, names: Sequence[str] | None = None, root: Path | None = None
+    folder: Path, names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], ImageFiles, Tensor]:
     """List the images in `folder`/CLASS/**, at any depth, without hidden files.
+
+    Links to files and folders are followed, wherever they point.
 
     Args:
         folder: holds one folder per class.
         names: class names in label order; default: those of the folders, sorted as torchvision's
             `ImageFolder` sorts them.
-        root: links may point anywhere below this folder; default `folder`.
 
     Returns:
         names in label order; the files, by class folder and then by name, 9 before 10; and their
         labels int64 (N,).
 
     Raises:
-        UserError: there are no classes, a class is unknown, repeated or without images, or a link
-            points elsewhere.
+        UserError: there are no classes, or a class is unknown, repeated or without images.
     """
-    inside = (root or folder).resolve()
-    folders = visible_folders(folder, inside)
+    folders = visible_folders(folder)
     if not folders:
-        raise UserError(f"{folder} holds no images: expected {folder.name}/CLASS/*.png")
+        raise UserError(_no_classes(folder))
     names = tuple(names or (path.name for path in folders))
     labels_of = {plain_name(name): label for label, name in enumerate(names)}
     paths: list[Path] = []
@@ -126,7 +125,7 @@ def list_classes(
             raise UserError(
                 f"{other} and {path} are the same class, '{name}': merge or rename them"
             )
-        files = _images_below(path, inside)
+        files = _images_below(path)
         if not files:
             raise UserError(
                 f"{path} holds no images ({' '.join(SUFFIXES)}): add some or remove the folder"
@@ -136,27 +135,51 @@ def list_classes(
     return names, ImageFiles(tuple(paths)), torch.tensor(labels)
 
 
-def visible_folders(folder: Path, root: Path | None = None) -> list[Path]:
+def _no_classes(folder: Path) -> str:
+    if not any(_is_image(entry) for entry in _entries(folder)):
+        return f"{folder} holds no images: expected {folder.name}/CLASS/*.png"
+    return (
+        f"{folder} holds images but no folders of classes, as in {folder.name}/CLASS/*.png: if it"
+        " is the folder of one class, name the folder above it"
+    )
+
+
+def visible_folders(folder: Path) -> list[Path]:
     """Return the folders in a folder, sorted, without hidden ones.
 
     Raises:
-        UserError: it cannot be read, or holds a link that points outside `root`, default `folder`.
+        UserError: it cannot be read, or holds a link to a missing folder.
     """
-    inside = (root or folder).resolve()
-    return sorted(path for path in _entries(folder, inside) if path.is_dir())
+    entries = _entries(folder)
+    for entry in filter(_is_lost, entries):
+        raise UserError(
+            f"{entry.path} is a link whose target is missing: restore the target or remove the link"
+        )
+    return sorted(folder / entry.name for entry in entries if _is_folder(entry))
 
 
-def _entries(folder: Path, inside: Path) -> list[Path]:
-    """Return what is visible in a folder, in natural order; links must stay in `inside`."""
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is visible in a folder, in natural order."""
     with reading(folder), os.scandir(folder) as scan:
         visible = [e for e in scan if not e.name.startswith(".") and e.name != "__MACOSX"]
-    for entry in visible:
-        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
-            raise UserError(
-                f"{entry.path} is a link that points outside {inside}: replace it with a copy, or"
-                " name a folder that holds both"
-            )
-    return [folder / entry.name for entry in sorted(visible, key=lambda e: _natural(e.name))]
+    return sorted(visible, key=lambda entry: _natural(entry.name))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a circle of links, or a link into a folder that may not be read
+        return False
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(SUFFIXES) and not _is_folder(entry)
+
+
+def _is_lost(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a link to something missing that was probably a folder."""
+    is_broken = entry.is_symlink() and not is_file(entry.path, or_folder=True)
+    return is_broken and not Path(entry.name).suffix
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
@@ -165,18 +188,41 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def _images_below(folder: Path, inside: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    above = (*above, folder.resolve())
-    files = []
-    for path in _entries(folder, inside):
-        if path.suffix.lower() in SUFFIXES and not path.is_dir():
-            files.append(path)
-        elif path.is_dir() and path.resolve() not in above:  # a link upwards would never end
-            files += _images_below(path, inside, above)
+def _images_below(folder: Path) -> list[Path]:
+    """Return the images below a folder; links may form circles, so each is visited once.
+
+    A folder inside it that cannot be read counts as an image that cannot be read.
+    """
+    files: list[Path] = []
+    visited = {_identity(folder)}
+
+    def walk(folder: Path, entries: list[os.DirEntry[str]]) -> None:
+        for entry in entries:
+            path = folder / entry.name
+            if not _is_folder(entry):
+                files.extend([path] * (_is_image(entry) or _is_lost(entry)))
+                continue
+            try:
+                identity, inside = _identity(path), _entries(path)
+            except UserError:
+                files.append(path)
+                continue
+            if identity not in visited:
+                visited.add(identity)
+                walk(path, inside)
+
+    walk(folder, _entries(folder))
     return files
 
 
-def read_tree(folder: Path, options: SplitOptions, root: Path | None = None) -> Tree:
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what identifies a file or folder, whichever link it is reached by."""
+    with reading(path):
+        status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def read_tree(folder: Path, options: SplitOptions) -> Tree:
     """List train/CLASS/** and test/CLASS/**, or CLASS/** and draw test images from each class.
 
     `val` or `valid` is used if there is no `test`.
@@ -184,30 +230,28 @@ def read_tree(folder: Path, options: SplitOptions, root: Path | None = None) -> 
     Args:
         folder: holds these folders.
         options: how test images are drawn.
-        root: see `list_classes`.
 
     Raises:
         UserError: training and test classes differ, a class to be split has a single image, or as
             `list_classes`.
     """
-    root = root or folder
-    parts = {p.name.lower(): p for p in visible_folders(folder, root)}
+    parts = {p.name.lower(): p for p in visible_folders(folder)}
     there = [name for name in ("train", *TEST_PARTS) if name in parts]
     if "train" in there and len(there) > 1:
-        names, files, labels = list_classes(parts["train"], root=root)
-        test_names, test_files, test_labels = list_classes(parts[there[1]], root=root)
+        names, files, labels = list_classes(parts["train"])
+        test_names, test_files, test_labels = list_classes(parts[there[1]])
         for name in sorted({*names} ^ {*test_names}):
             has, lacks = there[:2] if name in names else there[1::-1]
             raise UserError(f"{folder}: class '{name}' is in {has}/ but not in {lacks}/")
         train, test = ImageSet(files, labels), ImageSet(test_files, test_labels)
         return Tree(tuple(map(plain_name, names)), train, test, drawn=False)
-    if there and visible_folders(parts[there[0]], root):
+    if there and visible_folders(parts[there[0]]):
         lacks = "test/, val/ or valid/" if there[0] == "train" else "train/"
         raise UserError(
             f"{folder} has {there[0]}/ but no {lacks}: add it, or name {parts[there[0]]} itself to"
             " have test images drawn from it"
         )
-    names, files, labels = list_classes(folder, root=root)
+    names, files, labels = list_classes(folder)
     data = ImageSet(files, labels)
 
     def lone(label: int) -> str:
