@@ -146,7 +146,7 @@ def _build(
     stream: StreamPlan, source: Source, layout: Layout, loader: ImageLoader, seed: int
 ) -> Scenario:
     """Build a stream of tasks from its data set."""
-    settings, skipped_before = stream.settings, loader.skipped
+    settings, before = stream.settings, len(loader.left_out)
     scenario = build_scenario(
         stream.entry.name,
         source,
@@ -157,7 +157,8 @@ def _build(
         **settings.cut(),
     )
     if stream.data_settings.skip_bad_images:
-        scenario.origin["skipped_images"] = loader.skipped - skipped_before
+        left_out = [*loader.probes_left_out, *loader.left_out[before:]]
+        scenario.origin.update(skipped_images=len(left_out), skipped=left_out)
     counts = torch.bincount(scenario.train.labels)
     short = int(((counts > 0) & (counts < (settings.shots or 0))).sum())
     if short and not scenario.task_names:  # unreadable images leave a class fewer than `--shots`
@@ -206,6 +207,7 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     hashes = [probe.sha256 for probe in probes.values()]  # before the images are loaded
     try:
         probes = {name: _read_test(probe, model, loader) for name, probe in probes.items()}
+        loader.probes_left_out = tuple(loader.left_out)
     finally:
         progress.stop()
     return Prepared(

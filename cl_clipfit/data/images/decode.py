@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 def _open(file: Path) -> Image.Image:
     """Read the header. May raise any exception, as PIL does on damaged files."""
     if not file.is_file():
-        raise ValueError("there is no such file")
+        raise ValueError(_no_file(file))
     if file.stat().st_size == 0:
         raise ValueError("the file is empty")
     image = Image.open(file, formats=FORMATS)
@@ -38,6 +38,15 @@ def _open(file: Path) -> Image.Image:
         image.close()
         raise ValueError("floating-point pixels have no fixed range; convert it to 8 or 16 bits")
     return image
+
+
+def _no_file(path: Path) -> str:
+    """Return why a path is no regular file. May raise an `OSError`, as for a locked folder."""
+    if path.is_dir():
+        next(path.iterdir(), None)
+    elif path.is_symlink() and not path.exists():
+        return "a link whose target is missing"
+    return "not a regular file" if path.exists() else "there is no such file"
 
 
 def _decode(file: Path) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from cl_clipfit.data.images.decode import THREADS, in_threads, open_in_thread, quiet_pil
 from cl_clipfit.errors import UserError
-from cl_clipfit.storage.files import reading
 
 HASHED_BYTES = 2 << 30  # per list of files; more would take minutes to read
 
@@ -54,9 +54,8 @@ class ImageFiles:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Return the size of each file in bytes."""
-        with reading():
-            return [path.stat().st_size for path in self.paths]
+        """Return the size of each file in bytes; 0 for one that cannot be read."""
+        return [_size(path) for path in self.paths]
 
     def __getitem__(self, index: Tensor) -> "ImageFiles":
         """Select files by index or by a mask (N,)."""
@@ -219,6 +218,22 @@ def _hash_files(files: ImageFiles) -> bytes:
     return digest.digest()
 
 
+def _size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
 def _file_digest(path: Path) -> bytes:
-    with reading(path):
-        return hashlib.sha256(path.read_bytes()).digest()
+    """Hash a file; one that cannot be read is hashed as such: it is reported, or left out, later.
+
+    Only regular files are opened: a pipe may never end.
+    """
+    try:
+        if path.is_file():
+            return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        pass
+    return b"unreadable"

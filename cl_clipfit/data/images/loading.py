@@ -1,6 +1,7 @@
 """Load the images of a stream into memory if they fit, and find those that cannot be read."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,13 +54,15 @@ class ImageLoader:
     Attributes:
         request: notified of progress.
         skip_bad: leave out unreadable images instead of stopping.
-        skipped: number of images left out.
+        left_out: the images left out, each with the reason.
+        probes_left_out: those of them that are of probes.
         bytes_kept: size of the images in memory.
     """
 
     request: DataRequest
     skip_bad: bool = False
-    skipped: int = 0
+    left_out: list[str] = field(default_factory=list)
+    probes_left_out: Sequence[str] = ()
     bytes_kept: int = 0
     _done: dict[tuple[object, ...], "_Read"] = field(default_factory=dict)
 
@@ -78,7 +81,7 @@ class ImageLoader:
         done = self._done[key]
         if done.keep is not None:
             data = data.subset(done.keep)
-            self.skipped += int((~done.keep).sum())
+            self.left_out += done.left_out
         return replace(data, images=done.images)
 
     def _read(self, images: LazyImages) -> "_Read":
@@ -97,10 +100,16 @@ class ImageLoader:
             return _Read(images.parts, result)
         if not self.skip_bad:
             raise UserError(report_bad(bad, [images.name(i) or Path() for i in range(len(images))]))
-        self.request.note(f"{len(bad)} unreadable images left out, the first: {bad[0][1]}")
+        left_out = [f"{self._place(images.name(row))}: {reason}" for row, reason in bad]
+        self.request.note(f"{len(bad)} unreadable images left out, the first: {left_out[0]}")
         keep = torch.ones(len(images), dtype=torch.bool)
         keep[[i for i, _ in bad]] = False
-        return _Read(images.parts, result[keep], keep)
+        return _Read(images.parts, result[keep], keep, left_out)
+
+    def _place(self, file: Path | None) -> Path | None:
+        """Return a file's place in the data folder, if it is in there."""
+        root = self.request.data_dir
+        return file.relative_to(root) if file and root and file.is_relative_to(root) else file
 
 
 @dataclass(frozen=True)
@@ -111,11 +120,13 @@ class _Read:
         parts: the parts it was read from; a reference is kept so that their ids stay unique.
         images: the readable images.
         keep: mask of the readable images; None if all are.
+        left_out: the other images, each with the reason.
     """
 
     parts: tuple[object, ...]
     images: Tensor | LazyImages
     keep: Tensor | None = None
+    left_out: Sequence[str] = ()
 
 
 def _check(images: LazyImages, request: DataRequest) -> list[tuple[int, str]]:
