@@ -85,7 +85,8 @@ def export_bank(
 
 def _write_checked(clip: nn.Module, file: Path, run: FinishedRun) -> str:
     """Write a file, check that it yields the same model, and return what was compared."""
-    draft = file.with_name(f".{file.stem}.unchecked{file.suffix}")
+    # open_clip reads endings in lower case only.
+    draft = file.with_name(f".{file.stem}.unchecked{file.suffix.lower()}")
     try:
         with writing(file):
             _write(clip, draft)
@@ -98,7 +99,7 @@ def _write_checked(clip: nn.Module, file: Path, run: FinishedRun) -> str:
 
 
 def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -> None:
-    if file.suffix not in ENDINGS:
+    if file.suffix.lower() not in ENDINGS:
         raise UserError(f"{file}: the name must end in {' or '.join(ENDINGS)}")
     if mode not in CLOSED_FORM:
         if mode == "fisher":
@@ -116,7 +117,7 @@ def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -
 
 def _write(clip: nn.Module, file: Path) -> None:
     state = {name: value.detach().clone().contiguous() for name, value in clip.state_dict().items()}
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         data = save(state, {"format": "pt"})
     else:
         buffer = io.BytesIO()
@@ -186,7 +187,7 @@ def _usage(file: Path, run: FinishedRun) -> str:
     architecture, pretrained = parse_model(run.prepared.stream.model)
     if architecture.startswith(SCHEMAS):
         names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-        name = names[ENDINGS.index(file.suffix)]
+        name = names[ENDINGS.index(file.suffix.lower())]
         folder = "a copy of the model's folder, in place of its weights"
         return f"in {folder}, named {name}: run.py --model local-dir:FOLDER"
     tag = pretrained.partition(":")[0]

@@ -1,6 +1,7 @@
 """Read users' text and YAML files: class names, settings, and YAML nodes with values as text."""
 
 import json
+import re
 import stat
 import unicodedata
 from collections import Counter
@@ -20,6 +21,16 @@ _CONTROL = ("Cc", "Cs", "Zl", "Zp")
 # Characters that change the direction of text.
 _TURNING = "\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _MAPPINGS = (".yaml", ".yml", ".json")
+# Lines of a file that is not one name per line.
+_OTHER_LINES = {
+    "'old name: new name'": re.compile(r"[^:]*\S:\s+\S.*"),
+    "'- name', a list": re.compile(r"-\s+\S.*"),
+    "'\"name\",', in quotes": re.compile(r"([\"']).*\1,?"),
+}
+_NUMBERED = {
+    "'number, name'": re.compile(r"(?P<number>[0-9]{1,6})(\s*[,;:.)]|\s)\s*\S.*"),
+    "'name, number'": re.compile(r".*\S(\s*[,;:]|\t)\s*(?P<number>[0-9]{1,6})"),
+}
 
 
 def read_text(file: Path, place: str, most: int = LARGEST_TEXT) -> str:
@@ -140,15 +151,15 @@ def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
     """Read class names: one per line in label order, or a YAML mapping from old names to new ones.
 
     Args:
-        file: a mapping if its suffix is .yaml, .yml or .json.
+        file: a mapping if its suffix is .yaml, .yml or .json, in upper or lower case.
         names: the class names of the data set, in label order.
 
     Raises:
         UserError: it cannot be read, or has the wrong number of names, or unknown, empty or
-            unreadable ones.
+            unreadable ones, or its lines are not names alone.
     """
     place = f"--class-names {file}"
-    if file.suffix in _MAPPINGS:
+    if file.suffix.lower() in _MAPPINGS:
         mapping = _mapping(file, place)
         for old in (old for old in mapping if old not in names):
             raise UserError(f"{place}: no class is called '{old}'. {nearest(old, names)}")
@@ -159,15 +170,30 @@ def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
             raise UserError(
                 f"{place}: it has {len(new_names)} names, the data {len(names)} classes"
             )
+        _check_lines(new_names, place)
     for label, name in enumerate(new_names):
         if not name or has_control(name):
             raise UserError(f"{place}: the name of class {label} is empty or unreadable: {name!r}")
     return new_names
 
 
+def _check_lines(lines: Sequence[str], place: str) -> None:
+    """Refuse lines that hold more than a name each: all of it would go into the prompts."""
+    form = next((f for f, line in _OTHER_LINES.items() if all(map(line.fullmatch, lines))), None)
+    for numbered, line in _NUMBERED.items():
+        numbers = [int(match["number"]) if (match := line.fullmatch(t)) else -1 for t in lines]
+        if numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(lines))):
+            form = form or numbered
+    if form and len(lines) > 1:
+        raise UserError(
+            f"{place}: every line reads {form}: write a name alone on each line, in label order, or"
+            " lines 'old name: new name' in a file that ends in .yaml"
+        )
+
+
 def _mapping(file: Path, place: str) -> dict[str, str]:
     pairs: Any = None
-    if file.suffix == ".json":
+    if file.suffix.lower() == ".json":
         try:
             pairs = json.loads(read_text(file, place), object_pairs_hook=list)
         except (ValueError, RecursionError) as error:

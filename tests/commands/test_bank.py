@@ -246,7 +246,7 @@ def test_diff_says_what_it_needs(run: Path, bank: Path, capsys: pytest.CaptureFi
         ("a.safetensors", [], 0.0, 1.0),
         ("b.pt", ["--task", "1"], 1.0, 0.0),
         ("c.safetensors", ["--mode", "mean"], 0.5, 0.5),
-        ("d d.pt", ["--mode", "wise", "--alpha", "0.25"], 0.0, 0.25),
+        ("d d.PT", ["--mode", "wise", "--alpha", "0.25"], 0.0, 0.25),
         ("e.safetensors", ["--mode", "sum", "--scale", "2"], 2.0, 2.0),
     ],
 )

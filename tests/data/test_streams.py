@@ -1,7 +1,9 @@
 """Streams: no class lost, labels in order of arrival, no global random state touched."""
 
 import dataclasses
+import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -325,3 +327,44 @@ def test_names_are_taken_from_a_file(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UserError, match=message):
             read_class_names(file, names)
+
+
+@pytest.mark.parametrize("ending", ["YML", "YAML", "Json", "JSON"])
+def test_a_mapping_is_one_whatever_the_case_of_its_ending(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"NAMES.{ending}"
+    pairs = {"ash": "ash tree", "oak": "oak tree"}
+    file.write_text(
+        json.dumps(pairs, indent=1) if "J" in ending else "ash: ash tree\noak: oak tree"
+    )
+    assert read_class_names(file, ("ash", "oak")) == ("ash tree", "oak tree")
+
+
+@pytest.mark.parametrize(
+    ("lines", "form"),
+    [
+        (("ash: ash tree", "oak: oak tree"), "'old name: new name'"),
+        (("0, ash", "1, oak"), "'number, name'"),
+        (("1 ash", "2 oak"), "'number, name'"),
+        (("1. ash", "2. oak"), "'number, name'"),
+        (("ash,0", "oak,1"), "'name, number'"),
+        (("ash\t1", "oak\t2"), "'name, number'"),
+        (("- ash", "- oak"), "'- name', a list"),
+        (('"ash",', '"oak"'), "in quotes"),
+        (("ash tree", "oak: tree"), ""),
+        (("5 cent", "10 cent"), ""),
+        (("class 0", "class 1"), ""),
+        (("0", "1"), ""),
+        (("Star Wars: Episode 1", "Dune"), ""),
+        (("Dragon's", "'twas"), ""),
+    ],
+)
+def test_lines_that_are_not_names_alone_are_questioned(
+    tmp_path: Path, lines: tuple[str, str], form: str
+) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(lines))
+    if not form:
+        assert read_class_names(file, ("a", "b")) == lines
+        return
+    with pytest.raises(UserError, match=f"every line reads .*{re.escape(form)}.*ends in .yaml"):
+        read_class_names(file, ("a", "b"))

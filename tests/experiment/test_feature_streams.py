@@ -131,6 +131,15 @@ def test_files_that_do_not_fit_are_explained(
         read_features(write(tmp_path / "f.npz", content))
 
 
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_an_ending_counts_whatever_its_case(tmp_path: Path, ending: str) -> None:
+    file = write(tmp_path / f"f.{ending}", arrays())
+    digest = read_features(file).sha256
+    for changed in (ending.upper(), ending.capitalize()):
+        assert read_features(file.rename(tmp_path / f"F.{changed}")).sha256 == digest
+        file = tmp_path / f"F.{changed}"
+
+
 @pytest.mark.parametrize("name", ["f.npz", "f.safetensors"])
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no archive", b"\xff" * 40])
 def test_other_files_are_no_features(tmp_path: Path, name: str, data: bytes) -> None:

@@ -34,7 +34,8 @@ def read_features(file: Path) -> Source:
         UserError: it cannot be read, an entry is missing, or shapes or values do not match.
     """
     try:
-        content = _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
+        is_npz = file.suffix.lower() == ".npz"
+        content = _read_npz(file) if is_npz else _read_safetensors(file)
     except Exception as error:  # a damaged file may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{file} cannot be read as .npz or .safetensors: {reason}") from error
