@@ -74,6 +74,33 @@ def tokenize(tokenizer: Tokenizer, names: Sequence[str], templates: TemplatesLik
     ]
 
 
+def same_prompts(
+    tokenizer: Tokenizer, names: Sequence[str], templates: TemplatesLike
+) -> list[list[int]]:
+    """Return groups of labels whose prompts are the same token ids in all templates."""
+    per_name = templates_of(templates, len(names))
+    # Few share the prompt of their first template; the others need not be tokenised.
+    first = tokenize(tokenizer, names, [group[:1] for group in per_name])
+    groups = equal_rows(torch.cat(first))
+    labels = [label for group in groups for label in group]
+    rows = tokenize(tokenizer, [names[i] for i in labels], [per_name[i] for i in labels])
+    of_ids: dict[bytes, list[int]] = {}
+    for label, ids in zip(labels, rows, strict=True):
+        of_ids.setdefault(ids.numpy().tobytes(), []).append(label)
+    return sorted(group for group in of_ids.values() if len(group) > 1)
+
+
+def equal_rows(matrix: Tensor) -> list[list[int]]:
+    """Return groups of rows of a matrix that are equal.
+
+    Example:
+        >>> equal_rows(torch.tensor([[1, 2], [0, 0], [1, 2]]))
+        [[0, 2]]
+    """
+    _, group_of, sizes = matrix.unique(dim=0, return_inverse=True, return_counts=True)
+    return [(group_of == g).nonzero().flatten().tolist() for g in (sizes > 1).nonzero().flatten()]
+
+
 def ensemble(features: Tensor, counts: Sequence[int]) -> Tensor:
     """Return one row per name: the mean of the unit vectors of its prompts.
 

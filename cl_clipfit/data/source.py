@@ -114,6 +114,7 @@ class Source:
         spare: lists images of neither part, which a split file may name; None if there are none.
         text: (K, d), text features computed elsewhere, if the images are features too.
         logit_scale: with `text`, the factor on cosine similarities.
+        warnings: lines about the data that every run shows and keeps in `result.json`.
     """
 
     class_names: tuple[str, ...]
@@ -126,6 +127,7 @@ class Source:
     spare: Callable[[], ImageSet] | None = None
     text: Tensor | None = None
     logit_scale: float = 100.0
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key, value in self.origin.items():

@@ -38,6 +38,7 @@ class Scenario:
         experiences: indices into `train`, (n,), of each experience; several per task if online.
         experience_tasks: the task, from 0, of each experience.
         origin: hash of the data set, and where it came from.
+        warnings: of the data set.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Scenario:
     experiences: list[Tensor]
     experience_tasks: list[int]
     origin: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     @property
     def trained_tasks(self) -> int:
@@ -202,6 +204,7 @@ def build_scenario(
         experiences=experiences,
         experience_tasks=of_task,
         origin={**source.origin, "sha256": source.sha256},
+        warnings=source.warnings,
     )
 
 

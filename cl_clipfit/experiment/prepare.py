@@ -19,6 +19,7 @@ from cl_clipfit.clip import (
 )
 from cl_clipfit.clip.feature_classifier import FEATURES, FeatureClassifier, hash_features
 from cl_clipfit.clip.precision import announce_precision, resolve_precision, tower_width
+from cl_clipfit.clip.prompts import equal_rows, same_prompts
 from cl_clipfit.config.command import DataSettings, RunConfig
 from cl_clipfit.config.options import explain, make_options
 from cl_clipfit.config.parsing import Command, parse_command
@@ -202,6 +203,9 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     model.precision = resolve_precision(requested, device, tower_width(model.clip))
     announce_precision(requested, model.precision, device, progress)
     stream = replace(stream, compute=replace(stream.compute, precision=model.precision))
+    source = replace(source, warnings=(*source.warnings, *_same_prompts(source, stream, model)))
+    for text in source.warnings:
+        progress.warn(text)
     loader = ImageLoader(request, config.skip_bad_images)
     source = sized(source, model.preprocess)
     hashes = [probe.sha256 for probe in probes.values()]  # before the images are loaded
@@ -289,6 +293,28 @@ def _load_model(stream: StreamPlan, source: Source, layout: Layout) -> CLIPClass
     identity = ModelIdentity(FEATURES, "file", hash_features(source.text, source.logit_scale))
     model = FeatureClassifier(source.text[layout.order], source.logit_scale, identity)
     return model.to(stream.compute.device)
+
+
+def _same_prompts(source: Source, stream: StreamPlan, model: CLIPClassifier) -> list[str]:
+    """Return a warning if text cannot tell some classes apart: the first of them always wins."""
+    names = source.class_names
+    if source.text is not None:
+        groups, what = equal_rows(source.text), "text features"
+    else:
+        templates = stream.settings.template or source.templates
+        groups, what = same_prompts(model.tokenizer, names, templates), "prompts"
+    if not groups:
+        return []
+    shown = [
+        f"{' = '.join(repr(names[label]) for label in group[:5])}"
+        f" (labels {', '.join(map(str, group[:5]))}{', ...' if len(group) > 5 else ''})"
+        for group in groups[:5]
+    ]
+    more = f"; and {len(groups) - 5} more" if len(groups) > 5 else ""
+    return [
+        f"classes with the same {what} are never told apart by them: {'; '.join(shown)}{more}:"
+        " rename them, with --class-names for example, or make them one class"
+    ]
 
 
 def _read_test(probe: Source, model: CLIPClassifier, loader: ImageLoader) -> Source:

@@ -85,7 +85,7 @@ def build_result(
             "encode_seconds": record.encode_seconds,
         },
         "peak_memory_bytes": environment.peak_memory_bytes(stream.compute.device),
-        "warnings": strategy.warnings,
+        "warnings": [*scenario.warnings, *strategy.warnings],
         "environment": environment.describe_environment(stream.compute.device),
         "complete": True,
     }
