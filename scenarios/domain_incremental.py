@@ -11,13 +11,8 @@ import torch
 from pydantic import Field
 
 from cl_clipfit import DataRequest, ImageFiles, ImageSet, Source, UserError, nearest
-from cl_clipfit.data.formats.folders import (
-    TEST_PARTS,
-    SplitOptions,
-    Tree,
-    read_tree,
-    visible_folders,
-)
+from cl_clipfit.data.formats.folders import visible_folders
+from cl_clipfit.data.formats.trees import TEST_PARTS, SplitOptions, Tree, read_tree
 
 NAME = "domain-incremental"
 CLASSES = "yours"
@@ -40,8 +35,9 @@ def load(options: DomainOptions, request: DataRequest) -> Source:
     """List the images of all domains in the folder that `--data-dir` names."""
     root = request.data_dir
     if root is None or not root.is_dir():
+        file = f"{root} is a file: " if root and root.is_file() else ""
         raise UserError(
-            f"{NAME}: --data-dir names a folder with DOMAIN/CLASS/*.jpg, or with"
+            f"{NAME}: {file}--data-dir names a folder with DOMAIN/CLASS/*.jpg, or with"
             " DOMAIN/train/CLASS/*.jpg and DOMAIN/test/CLASS/*.jpg"
         )
     domains = _in_order(root, options.order)
@@ -63,6 +59,7 @@ def load(options: DomainOptions, request: DataRequest) -> Source:
             **(options.model_dump(include={"test_share", "split_seed"}) if drawn else {}),
         },
         task_names=domains,
+        warnings=tuple(text for tree in trees for text in tree.warnings),
     )
 
 

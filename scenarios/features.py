@@ -20,9 +20,11 @@ RECIPE = {"epochs": 10, "batch_size": 128, "lr": 1e-3}
 
 def load(options: Options, request: DataRequest) -> Source:
     """Read the file that `--data-dir` names."""
-    if request.data_dir is None or not request.data_dir.is_file():
+    file = request.data_dir
+    if file is None or not file.is_file():
+        folder = f"{file} is a folder: " if file and file.is_dir() else ""
         raise UserError(
-            f"{NAME}: --data-dir must name a .npz or .safetensors file with train_x, train_y,"
-            " test_x, test_y, text and classnames"
+            f"{NAME}: {folder}--data-dir must name a .npz or .safetensors file with train_x,"
+            " train_y, test_x, test_y, text and classnames"
         )
-    return read_features(request.data_dir)
+    return read_features(file)

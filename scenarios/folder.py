@@ -5,7 +5,7 @@ class is drawn as test images.
 """
 
 from cl_clipfit import DataRequest, Source, UserError
-from cl_clipfit.data.formats.folders import SplitOptions, plain_name, read_tree
+from cl_clipfit.data.formats.trees import SplitOptions, read_tree
 
 NAME = "folder"
 CLASSES = "yours"
@@ -21,14 +21,14 @@ def load(options: SplitOptions, request: DataRequest) -> Source:
     """List the images in the folder that `--data-dir` names."""
     folder = request.data_dir
     if folder is None or not folder.is_dir():
+        file = f"{folder} is a file: " if folder and folder.is_file() else ""
         raise UserError(
-            f"{NAME}: --data-dir names a folder with train/CLASS/*.jpg and test/CLASS/*.jpg, or"
-            " with CLASS/*.jpg, from which test images are drawn"
+            f"{NAME}: {file}--data-dir names a folder with train/CLASS/*.jpg and test/CLASS/*.jpg,"
+            " or with CLASS/*.jpg, from which test images are drawn"
         )
     tree = read_tree(folder, options)
     drawn = options.model_dump() if tree.drawn else {}
-    deep = all(plain_name(path.parent.name) != tree.names[0] for path in tree.train.images.paths)
-    if len(tree.names) == 1 and deep:  # the folder above the data
+    if tree.deep and len(tree.names) == 1:
         raise UserError(
             f"{folder} holds one class, '{tree.names[0]}': name the folder that holds"
             " the folders of all classes"
@@ -39,4 +39,5 @@ def load(options: SplitOptions, request: DataRequest) -> Source:
         train=tree.train,
         test=tree.test,
         origin={"kind": "folder", "verified": False, "drawn": tree.drawn, **drawn},
+        warnings=tree.warnings,
     )

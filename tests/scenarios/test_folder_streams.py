@@ -11,7 +11,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from cl_clipfit import DataRequest, ImageSet, Source, UserError, build_scenario
-from cl_clipfit.data.formats.folders import SplitOptions, list_classes
+from cl_clipfit.data.formats.folders import list_classes
+from cl_clipfit.data.formats.trees import SplitOptions
 from cl_clipfit.scenarios import domain_incremental, folder
 from cl_clipfit.scenarios.domain_incremental import DomainOptions
 

@@ -3,51 +3,21 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
 
-from cl_clipfit.config.options import Options
 from cl_clipfit.config.text_files import has_control
 from cl_clipfit.data.images.decode import open_image
 from cl_clipfit.data.images.lazy import ImageFiles
-from cl_clipfit.data.source import ImageSet, draw_share
+from cl_clipfit.data.source import ImageSet
 from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.storage.files import reading
 
 SUFFIXES = (*IMG_EXTENSIONS, ".gif")
-TEST_PARTS = ("test", "val", "valid")  # the first one present holds the test images
-
-
-class SplitOptions(Options):
-    """How folders without separate test images are split."""
-
-    test_share: float = Field(
-        0.2, gt=0, lt=1, description="share of each class drawn as test images, if none are given"
-    )
-    split_seed: int = Field(0, ge=0, lt=2**63, description="seed of that draw")
-
-
-@dataclass(frozen=True)
-class Tree:
-    """Labelled image files below one folder.
-
-    Attributes:
-        names: class names in label order.
-        train: training images.
-        test: test images.
-        drawn: True if the test images were drawn from all images.
-    """
-
-    names: tuple[str, ...]
-    train: ImageSet
-    test: ImageSet
-    drawn: bool
 
 
 def plain_name(folder: str) -> str:
@@ -135,8 +105,13 @@ def list_classes(
     return names, ImageFiles(tuple(paths)), torch.tensor(labels)
 
 
+def loose_images(folder: Path) -> list[Path]:
+    """Return the images directly in a folder of class folders, which belong to no class."""
+    return [folder / entry.name for entry in _entries(folder) if _is_image(entry)]
+
+
 def _no_classes(folder: Path) -> str:
-    if not any(_is_image(entry) for entry in _entries(folder)):
+    if not loose_images(folder):
         return f"{folder} holds no images: expected {folder.name}/CLASS/*.png"
     return (
         f"{folder} holds images but no folders of classes, as in {folder.name}/CLASS/*.png: if it"
@@ -194,7 +169,7 @@ def _images_below(folder: Path) -> list[Path]:
     A folder inside it that cannot be read counts as an image that cannot be read.
     """
     files: list[Path] = []
-    visited = {_identity(folder)}
+    visited = {identity(folder)}
 
     def walk(folder: Path, entries: list[os.DirEntry[str]]) -> None:
         for entry in entries:
@@ -203,62 +178,24 @@ def _images_below(folder: Path) -> list[Path]:
                 files.extend([path] * (_is_image(entry) or _is_lost(entry)))
                 continue
             try:
-                identity, inside = _identity(path), _entries(path)
+                key, inside = identity(path), _entries(path)
             except UserError:
                 files.append(path)
                 continue
-            if identity not in visited:
-                visited.add(identity)
+            if key not in visited:
+                visited.add(key)
                 walk(path, inside)
 
     walk(folder, _entries(folder))
     return files
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    """Return what identifies a file or folder, whichever link it is reached by."""
+def identity(path: Path) -> tuple[int, int]:
+    """Return what identifies a file or folder, whichever link it is reached by.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     with reading(path):
         status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def read_tree(folder: Path, options: SplitOptions) -> Tree:
-    """List train/CLASS/** and test/CLASS/**, or CLASS/** and draw test images from each class.
-
-    `val` or `valid` is used if there is no `test`.
-
-    Args:
-        folder: holds these folders.
-        options: how test images are drawn.
-
-    Raises:
-        UserError: training and test classes differ, a class to be split has a single image, or as
-            `list_classes`.
-    """
-    parts = {p.name.lower(): p for p in visible_folders(folder)}
-    there = [name for name in ("train", *TEST_PARTS) if name in parts]
-    if "train" in there and len(there) > 1:
-        names, files, labels = list_classes(parts["train"])
-        test_names, test_files, test_labels = list_classes(parts[there[1]])
-        for name in sorted({*names} ^ {*test_names}):
-            has, lacks = there[:2] if name in names else there[1::-1]
-            raise UserError(f"{folder}: class '{name}' is in {has}/ but not in {lacks}/")
-        train, test = ImageSet(files, labels), ImageSet(test_files, test_labels)
-        return Tree(tuple(map(plain_name, names)), train, test, drawn=False)
-    if there and visible_folders(parts[there[0]]):
-        lacks = "test/, val/ or valid/" if there[0] == "train" else "train/"
-        raise UserError(
-            f"{folder} has {there[0]}/ but no {lacks}: add it, or name {parts[there[0]]} itself to"
-            " have test images drawn from it"
-        )
-    names, files, labels = list_classes(folder)
-    data = ImageSet(files, labels)
-
-    def lone(label: int) -> str:
-        return (
-            f"{folder / names[label]} holds one image: at least two are needed, one to train and"
-            " one to test"
-        )
-
-    held = draw_share(data, options.test_share, options.split_seed, lone)
-    return Tree(tuple(map(plain_name, names)), data.subset(~held), data.subset(held), drawn=True)
