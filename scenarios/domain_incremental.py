@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from cl_clipfit import DataRequest, ImageFiles, ImageSet, Source, UserError, nearest
-from cl_clipfit.data.formats.folders import visible_folders
+from cl_clipfit.data.formats.folders import data_name, visible_folders
 from cl_clipfit.data.formats.trees import TEST_PARTS, SplitOptions, Tree, read_tree
 
 NAME = "domain-incremental"
@@ -54,6 +54,7 @@ def load(options: DomainOptions, request: DataRequest) -> Source:
         test=_join(names, trees, [tree.test for tree in trees]),
         origin={
             "kind": "folder",
+            "name": data_name(root),
             "verified": False,
             "drawn": drawn,
             **(options.model_dump(include={"test_share", "split_seed"}) if drawn else {}),

@@ -5,6 +5,7 @@ class is drawn as test images.
 """
 
 from cl_clipfit import DataRequest, Source, UserError
+from cl_clipfit.data.formats.folders import data_name
 from cl_clipfit.data.formats.trees import SplitOptions, read_tree
 
 NAME = "folder"
@@ -38,6 +39,12 @@ def load(options: SplitOptions, request: DataRequest) -> Source:
         templates=("a photo of a {}.",),
         train=tree.train,
         test=tree.test,
-        origin={"kind": "folder", "verified": False, "drawn": tree.drawn, **drawn},
+        origin={
+            "kind": "folder",
+            "name": data_name(folder),
+            "verified": False,
+            "drawn": tree.drawn,
+            **drawn,
+        },
         warnings=tree.warnings,
     )

@@ -113,8 +113,9 @@ def _merge(
 ) -> dict[str, Any]:  # fmt: skip
     finished = open_run(run, display, device)
     plan = _continued(finished, assignments) if method == MERGETUNE else finished.plan
-    plan = replace(plan, label=f"{finished.result['label']} + {method}")
     used = {} if method == MERGETUNE else BY_NAME[method].settings(settings)
+    label, changed = f"{finished.result['label']} + {method}", {**plan.changed, **used}
+    plan = replace(plan, label=label, changed=changed)
     # The index of the bank holds the hash of every file.
     bank = sha256(read_bytes(finished.bank.folder / INDEX))
     origin: dict[str, Any] = {"method": method, "settings": used, "run": run.name, "bank": bank}
@@ -208,11 +209,12 @@ def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
                 f"--set mergetune.{key}: the host and its recipe are those of the run."
                 f" {nearest(key, others)}"
             )
+    changed = {**plan.changed, **given}
     given |= {"host": plan.strategy.name, "trajectory": "read-out"}
     config, scenario = finished.prepared.command.config, finished.prepared.stream.data
     config = config.model_copy(update={"recipe": "default"})
     _, options = make_settings(config, scenario, entry, given)
     return RunPlan(
         plan.label, entry, cls.over(plan.cls), options, plan.recipe, plan.seed, plan.seeds,
-        host=plan.strategy, host_options=plan.options,
+        host=plan.strategy, host_options=plan.options, changed=changed,
     )  # fmt: skip

@@ -19,15 +19,22 @@ from cl_clipfit.experiment.identity import config_of
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.report.display import ConsoleDisplay, say
+from cl_clipfit.report.display import ConsoleDisplay, describe_stream, say
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
-from cl_clipfit.storage.files import write_atomic
-from cl_clipfit.storage.lock import hold
+from cl_clipfit.storage.files import removing, write_atomic
+from cl_clipfit.storage.lock import hold, hold_when_free
 from cl_clipfit.storage.result import Result
-from cl_clipfit.storage.run_folder import CONFIG, RunFolder
+from cl_clipfit.storage.run_folder import (
+    CONFIG,
+    DIGITS,
+    LONGEST_STREAM,
+    RunFolder,
+    file_name,
+    stream_name,
+)
 
 SAME_COMMAND = "the same command resumes it"
 ALL_RUNS = "the same command{} resumes all runs"
@@ -90,13 +97,22 @@ def _compare(config: RunConfig, results: list[Result]) -> None:
     from cl_clipfit.report.figures import plot_comparison  # Matplotlib is slow to import
 
     contents = [result.content for result in results]
-    plot_comparison(contents, config.output / _comparison_name(results))
     folders = [result.path.name for result in results]
-    write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
+    with hold_when_free(config.output):  # the files of two commands must not mix
+        for kind in ("csv", "png", "svg"):
+            path = _comparison(config, results, kind)
+            with removing(path):
+                path.unlink(missing_ok=True)
+        plot_comparison(contents, config.output / _comparison_name(results))
+        write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
 
 
 def _comparison_name(results: list[Result]) -> str:
-    return f"{results[0].content['scenario']}-comparison"
+    """Return a name that no other data set's comparison has."""
+    content = results[0].content
+    stream = file_name(stream_name(content["scenario"], content["data"], "-"), LONGEST_STREAM)
+    named = content["data"].get("name") and content["data"]["sha256"][:DIGITS]
+    return "-".join(filter(None, (stream, named, "comparison")))
 
 
 def _comparison(config: RunConfig, results: list[Result], suffix: str) -> Path:
@@ -115,14 +131,22 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
         )
     shots_seeds = {stream.shots_seed(plan.seed) for plan in plans}
     scenarios = {seed: prepared.scenario(seed) for seed in shots_seeds}
+    scored = "test" if config.validation is None else "validation"
+    progress.note(describe_stream(next(iter(scenarios.values())), scored))
     if len(plans) > 1:  # a single run fails early anyway, without a second copy of the model
         scenario = next(iter(scenarios.values()))
         for plan in {plan.label: plan for plan in plans}.values():
             check_strategy(plan, stream.compute, prepared.model, scenario)
     encoder = FrozenImages(prepared.model, stream.compute.device, progress)
     results = []
+    labels: dict[str, str] = {}
     for plan in plans:
         folder = prepared.folder(plan)
+        label = labels.setdefault(folder.digest, plan.label)
+        if label != plan.label:
+            if plan.seed == plans[0].seed:  # once for all seeds
+                progress.note(f"{plan.label} is the same run as {label}: shown once, as {label}")
+            continue
         if config.resume is not None:
             settings = config_of(stream, plan, prepared.command)
             folder = resumed_folder(folder, config.resume, settings, config.force_resume)

@@ -1,5 +1,6 @@
 """Plan the runs of a command: each strategy with each seed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ class RunPlan:
         seeds: seeds of data order and initialisation.
         host: the strategy that it continues, if any; `recipe` is the host's then.
         host_options: the host's options.
+        changed: the settings that differ from the method's defaults on the stream, by name.
     """
 
     label: str
@@ -41,11 +43,17 @@ class RunPlan:
     seeds: Seeds = field(default_factory=lambda: Seeds(0, 0))
     host: Entry | None = None
     host_options: Options | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
     def other_seeds(self) -> dict[str, int]:
         """Return, by option, the seeds that differ from the run's seed."""
         seeds = {"data_seed": self.seeds.data, "init_seed": self.seeds.init}
         return {option: seed for option, seed in seeds.items() if seed != self.seed}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the recipe and all options, by name."""
+        parts = (self.recipe, self.host_options, self.options)
+        return {k: v for part in parts if part for k, v in part.model_dump(mode="json").items()}
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,30 @@ def plan_runs(command: Command, registry: Registry, stream: StreamPlan) -> list[
     plans: list[RunPlan] = []
     for spec in command.strategies:
         plan = _fit_stream(_plan(command, registry, stream.data, spec), stream, command, spec)
+        plan = replace(plan, changed=_changed(plan, command, registry, stream))
         for seed in seeds:
             data = seed if config.data_seed is None else config.data_seed
             init = seed if config.init_seed is None else config.init_seed
             plans.append(replace(plan, seed=seed, seeds=Seeds(data, init)))
     _check_assigned(command, stream, plans)
     return plans
+
+
+def _changed(
+    plan: RunPlan, command: Command, registry: Registry, stream: StreamPlan
+) -> dict[str, Any]:
+    """Return the settings of a plan that differ from its method's defaults on the stream."""
+    unset = {"epochs": None, "batch_size": None, "lr": None, "recipe": "default"}
+    bare = replace(command, config=command.config.model_copy(update=unset), assigned={})
+    spec = Spec("", plan.strategy.name, {"host": plan.host.name} if plan.host else {})
+    try:
+        default = _fit_stream(_plan(bare, registry, stream.data, spec), stream, bare, spec)
+    except UserError:  # an option without a default
+        return plan.settings()
+    before = default.settings()
+    if plan.host:
+        before["host"] = plan.strategy.options_class().model_fields["host"].default
+    return {key: value for key, value in plan.settings().items() if value != before.get(key)}
 
 
 def _check_assigned(command: Command, stream: StreamPlan, plans: list[RunPlan]) -> None:

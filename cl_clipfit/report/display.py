@@ -1,7 +1,7 @@
 """Progress on the console: a live bar on a terminal, otherwise one plain line per task."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +18,10 @@ from rich.progress import Progress as Bar
 
 from cl_clipfit.errors import printable
 from cl_clipfit.runtime.progress import Progress
+from cl_clipfit.storage.run_folder import stream_name
+
+if TYPE_CHECKING:
+    from cl_clipfit.data.streams import Scenario
 
 _REFRESH_SECONDS = 0.25
 _LINE_SECONDS = 10
@@ -36,6 +40,23 @@ def literal(text: str) -> str:
 def say(out: Console, text: str) -> None:
     """Print a line verbatim, without wrapping."""
     out.print(one_line(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_stream(scenario: "Scenario", scored: str = "test") -> str:
+    """Return one line about a stream: data set, classes, images and tasks.
+
+    Args:
+        scenario: the stream.
+        scored: what its test images are.
+    """
+    names = ", ".join(scenario.class_names[:3]) + ", ..." * (len(scenario.class_names) > 3)
+    kind = "images" if scenario.train.images.dim() == 4 else "features of images"
+    tasks = len(scenario.task_classes)
+    return (
+        f"{stream_name(scenario.name, scenario.origin)}: {len(scenario.class_names):,} classes"
+        f" ({names}), {len(scenario.train):,} training and {len(scenario.test):,} {scored} {kind},"
+        f" {tasks} task{'' if tasks == 1 else 's'}"
+    )
 
 
 class ConsoleDisplay(Progress):

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from cl_clipfit.errors import printable
-from cl_clipfit.storage.run_folder import write_atomic
+from cl_clipfit.storage.run_folder import stream_name, write_atomic
 
 # Okabe and Ito's colour-blind safe palette, highest contrast first; markers differ as well.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -64,5 +64,6 @@ def save_figure(figure: Figure, path: Path) -> None:
 def run_title(result: dict[str, Any]) -> str:
     """Return scenario and model of a run, for the title of its figures."""
     model = result["model"]
-    names = f"{result['scenario']}, {model['architecture']} ({model['pretrained']})"
+    stream = stream_name(result["scenario"], result.get("data", {}))
+    names = f"{stream}, {model['architecture']} ({model['pretrained']})"
     return plain_text(names)

@@ -11,6 +11,7 @@ from rich.table import Table
 from cl_clipfit.errors import printable
 from cl_clipfit.report.display import literal
 from cl_clipfit.storage.files import csv_text
+from cl_clipfit.storage.run_folder import stream_name
 
 COLUMNS = {
     "average_accuracy": "average\naccuracy",
@@ -130,12 +131,16 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
 
 def _table_title(results: Sequence[dict[str, Any]]) -> str:
     seeds = max(len(group) for group in by_strategy(results).values())
-    scenario = literal(results[0]["scenario"])
+    scenario = _stream(results[0])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
     plural = "" if tasks == 1 else "s"
     spread = f", mean of {seeds} seeds ± 95 % interval" if seeds > 1 else ""
     scored = "" if results[0]["scored_on"] == "test images" else f", on {results[0]['scored_on']}"
     return f"{scenario}: {tasks} task{plural}, {classes} classes, in percent{scored}{spread}"
+
+
+def _stream(result: dict[str, Any]) -> str:
+    return literal(stream_name(result["scenario"], result.get("data", {})))
 
 
 def _left_out(results: Sequence[dict[str, Any]]) -> str:
@@ -194,7 +199,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
         modes: what `commands.evaluate.ModeResult.summary` returns.
     """
     shown = columns([result])
-    title = f"{literal(result['scenario'])}, bank of {literal(result['label'])}, percent"
+    title = f"{_stream(result)}, bank of {literal(result['label'])}, percent"
     table = Table(title=title, **(_NARROW if len(shown) > _WIDE else {}))
     table.add_column("mode", overflow="fold")
     for title in [*shown.values(), "last, labels of\nchosen task", "routed to\ncorrect task"]:

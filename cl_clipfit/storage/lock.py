@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # Time for a process that has just taken the lock to write its identity.
 _WAIT_SECONDS, _PAUSE_SECONDS = 0.2, 0.02
+
+
+class BusyError(UserError):
+    """Another process, or this one, holds the lock."""
 
 
 @dataclass
@@ -112,7 +117,7 @@ def hold(folder: Path) -> Iterator[None]:
         status = folder.stat()
     key, holding = (status.st_dev, status.st_ino), _Holding(_describe_self(), folder / LOCK)
     if _held.setdefault(key, holding) is not holding:
-        raise UserError(f"{folder}: this process is writing it already: let it end first")
+        raise BusyError(f"{folder}: this process is writing it already: let it end first")
     try:
         with writing(folder):
             holding.acquire()
@@ -124,6 +129,26 @@ def hold(folder: Path) -> Iterator[None]:
     finally:
         if _held.pop(key, None) is holding:  # false in a process that was forked meanwhile
             holding.release()
+
+
+@contextmanager
+def hold_when_free(folder: Path, seconds: float = 60) -> Iterator[None]:
+    """Lock a folder as `hold` does, but wait for the one who holds it.
+
+    Raises:
+        UserError: it is not free after `seconds`, or cannot be written.
+    """
+    until = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(folder))
+                break
+            except BusyError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+        yield
 
 
 def require(folder: Path) -> None:
@@ -223,14 +248,14 @@ def _is_alive(holder: dict[str, Any] | None) -> bool:
     return True
 
 
-def _busy(path: Path) -> UserError:
+def _busy(path: Path) -> BusyError:
     holder = None
     with contextlib.suppress(OSError):
         holder = _holder(path.read_bytes())
     who = "another process, which its lock does not name,"
     if holder:
         who = f"process {holder['pid']} on {holder['host']}, since {holder['since']},"
-    return UserError(
+    return BusyError(
         f"{path.parent}: {who} is writing it: wait for it, or stop that process; if it has ended"
         f" and this error remains, remove {path}"
     )

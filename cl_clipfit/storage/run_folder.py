@@ -1,10 +1,12 @@
 """The run folder: its name, and its files, which are written atomically."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_clipfit.config.command import MERGED_FROM, read_config
+from cl_clipfit.config.parsing import format_setting
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.storage.files import (
     csv_text,
@@ -27,6 +29,7 @@ MATRIX = "accuracy_matrix.csv"
 BANK = "bank"  # folder
 BANK_EVAL = "bank-eval.json"  # written by `run.py bank eval`
 NAN_BATCH = "nan-batch.json"  # of a run that stopped on a NaN or infinite loss
+LONGEST_STREAM, LONGEST_SETTINGS = 80, 60  # bytes of a run's folder's name
 DIGITS = 8  # of a run's digest in its folder's name; older versions stored only these
 _ROUNDING = ("micro_batch", "compile")
 # Files that a run and the commands on it write; a repeated run removes them, and its bank too.
@@ -38,7 +41,17 @@ LEFT_BEHIND = (
 
 
 class RunFolder:
-    """One run's folder, `SCENARIO-STRATEGY-sSEED-HASH/` under the output folder.
+    """One run's folder, `SCENARIO[-DATA]-STRATEGY-sSEED[-SETTINGS]-HASH/` under the output folder.
+
+    The hash identifies the run: a folder that ends with it, named otherwise, is the same run's.
+
+    Args:
+        output: folder of all run folders.
+        scenario: name of the stream, and of the data if they are the user's.
+        strategy: name of the method.
+        seed: of the run.
+        digest: of all settings that affect results.
+        changed: the settings that differ from the method's defaults.
 
     Attributes:
         digest: of all settings that affect results; its first `DIGITS` are in the folder's name.
@@ -47,9 +60,17 @@ class RunFolder:
 
     changed: Sequence[str] = ()
 
-    def __init__(self, output: Path, scenario: str, strategy: str, seed: int, digest: str) -> None:
+    def __init__(
+        self, output: Path, scenario: str, strategy: str, seed: int, digest: str,
+        changed: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.digest = digest
-        self.path = output / f"{scenario}-{strategy}-s{seed}-{digest[:DIGITS]}"
+        settings = "+".join(f"{key}={format_setting(v)}" for key, v in (changed or {}).items())
+        ends = "-".join(filter(None, (file_name(settings, LONGEST_SETTINGS), digest[:DIGITS])))
+        self.path = output / f"{scenario}-{strategy}-s{seed}-{ends}"
+        if not self.path.exists():
+            same = sorted(output.glob(f"*-s{seed}-*{digest[:DIGITS]}"))
+            self.path = next((path for path in same if path.is_dir()), self.path)
 
     def check_links(self) -> None:
         """Refuse symbolic links: the files in these folders are written and removed.
@@ -159,6 +180,32 @@ class RunFolder:
         write_manifest(self.path, {RESULT: data})
         write_atomic(self.path / RESULT, data)
         return content
+
+
+def stream_name(scenario: str, data: Mapping[str, Any], between: str = " ") -> str:
+    """Return the name of a stream, followed by that of the data set if the user brought it.
+
+    Args:
+        scenario: its name.
+        data: origin of the data, as in `result.json`.
+        between: what comes between the two.
+
+    Example:
+        >>> stream_name("folder", {"name": "plants"}), stream_name("dtd", {})
+        ('folder plants', 'dtd')
+    """
+    return between.join(filter(None, (scenario, str(data.get("name") or ""))))
+
+
+def file_name(text: str, most: int) -> str:
+    """Return a text as a part of a file's name, at most `most` bytes long.
+
+    Example:
+        >>> file_name("my plants/2024", 40)
+        'my_plants_2024'
+    """
+    text = re.sub(r"[^\w.=+-]+", "_", text)
+    return text.encode()[:most].decode(errors="ignore")
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

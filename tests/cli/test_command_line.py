@@ -43,7 +43,8 @@ def test_a_run_leaves_its_folder_and_says_what_it_found(
     printed = capsys.readouterr()
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
-        f"split-digits-{name}-s0" for name in ("clipfit", "mergetune", "zero-shot")
+        f"split-digits-{name}"
+        for name in ("clipfit-s0-epochs=1", "mergetune-s0-epochs=1", "zero-shot-s0")
     ]
     *trained, folder = folders
     moved = {"what_moved.png", "what_moved.svg", "bank"}

@@ -54,7 +54,8 @@ def test_given_parts_are_those_that_torchvision_lists(tmp_path: Path, part: str)
         assert Counter(reference.samples) == Counter(
             zip(map(str, data.images.paths), data.labels.tolist(), strict=True)
         )
-    assert source.origin == {"kind": "folder", "verified": False, "drawn": False}
+    origin = {"kind": "folder", "name": tmp_path.name, "verified": False, "drawn": False}
+    assert source.origin == origin
     names = [path.name for path in source.train.images.paths[-12:]]
     assert names == [f"{n}.png" for n in range(12)]  # 9 before 10
 
@@ -81,7 +82,8 @@ def test_one_tree_is_split_by_class_and_always_alike(tmp_path: Path) -> None:
     assert len(load(tmp_path, test_share=0.5).test) == 5 + 10 + 1 + 4
     assert len(load(tmp_path, test_share=0.999).train) == 4  # one a class stays
     drawn = {"drawn": True, "test_share": 0.2, "split_seed": 0}
-    assert source.origin == {"kind": "folder", "verified": False, **drawn}
+    origin = {"kind": "folder", "name": tmp_path.name, "verified": False}
+    assert source.origin == {**origin, **drawn}
     scenario = build_scenario("folder", source, tasks=2)
     assert scenario.train_samples == [8 + 16, 1 + 6]
 
@@ -233,7 +235,8 @@ def test_every_domain_is_a_task_with_shared_classes(tmp_path: Path) -> None:
         parts = [path.relative_to(tmp_path).parts for path in data.images.paths]
         assert said == [(part[0], part[-2]) for part in parts]
     drawn = {"drawn": True, "test_share": 0.2, "split_seed": 0}
-    assert source.origin == {"kind": "folder", "verified": False, **drawn}
+    origin = {"kind": "folder", "name": tmp_path.name, "verified": False}
+    assert source.origin == {**origin, **drawn}
     scenario = build_scenario("domain-incremental", source)
     assert scenario.train_samples == [20, 12, 6]
     assert scenario.test_samples == [5, 3, 4]

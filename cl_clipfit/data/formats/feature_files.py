@@ -11,6 +11,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from cl_clipfit.data.formats.folders import data_name
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError
 
@@ -52,7 +53,12 @@ def read_features(file: Path) -> Source:
         templates=("{}",),
         train=train,
         test=test,
-        origin={"kind": "features", "verified": False, "file": file.name},
+        origin={
+            "kind": "features",
+            "name": data_name(file),
+            "verified": False,
+            "file": file.name,
+        },
         text=text,
         logit_scale=_scale(file, content.get("logit_scale", 100.0)),
     )

@@ -25,6 +25,12 @@ def plain_name(folder: str) -> str:
     return " ".join(folder.replace("_", " ").split())
 
 
+def data_name(path: Path) -> str:
+    """Return the name that tells a user's data set from others: its folder's or file's."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - a link keeps its name
+    return path.stem if path.is_file() else path.name
+
+
 def read_known_classes(folder: Path, names: Sequence[str]) -> ImageSet:
     """Read `folder`/CLASS/* for classes known in advance; all images have one size.
 
