@@ -31,7 +31,9 @@ class CutSettings(BaseModel):
     validation: Annotated[float, Number, Field(gt=0, lt=1)] | None = Field(
         None, description="score this share of the training images, not the stream's test images"
     )
-    limit: Count | None = Field(None, description="at most this many images per class")
+    limit: Count | None = Field(
+        None, description="at most this many images per class, of probes too"
+    )
     online: Count | None = Field(
         None, description="each image is seen once, in experiences of this many images"
     )

@@ -88,14 +88,17 @@ def read_names(value: Any) -> Any:
         raise ValueError(
             "expected a list, as [cat, dog], a file with one name per line, or imagenet"
         )
-    from cl_clipfit.config.text_files import check_size
+    from cl_clipfit.config.text_files import check_size, other_lines
 
     try:
         check_size(Path(value), value)
         lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError("the file cannot be read as text") from error
-    return tuple(name for line in lines if (name := line.strip()))
+    names = tuple(name for line in lines if (name := line.strip()))
+    if form := other_lines(names):
+        raise ValueError(f"every line reads {form}: write a name alone on each line")
+    return names
 
 
 def check_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -170,25 +170,32 @@ def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
             raise UserError(
                 f"{place}: it has {len(new_names)} names, the data {len(names)} classes"
             )
-        _check_lines(new_names, place)
+        if form := other_lines(new_names):
+            raise UserError(
+                f"{place}: every line reads {form}: write a name alone on each line, in label"
+                " order, or lines 'old name: new name' in a file that ends in .yaml"
+            )
     for label, name in enumerate(new_names):
         if not name or has_control(name):
             raise UserError(f"{place}: the name of class {label} is empty or unreadable: {name!r}")
     return new_names
 
 
-def _check_lines(lines: Sequence[str], place: str) -> None:
-    """Refuse lines that hold more than a name each: all of it would go into the prompts."""
-    form = next((f for f, line in _OTHER_LINES.items() if all(map(line.fullmatch, lines))), None)
-    for numbered, line in _NUMBERED.items():
+def other_lines(lines: Sequence[str]) -> str:
+    """Return the form of lines that all hold more than a name, which prompts would repeat.
+
+    Example:
+        >>> other_lines(["0, cat", "1, dog"]), other_lines(["cat", "dog"])
+        ("'number, name'", '')
+    """
+    for form, line in _OTHER_LINES.items():
+        if len(lines) > 1 and all(map(line.fullmatch, lines)):
+            return form
+    for form, line in _NUMBERED.items():
         numbers = [int(match["number"]) if (match := line.fullmatch(t)) else -1 for t in lines]
-        if numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(lines))):
-            form = form or numbered
-    if form and len(lines) > 1:
-        raise UserError(
-            f"{place}: every line reads {form}: write a name alone on each line, in label order, or"
-            " lines 'old name: new name' in a file that ends in .yaml"
-        )
+        if len(lines) > 1 and numbers in ([*range(len(lines))], [*range(1, len(lines) + 1)]):
+            return form
+    return ""
 
 
 def _mapping(file: Path, place: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.images.lazy import hashed_by
 from cl_clipfit.data.images.loading import ImageLoader, sized
 from cl_clipfit.data.layout import Layout, make_layout
-from cl_clipfit.data.source import DataRequest, Source
+from cl_clipfit.data.source import DataRequest, Source, limit_images
 from cl_clipfit.data.streams import Scenario, build_scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.identity import run_digest
@@ -249,7 +249,9 @@ def _read_sources(
         names = read_class_names(settings.class_names, source.class_names)
         source = replace(source, class_names=names)
     probes = {
-        e.name: _test_only(other(e.name, request.folder_of(e.name), test_only=True))
+        e.name: _as_probe(
+            other(e.name, request.folder_of(e.name), test_only=True), stream.settings.limit
+        )
         for e in stream.probes
     }
     hashed = [source.train, source.test, *(probe.test for probe in probes.values())]
@@ -258,9 +260,10 @@ def _read_sources(
     return source, probes
 
 
-def _test_only(probe: Source) -> Source:
-    """Drop the training images of a probe, which are not used."""
-    return replace(probe, train=probe.train.none())
+def _as_probe(source: Source, limit: int | None) -> Source:
+    """Drop the training images, which are not used, and test images beyond the limit per class."""
+    test = source.test if limit is None else limit_images(source.test, limit)
+    return replace(source, train=source.train.none(), test=test)
 
 
 def _check_data_dir(settings: DataSettings, stream: StreamPlan, request: DataRequest) -> None:

@@ -211,6 +211,9 @@ def test_what_is_said_of_one_strategy_wins_over_the_command() -> None:
 def test_names_are_read_from_lists_and_files(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("red panda\n\n  lynx \n")
     assert read_names(str(tmp_path / "names.txt")) == ("red panda", "lynx")
+    (tmp_path / "numbered.txt").write_text("0, red panda\n1, lynx\n")
+    with pytest.raises(ValueError, match="every line reads 'number, name'"):
+        read_names(str(tmp_path / "numbered.txt"))
     assert read_names(["a", "b"]) == ["a", "b"]
     imagenet = read_names("imagenet")
     assert (len(imagenet), imagenet[0]) == (1000, "tench")

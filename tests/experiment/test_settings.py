@@ -1,5 +1,6 @@
 """Groups of settings: what a stream is made of is stated once, and everything follows from it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +72,15 @@ def test_what_cannot_be_parsed_is_refused() -> None:
         parse_command(RunConfig(strategy=["full:lr"]))
     with pytest.raises(UserError, match=r"expected NAME.key=value"):
         parse_command(RunConfig(set=["full"]))
+
+
+def test_the_limit_is_that_of_probes_too(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "scenario": "split-digits", "strategy": ["zero-shot"], "probe": ["glyph-letters"],
+        "output": tmp_path,
+    }  # fmt: skip
+    whole, limited = (prepare(RunConfig(**settings, limit=n), Progress()) for n in (None, 3))
+    counts = [p.probes["glyph-letters"].test.labels.bincount() for p in (whole, limited)]
+    assert counts[0].min() > 3
+    assert counts[1].tolist() == [3] * len(counts[0])
+    assert limited.probe_hashes != whole.probe_hashes
