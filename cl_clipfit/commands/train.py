@@ -30,10 +30,8 @@ from cl_clipfit.storage.result import Result
 from cl_clipfit.storage.run_folder import (
     CONFIG,
     DIGITS,
-    LONGEST_STREAM,
     RunFolder,
     file_name,
-    stream_name,
 )
 
 SAME_COMMAND = "the same command resumes it"
@@ -110,9 +108,9 @@ def _compare(config: RunConfig, results: list[Result]) -> None:
 def _comparison_name(results: list[Result]) -> str:
     """Return a name that no other data set's comparison has."""
     content = results[0].content
-    stream = file_name(stream_name(content["scenario"], content["data"], "-"), LONGEST_STREAM)
-    named = content["data"].get("name") and content["data"]["sha256"][:DIGITS]
-    return "-".join(filter(None, (stream, named, "comparison")))
+    name, digest = content["data"].get("name"), content["data"]["sha256"]
+    data = f"-{file_name(name)}-{digest[:DIGITS]}" if name else ""
+    return f"{content['scenario']}{data}-comparison"
 
 
 def _comparison(config: RunConfig, results: list[Result], suffix: str) -> Path:
@@ -160,7 +158,9 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
             else:
                 folder.checkpoints(progress.warn).clear()  # left if it was killed while clearing
                 progress.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
-        results.append(Result(folder.path, {**content, "label": plan.label}))
+        # The run is shown under the names that this command uses.
+        data = content["data"] | {k: v for k, v in prepared.source.origin.items() if k == "name"}
+        results.append(Result(folder.path, {**content, "label": plan.label, "data": data}))
     return results
 
 

@@ -37,7 +37,7 @@ from cl_clipfit.experiment.scenario_file import load_source
 from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.progress import Progress
-from cl_clipfit.storage.run_folder import LONGEST_STREAM, RunFolder, file_name, stream_name
+from cl_clipfit.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,9 @@ class Prepared(ResolvedCommand):
         layout = self.layout
         more = {"layout": [layout.order, layout.task_classes, layout.task_names], **more}
         digest = run_digest(stream, plan, self.model.identity, data, more)
-        scenario = stream_name(stream.entry.name, self.source.origin, "-")
         return RunFolder(
-            self.command.config.output, file_name(scenario, LONGEST_STREAM),
-            name or plan.strategy.name, plan.seed, digest, plan.changed,
+            self.command.config.output, stream.entry.name, name or plan.strategy.name, plan.seed,
+            digest, plan.changed, str(self.source.origin.get("name", "")),
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ MATRIX = "accuracy_matrix.csv"
 BANK = "bank"  # folder
 BANK_EVAL = "bank-eval.json"  # written by `run.py bank eval`
 NAN_BATCH = "nan-batch.json"  # of a run that stopped on a NaN or infinite loss
-LONGEST_STREAM, LONGEST_SETTINGS = 80, 60  # bytes of a run's folder's name
+_LONGEST = 60  # bytes of a file's name that a name or settings take
 DIGITS = 8  # of a run's digest in its folder's name; older versions stored only these
 _ROUNDING = ("micro_batch", "compile")
 # Files that a run and the commands on it write; a repeated run removes them, and its bank too.
@@ -41,17 +41,18 @@ LEFT_BEHIND = (
 
 
 class RunFolder:
-    """One run's folder, `SCENARIO[-DATA]-STRATEGY-sSEED[-SETTINGS]-HASH/` under the output folder.
+    """One run's folder, `SCENARIO-STRATEGY-sSEED[-DATA][-SETTINGS]-HASH/` under the output folder.
 
     The hash identifies the run: a folder that ends with it, named otherwise, is the same run's.
 
     Args:
         output: folder of all run folders.
-        scenario: name of the stream, and of the data if they are the user's.
+        scenario: name of the stream.
         strategy: name of the method.
         seed: of the run.
         digest: of all settings that affect results.
         changed: the settings that differ from the method's defaults.
+        data: name of the user's data set.
 
     Attributes:
         digest: of all settings that affect results; its first `DIGITS` are in the folder's name.
@@ -62,12 +63,12 @@ class RunFolder:
 
     def __init__(
         self, output: Path, scenario: str, strategy: str, seed: int, digest: str,
-        changed: Mapping[str, Any] | None = None,
+        changed: Mapping[str, Any] | None = None, data: str = "",
     ) -> None:  # fmt: skip
         self.digest = digest
         settings = "+".join(f"{key}={format_setting(v)}" for key, v in (changed or {}).items())
-        ends = "-".join(filter(None, (file_name(settings, LONGEST_SETTINGS), digest[:DIGITS])))
-        self.path = output / f"{scenario}-{strategy}-s{seed}-{ends}"
+        details = (file_name(data), file_name(settings), digest[:DIGITS])
+        self.path = output / f"{scenario}-{strategy}-s{seed}-{'-'.join(filter(None, details))}"
         if not self.path.exists():
             same = sorted(output.glob(f"*-s{seed}-*{digest[:DIGITS]}"))
             self.path = next((path for path in same if path.is_dir()), self.path)
@@ -182,30 +183,29 @@ class RunFolder:
         return content
 
 
-def stream_name(scenario: str, data: Mapping[str, Any], between: str = " ") -> str:
+def stream_name(scenario: str, data: Mapping[str, Any]) -> str:
     """Return the name of a stream, followed by that of the data set if the user brought it.
 
     Args:
         scenario: its name.
         data: origin of the data, as in `result.json`.
-        between: what comes between the two.
 
     Example:
         >>> stream_name("folder", {"name": "plants"}), stream_name("dtd", {})
         ('folder plants', 'dtd')
     """
-    return between.join(filter(None, (scenario, str(data.get("name") or ""))))
+    return " ".join(filter(None, (scenario, str(data.get("name") or ""))))
 
 
-def file_name(text: str, most: int) -> str:
-    """Return a text as a part of a file's name, at most `most` bytes long.
+def file_name(text: str) -> str:
+    """Return a text as a part of a file's name, cut if it is long.
 
     Example:
-        >>> file_name("my plants/2024", 40)
+        >>> file_name("my plants/2024")
         'my_plants_2024'
     """
     text = re.sub(r"[^\w.=+-]+", "_", text)
-    return text.encode()[:most].decode(errors="ignore")
+    return text.encode()[:_LONGEST].decode(errors="ignore")
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

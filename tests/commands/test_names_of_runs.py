@@ -59,8 +59,8 @@ def test_data_sets_are_told_apart(tmp_path: Path) -> None:
     names = [frozen(output, data).name for data in (plants, others)]
     names.append(frozen(output, tmp_path / "F.NPZ", "features").name)
     assert [name[:-8] for name in names] == [
-        "folder-my_plants-zero-shot-s0-", "folder-my_plants-zero-shot-s0-",
-        "features-F-zero-shot-s0-",
+        "folder-zero-shot-s0-my_plants-", "folder-zero-shot-s0-my_plants-",
+        "features-zero-shot-s0-F-",
     ]  # fmt: skip
     tables = sorted(output.glob("*-comparison.csv"))
     assert [table.name[:16] for table in tables] == ["features-F-" + tables[0].name[11:16]] + [
@@ -70,6 +70,7 @@ def test_data_sets_are_told_apart(tmp_path: Path) -> None:
         assert any(name in table.read_text() for name in names), name
     same = frozen(output, plants.rename(tmp_path / "renamed"))  # a run is that of its data
     assert same.name == names[0]
+    assert len([*output.glob("folder-renamed-*-comparison.csv")]) == 1
 
 
 def test_settings_of_a_method_are_told_apart(tmp_path: Path) -> None:
@@ -97,10 +98,10 @@ def test_a_run_under_another_name_is_not_repeated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["/" * 300, "\u00e9" * 300, "a b/../\n", [1] * 500])
 def test_any_setting_makes_a_name_that_a_folder_can_have(tmp_path: Path, value: object) -> None:
-    folder = RunFolder(tmp_path, "s" * 80, "full", 0, "0" * 64, {"key": value})
+    folder = RunFolder(tmp_path, "s" * 100, "full", 0, "0" * 64, {"key": value}, "d" * 70)
     folder.path.mkdir()
     assert folder.path.parent == tmp_path
-    assert folder.path.name.startswith(f"{'s' * 80}-full-s0-key=")
+    assert folder.path.name.startswith(f"{'s' * 100}-full-s0-{'d' * 60}-key=")
     assert folder.path.name.endswith("-00000000")
 
 

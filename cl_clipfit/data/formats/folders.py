@@ -26,8 +26,13 @@ def plain_name(folder: str) -> str:
 
 
 def data_name(path: Path) -> str:
-    """Return the name that tells a user's data set from others: its folder's or file's."""
+    """Return the name that tells a user's data set from others: its folder's or file's.
+
+    That of a snapshot in the Hugging Face cache, .../datasets--ORG--NAME/snapshots/HASH, is NAME.
+    """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - a link keeps its name
+    if path.parent.name == "snapshots":
+        return path.parents[1].name.rpartition("--")[2]
     return path.stem if path.is_file() else path.name
 
 
