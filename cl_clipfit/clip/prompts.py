@@ -77,12 +77,18 @@ def tokenize(tokenizer: Tokenizer, names: Sequence[str], templates: TemplatesLik
 def same_prompts(
     tokenizer: Tokenizer, names: Sequence[str], templates: TemplatesLike
 ) -> list[list[int]]:
-    """Return groups of labels whose prompts are the same token ids in all templates."""
+    """Return groups of labels whose prompts are the same token ids in all templates.
+
+    Raises:
+        UserError: they are the same because the tokenizer would truncate them.
+    """
     per_name = templates_of(templates, len(names))
     # Few share the prompt of their first template; the others need not be tokenised.
     first = tokenize(tokenizer, names, [group[:1] for group in per_name])
     groups = equal_rows(torch.cat(first))
     labels = [label for group in groups for label in group]
+    for label in labels:
+        _check_length(tokenizer, names[label], per_name[label])
     rows = tokenize(tokenizer, [names[i] for i in labels], [per_name[i] for i in labels])
     of_ids: dict[bytes, list[int]] = {}
     for label, ids in zip(labels, rows, strict=True):

@@ -404,4 +404,8 @@ def test_a_folder_above_the_data_is_not_taken_for_one_class(
     write_folder(tmp_path / "all" / "data")
     line = refuse(capsys, tmp_path / "runs", "--scenario", "folder", "--data-dir",
                   str(tmp_path / "all"), "--model", "mini")  # fmt: skip
+    assert f"is one level above a data set, which is {tmp_path}/all/data" in line
+    (tmp_path / "all" / "data" / "test").rename(tmp_path / "other")
+    line = refuse(capsys, tmp_path / "runs", "--scenario", "folder", "--data-dir",
+                  str(tmp_path / "all"), "--model", "mini")  # fmt: skip
     assert "holds one class, 'data': name the folder that holds the folders of all" in line

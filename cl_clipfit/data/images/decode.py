@@ -44,7 +44,8 @@ def _no_file(path: Path) -> str:
     """Return why a path is no regular file. May raise an `OSError`, as for a locked folder."""
     if path.is_dir():
         next(path.iterdir(), None)
-    elif path.is_symlink() and not path.exists():
+        return "a folder, not a file"
+    if path.is_symlink() and not path.exists():
         return "a link whose target is missing"
     return "not a regular file" if path.exists() else "there is no such file"
 
