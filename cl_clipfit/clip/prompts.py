@@ -107,6 +107,26 @@ def equal_rows(matrix: Tensor) -> list[list[int]]:
     return [(group_of == g).nonzero().flatten().tolist() for g in (sizes > 1).nonzero().flatten()]
 
 
+def name_same(groups: Sequence[Sequence[int]], names: Sequence[str], what: str) -> str:
+    """Return a warning that names classes with the same prompts or text features.
+
+    Args:
+        groups: labels of classes that are the same.
+        names: of all classes.
+        what: the same in each group.
+    """
+    shown = [
+        f"{' = '.join(repr(names[label]) for label in group[:5])}"
+        f" (labels {', '.join(map(str, group[:5]))}{', ...' if len(group) > 5 else ''})"
+        for group in groups[:5]
+    ]
+    more = f"; and {len(groups) - 5} more" if len(groups) > 5 else ""
+    return (
+        f"classes with the same {what} are never told apart by them: {'; '.join(shown)}{more}:"
+        " rename them, with --class-names for example, or make them one class"
+    )
+
+
 def ensemble(features: Tensor, counts: Sequence[int]) -> Tensor:
     """Return one row per name: the mean of the unit vectors of its prompts.
 

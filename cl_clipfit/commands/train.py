@@ -137,14 +137,7 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
             check_strategy(plan, stream.compute, prepared.model, scenario)
     encoder = FrozenImages(prepared.model, stream.compute.device, progress)
     results = []
-    labels: dict[str, str] = {}
-    for plan in plans:
-        folder = prepared.folder(plan)
-        label = labels.setdefault(folder.digest, plan.label)
-        if label != plan.label:
-            if plan.seed == plans[0].seed:  # once for all seeds
-                progress.note(f"{plan.label} is the same run as {label}: shown once, as {label}")
-            continue
+    for plan, folder in _distinct(prepared, progress):
         if config.resume is not None:
             settings = config_of(stream, plan, prepared.command)
             folder = resumed_folder(folder, config.resume, settings, config.force_resume)
@@ -164,6 +157,17 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
         data = content["data"] | {k: v for k, v in prepared.source.origin.items() if k == "name"}
         results.append(Result(folder.path, {**content, "label": plan.label, "data": data}))
     return results
+
+
+def _distinct(prepared: Prepared, progress: Progress) -> list[tuple[RunPlan, RunFolder]]:
+    """Return the runs of a command and their folders; a run that has two labels comes once."""
+    runs: dict[str, tuple[RunPlan, RunFolder]] = {}
+    for plan in prepared.plans:
+        folder = prepared.folder(plan)
+        label = runs.setdefault(folder.digest, (plan, folder))[0].label
+        if label != plan.label and plan.seed == prepared.plans[0].seed:  # once for all seeds
+            progress.note(f"{plan.label} is the same run as {label}: shown once, as {label}")
+    return list(runs.values())
 
 
 def _run_one(

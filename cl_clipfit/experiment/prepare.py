@@ -19,7 +19,7 @@ from cl_clipfit.clip import (
 )
 from cl_clipfit.clip.feature_classifier import FEATURES, FeatureClassifier, hash_features
 from cl_clipfit.clip.precision import announce_precision, resolve_precision, tower_width
-from cl_clipfit.clip.prompts import equal_rows, same_prompts
+from cl_clipfit.clip.prompts import equal_rows, name_same, same_prompts
 from cl_clipfit.config.command import DataSettings, RunConfig
 from cl_clipfit.config.options import explain, make_options
 from cl_clipfit.config.parsing import Command, parse_command
@@ -311,18 +311,7 @@ def _same_prompts(source: Source, stream: StreamPlan, model: CLIPClassifier) -> 
     else:
         templates = stream.settings.template or source.templates
         groups, what = same_prompts(model.tokenizer, names, templates), "prompts"
-    if not groups:
-        return []
-    shown = [
-        f"{' = '.join(repr(names[label]) for label in group[:5])}"
-        f" (labels {', '.join(map(str, group[:5]))}{', ...' if len(group) > 5 else ''})"
-        for group in groups[:5]
-    ]
-    more = f"; and {len(groups) - 5} more" if len(groups) > 5 else ""
-    return [
-        f"classes with the same {what} are never told apart by them: {'; '.join(shown)}{more}:"
-        " rename them, with --class-names for example, or make them one class"
-    ]
+    return [name_same(groups, names, what)] if groups else []
 
 
 def _read_test(probe: Source, model: CLIPClassifier, loader: ImageLoader) -> Source:
