@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.errors import UserError, is_file, listed, nearest
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini"
@@ -57,18 +57,14 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
     import open_clip
 
     if architecture not in open_clip.list_models():
-        suggestion = nearest(architecture, open_clip.list_models())
-        raise UserError(
-            f"unknown model architecture '{architecture}'. {suggestion}"
-            " All are listed by: python run.py list models"
-        )
+        raise UserError(_unknown_message(architecture, pretrained))
     if architecture == MINI and not pretrained:
         return Weights("", str(MINI_FOLDER / "weights.safetensors"))
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if not pretrained:
         raise UserError(
             f"model '{architecture}' needs weights: {architecture}:TAG, {architecture}:FILE or"
-            f" {architecture}:random. Tags: {', '.join(tags) or 'none'}."
+            f" {architecture}:random. Tags: {listed(tags) or 'none'}."
         )
     if pretrained == "random":
         return Weights("random")
@@ -85,6 +81,20 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
             f" {nearest(pretrained, tags)}"
         )
     return Weights("", pretrained)
+
+
+def _unknown_message(architecture: str, pretrained: str) -> str:
+    import open_clip
+
+    if not pretrained and is_file(architecture):
+        return f"--model {architecture} is a file: give its architecture too, ARCH:{architecture}"
+    if not pretrained and is_file(architecture, or_folder=True):
+        return f"--model {architecture} is a folder: --model local-dir:{architecture}"
+    return (
+        f"unknown model architecture '{architecture[:100]}'."
+        f" {nearest(architecture, open_clip.list_models())}"
+        " All are listed by: python run.py list models"
+    )
 
 
 def preprocessing_of(architecture: str, weights: Weights) -> dict[str, Any]:
@@ -109,7 +119,7 @@ def preprocessing_of(architecture: str, weights: Weights) -> dict[str, Any]:
     if len(variants) > 1:
         raise UserError(
             f"weights of {architecture} were trained with different preprocessing: specify a tag,"
-            f" --model {architecture}:TAG:{weights.file}. Tags: {', '.join(tags)}."
+            f" --model {architecture}:TAG:{weights.file}. Tags: {listed(tags)}."
         )
     return next(iter(variants.values()), {})
 
