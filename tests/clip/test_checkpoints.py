@@ -1,7 +1,9 @@
 """Files of weights as people save them: wrapped, prefixed, under any name, of another size."""
 
 import argparse
+import json
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -203,3 +205,54 @@ def test_weights_in_half_precision_of_another_size_are_refused_in_one_line(
         create_classifier(f"ViT-S-16:{file}")
     assert str(caught.value).endswith("another width: the weights are of another architecture")
     create_classifier(f"ViT-S-32-alt:{file}")
+
+
+def damaged(value: float, *names: str) -> Callable[[State], State]:
+    """Return a change of weights: the last value of the named tensors, or of all."""
+
+    def change(state: State) -> State:
+        changed = {name: tensor.clone() for name, tensor in state.items()}
+        for name in names or changed:
+            changed[name].view(-1)[-1] = value
+        return changed
+
+    return change
+
+
+def half(scale: float) -> Callable[[State], State]:
+    """Return a conversion to fp16 after which one tensor is too large for it."""
+    name = "visual.conv1.weight"
+    return lambda s: {n: (v * scale if n == name else v).half() for n, v in s.items()}
+
+
+NOT_FINITE: dict[str, tuple[Callable[[State], State], str]] = {
+    "NaN in the image tower": (damaged(float("nan"), "visual.proj"), "visual.proj"),
+    "infinite": (damaged(float("inf"), "visual.proj"), "visual.proj"),
+    "minus infinite": (damaged(-float("inf"), "ln_final.bias"), "ln_final.bias"),
+    "NaN in the text tower": (damaged(float("nan"), "text_projection"), "text_projection"),
+    "in two": (damaged(float("nan"), "token_embedding.weight", "ln_final.weight"), "token_embed"),
+    "in all": (damaged(float("nan")), "positional_embedding"),
+    "overflow of fp16": (half(1e9), "visual.conv1.weight"),
+    "overflow of fp32": (
+        lambda s: {**s, "visual.proj": s["visual.proj"].double() * 1e300},
+        "visual.proj",
+    ),
+    "a scale that is not a logarithm": (damaged(100.0, "logit_scale"), "exp(logit_scale)"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_FINITE)
+def test_weights_that_are_not_finite_are_refused_when_they_are_loaded(
+    what: str, state: State, tmp_path: Path
+) -> None:
+    change, name = NOT_FINITE[what]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"model_cfg": json.loads((MINI_FOLDER / "mini.json").read_text())}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(change(state), tmp_path / "w.pt")
+    safetensors.torch.save_file(change(state), folder / "open_clip_model.safetensors")
+    for model in (f"mini:{tmp_path / 'w.pt'}", f"local-dir:{folder}"):
+        with pytest.raises(UserError, match=f"'{re.escape(name)}.* has NaN or infinite") as caught:
+            create_classifier(model)
+        assert model.partition(":")[2] in str(caught.value)
