@@ -153,10 +153,12 @@ def verify(
 
 
 def _quiet_libraries() -> None:
-    """Silence warnings of dependencies that users cannot act on."""
+    """Silence warnings of dependencies that users cannot act on, and those shown elsewhere."""
     logging.basicConfig(level=logging.ERROR)
     warnings.filterwarnings("ignore", message="no QP solver found")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # A model's warnings are those of its runs.
+    warnings.filterwarnings("ignore", module=r"cl_clipfit\.clip\.loading")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import open_clip.factory
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_clipfit.clip.loading.untrusted_weights import (
     check_checkpoint,
@@ -130,6 +130,18 @@ def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if starts or not start or start in _TOWERS:
             return weights
         weights = {name[len(start) + 1 :]: value for name, value in weights.items()}
+
+
+def interpolated(clip: nn.Module, weights: Mapping[str, Tensor], source: str) -> list[str]:
+    """Return a warning for every embedding of positions that open_clip resized to the model's."""
+    return [
+        f"{source}: {name} was resized from {list(given.shape)} to {list(value.shape)}: the weights"
+        " are of another image size or length of text, and features differ from theirs"
+        for name, value in clip.state_dict().items()
+        if (given := weights.get(name, weights.get(name.removeprefix("text.")))) is not None
+        and "pos" in name
+        and given.shape != value.shape
+    ]
 
 
 def explain_mismatch(error: Exception) -> str:

@@ -7,6 +7,7 @@ import os
 import socket
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,12 +17,17 @@ import torch
 from torch import nn
 
 from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity, Precision
-from cl_clipfit.clip.loading.checkpoint import explain_mismatch, reading_checkpoints
+from cl_clipfit.clip.loading.checkpoint import (
+    explain_mismatch,
+    interpolated,
+    reading_checkpoints,
+)
 from cl_clipfit.clip.loading.names import (
     MINI,
     MINI_FOLDER,
     SCHEMAS,
     Weights,
+    activation_doubt,
     parse_model,
     preprocessing_of,
     resolve_weights,
@@ -53,12 +59,16 @@ def create_classifier(
     weights = check_model(name)
     local = architecture.startswith("local-dir:")
     label = Path(architecture).name if local else architecture  # the path of a folder is private
-    clip = _load(architecture, weights)
+    clip, doubts = _load(architecture, weights)
     _check_finite(clip, weights.file or name)
     tokenizer = _tokenizer(architecture)
     bundled = architecture == MINI and not pretrained
     identity = ModelIdentity(label, "bundled" if bundled else weights.label, hash_weights(clip))
-    return CLIPClassifier(clip, tokenizer, identity, precision).to(device)
+    model = CLIPClassifier(clip, tokenizer, identity, precision)
+    model.warnings = tuple(doubts)
+    for text in doubts:
+        warnings.warn(text, stacklevel=1)  # the command line silences it by the place, here
+    return model.to(device)
 
 
 def check_model(name: str) -> Weights:
@@ -105,7 +115,8 @@ def _patient_hub() -> Iterator[None]:
         logging.disable(silenced)
 
 
-def _load(architecture: str, weights: Weights) -> nn.Module:
+def _load(architecture: str, weights: Weights) -> tuple[nn.Module, list[str]]:
+    """Return the model, and warnings about what its features depend on."""
     import open_clip
 
     options: dict[str, Any] = {"pretrained": weights.tag or None}
@@ -117,14 +128,18 @@ def _load(architecture: str, weights: Weights) -> nn.Module:
         file = str(Path(weights.file).absolute())  # open_clip prefers a tag of the same name
         options = {"pretrained": file, "force_preprocess_cfg": preprocessing}
     try:
-        with torch.random.fork_rng(devices=[]), _patient_hub(), _reader(weights):
+        with torch.random.fork_rng(devices=[]), _patient_hub(), _reader(weights) as read:
             torch.manual_seed(RANDOM_SEED)
             _check_untrusted(architecture)
-            return open_clip.create_model(architecture, **options)
+            clip = open_clip.create_model(architecture, **options)
     except UserError:
         raise
     except Exception as error:
         raise UserError(_load_message(architecture, weights, error)) from error
+    doubts = interpolated(clip, read or {}, weights.label)
+    if weights.file and (doubt := activation_doubt(architecture, weights)):
+        doubts.append(doubt)
+    return clip, doubts
 
 
 def _check_finite(clip: nn.Module, source: str) -> None:

@@ -124,22 +124,71 @@ def preprocessing_of(architecture: str, weights: Weights) -> dict[str, Any]:
     return next(iter(variants.values()), {})
 
 
-def _check_activation(architecture: str, tag: str) -> None:
-    """Refuse a GELU other than the one that the weights were trained with.
+def activation_doubt(architecture: str, weights: Weights) -> str:
+    """Return a warning about a file that may need the other activation; "" if there is no doubt.
 
-    open_clip compares the same two settings, but only warns. It also warns about tags without the
-    setting (roberta-ViT-B-32), whose weights were trained with that of the architecture.
+    Nothing in a file tells the activation that its weights were trained with. There is a doubt if
+    open_clip knows the architecture, or tags of its weights, with both.
     """
     import open_clip
 
-    trained = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
-    built = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
-    if trained is None or trained == built:
-        return
-    bare = architecture.removesuffix("-quickgelu")
-    right = f"{bare}-quickgelu" if trained else bare
-    hint = f" Use --model {right}:{tag}" if right in open_clip.list_models() else ""
-    raise UserError(
-        f"weights '{tag}' were trained with {'QuickGELU' if trained else 'plain GELU'}, which"
-        f" {architecture} does not use (QuickGELU mismatch): every feature would be wrong.{hint}"
+    twin = _twin(architecture)
+    if weights.tag or not twin:
+        return ""
+    built = _uses_quick_gelu(architecture)
+    others = [
+        tag
+        for tag in open_clip.list_pretrained_tags_by_model(twin)
+        if _trained_with_quick_gelu(twin, tag) != built
+    ]
+    file, like = weights.label, f" (such as {listed(others[:3])})" if others else ""
+    return (
+        f"{architecture}:{file}: {_gelu(built)} is assumed, which a file does not tell. Weights"
+        f" trained with {_gelu(not built)}{like} need {twin}:{file}, or every feature is wrong"
     )
+
+
+def _check_activation(architecture: str, tag: str) -> None:
+    """Refuse a GELU other than the one that the weights were trained with.
+
+    open_clip compares the same two settings, but only warns.
+    """
+    trained = _trained_with_quick_gelu(architecture, tag)
+    if trained == _uses_quick_gelu(architecture):
+        return
+    twin = _twin(architecture)
+    hint = f" Use --model {twin}:{tag}" if twin else ""
+    raise UserError(
+        f"weights '{tag}' were trained with {_gelu(trained)}, which {architecture} does not use"
+        f" (QuickGELU mismatch): every feature would be wrong.{hint}"
+    )
+
+
+def _gelu(quick: bool) -> str:
+    return "QuickGELU" if quick else "plain GELU"
+
+
+def _uses_quick_gelu(architecture: str) -> bool:
+    import open_clip
+
+    return bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
+
+
+def _trained_with_quick_gelu(architecture: str, tag: str) -> bool:
+    """Return the activation of a tag; of one that does not tell (roberta-ViT-B-32), the built."""
+    import open_clip
+
+    trained = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
+    return _uses_quick_gelu(architecture) if trained is None else bool(trained)
+
+
+def _twin(architecture: str) -> str:
+    """Return the architecture of open_clip that differs in its activation alone, or ""."""
+    import open_clip
+
+    def config(name: str, other: bool = False) -> dict[str, Any]:
+        quick = _uses_quick_gelu(name) != other
+        return {**(open_clip.get_model_config(name) or {}), "quick_gelu": quick}
+
+    wanted = config(architecture, other=True)
+    return next((name for name in open_clip.list_models() if config(name) == wanted), "")
