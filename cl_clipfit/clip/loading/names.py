@@ -1,4 +1,4 @@
-"""Parse and check model names: `ARCH`, `ARCH:TAG`, `ARCH:FILE`, `ARCH:TAG:FILE`."""
+"""Parse and check model names: `ARCH`, `ARCH:TAG`, `ARCH:FILE`, `ARCH:TAG:FILE`, ..."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from cl_clipfit.errors import UserError, is_file, listed, nearest
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini"
 DEFAULT_MODEL = "ViT-B-16-quickgelu:openai"
-SCHEMAS = ("hf-hub:", "local-dir:")
+HUB, LOCAL = "hf-hub:", "local-dir:"
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
@@ -23,11 +23,18 @@ def parse_model(name: str) -> tuple[str, str]:
         ('mini', '')
         >>> parse_model("hf-hub:timm/ViT-B-16-SigLIP")
         ('hf-hub:timm/ViT-B-16-SigLIP', '')
+        >>> parse_model("my/model.json:weights.pt")
+        ('my/model.json', 'weights.pt')
     """
-    if name.startswith(SCHEMAS):
+    if name.startswith((HUB, LOCAL)):
         return name, ""
     architecture, _, pretrained = name.partition(":")
     return architecture, pretrained
+
+
+def is_own(architecture: str) -> bool:
+    """Return whether a name stands for a configuration that comes with its weights."""
+    return architecture.startswith((HUB, LOCAL)) or architecture.lower().endswith(".json")
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Weights:
     @property
     def label(self) -> str:
         """Name to display: without folders, which are private; a hash distinguishes files."""
-        return Path(self.file).name if self.file else self.tag or "hub"
+        return Path(self.file).name if self.file else self.tag
 
 
 def resolve_weights(architecture: str, pretrained: str) -> Weights:

@@ -11,11 +11,9 @@ from typing import IO, Any, Literal, NamedTuple
 
 import safetensors
 
-from cl_clipfit.clip.loading.untrusted_config import check_config
 from cl_clipfit.clip.loading.weights_pickle import WEIGHTS_ALONE, PickleReader
 from cl_clipfit.errors import UserError
 
-SUFFIXES = (".safetensors", ".bin", ".pth")  # that open_clip looks for in a folder
 LARGEST_PICKLE = 64 << 20  # bytes; the weights are stored outside of it
 MOST_PACKED = 4  # times its size that a file may unpack to; weights hardly shrink
 
@@ -134,21 +132,3 @@ def _check_old_pickle(file: IO[bytes], size: int) -> None:
         raise ValueError("nothing that torch.save writes")
     if sum(storages.values()) > size:
         raise ValueError(f"it says that it holds {sum(storages.values()):,} bytes, of {size:,}")
-
-
-def check_folder(folder: Path) -> None:
-    """Check the configuration and all weights of a model's folder, for `local-dir:FOLDER`.
-
-    Raises:
-        UserError: there are no weights, one of them is refused, or the configuration asks for a
-            model far larger than they are.
-    """
-    files = sorted(f for f in folder.glob("*") if f.suffix in SUFFIXES and f.is_file())
-    config = folder / "open_clip_config.json"
-    if not folder.is_dir() or not config.is_file():
-        return  # open_clip says so
-    if not files:
-        raise UserError(f"{folder} holds no weights: expected {', '.join(SUFFIXES)}")
-    for file in files:
-        check_checkpoint(file)
-    check_config(config, max(file.stat().st_size for file in files))
