@@ -29,7 +29,13 @@ from cl_clipfit.clip.loading.names import (
     preprocessing_of,
     resolve_weights,
 )
-from cl_clipfit.clip.loading.own_models import OwnModel, find_own_model, register
+from cl_clipfit.clip.loading.own_models import (
+    OWN,
+    OwnModel,
+    building,
+    find_own_model,
+    read_own_model,
+)
 from cl_clipfit.clip.loading.untrusted_weights import check_checkpoint
 from cl_clipfit.clip.preprocess import Preprocess
 from cl_clipfit.errors import UserError
@@ -48,6 +54,7 @@ class _Source:
         pretrained: name of the weights to display.
         preprocessing: of training; None to take that of the tag.
         doubts: warnings.
+        config: of an architecture of one's own.
     """
 
     label: str
@@ -56,6 +63,7 @@ class _Source:
     pretrained: str
     preprocessing: dict[str, Any] | None = None
     doubts: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None
 
 
 def create_classifier(
@@ -121,14 +129,14 @@ def _resolve_own(name: str, pretrained: str) -> _Source:
     else:
         own = find_own_model(name, pretrained)
     check_checkpoint(own.weights)
-    architecture, preprocessing = register(own)
+    config, preprocessing = read_own_model(own)
     weights = Weights("", str(own.weights))
     shown = "hub" if name.startswith(HUB) else weights.label
     doubts = () if preprocessing else (
         f"{own.label}: {own.config.name} has no preprocess_cfg: images are preprocessed as for"
         " OpenAI's CLIP",
     )  # fmt: skip
-    return _Source(own.label, architecture, weights, shown, preprocessing, doubts)
+    return _Source(own.label, OWN, weights, shown, preprocessing, doubts, config)
 
 
 def _load(source: _Source) -> tuple[nn.Module, list[str]]:
@@ -145,7 +153,8 @@ def _load(source: _Source) -> tuple[nn.Module, list[str]]:
     try:
         with torch.random.fork_rng(devices=[]), patient_hub(), _reader(weights) as read:
             torch.manual_seed(RANDOM_SEED)
-            clip = open_clip.create_model(source.architecture, **options)
+            with building(source.config):
+                clip = open_clip.create_model(source.architecture, **options)
         Preprocess.of(clip)  # a configuration of one's own may hold any image size
         return clip, interpolated(clip, read or {}, weights.label)
     except UserError:
@@ -199,7 +208,7 @@ def _tokenizer(source: _Source) -> Any:
     import open_clip
 
     try:
-        with patient_hub():
+        with patient_hub(), building(source.config):
             return open_clip.get_tokenizer(source.architecture)
     except ImportError as error:
         raise UserError(

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cl_clipfit.config.model_names import explain_unknown
 from cl_clipfit.errors import UserError, is_file, listed, nearest
 
 MINI = "mini"
@@ -64,7 +65,7 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
     import open_clip
 
     if architecture not in open_clip.list_models():
-        raise UserError(_unknown_message(architecture, pretrained))
+        raise UserError(explain_unknown(architecture, pretrained, open_clip.list_models()))
     if architecture == MINI and not pretrained:
         return Weights("", str(MINI_FOLDER / "weights.safetensors"))
     tags = open_clip.list_pretrained_tags_by_model(architecture)
@@ -88,20 +89,6 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
             f" {nearest(pretrained, tags)}"
         )
     return Weights("", pretrained)
-
-
-def _unknown_message(architecture: str, pretrained: str) -> str:
-    import open_clip
-
-    if not pretrained and is_file(architecture):
-        return f"--model {architecture} is a file: give its architecture too, ARCH:{architecture}"
-    if not pretrained and is_file(architecture, or_folder=True):
-        return f"--model {architecture} is a folder: --model local-dir:{architecture}"
-    return (
-        f"unknown model architecture '{architecture[:100]}'."
-        f" {nearest(architecture, open_clip.list_models())}"
-        " All are listed by: python run.py list models"
-    )
 
 
 def preprocessing_of(architecture: str, weights: Weights) -> dict[str, Any]:

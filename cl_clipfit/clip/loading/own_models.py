@@ -1,13 +1,14 @@
 """Models that open_clip does not list: a folder, or a configuration and a file of weights."""
 
-import hashlib
+import contextlib
+import copy
 import json
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import open_clip
+import open_clip.factory
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from cl_clipfit.clip.loading.names import LOCAL
@@ -15,6 +16,7 @@ from cl_clipfit.clip.loading.untrusted_config import check_config
 from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError, is_file, listed
 
+OWN = "own-model"  # the name of one such architecture while open_clip builds it
 CONFIG = "open_clip_config.json"
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")  # of hubs
@@ -112,11 +114,8 @@ def read_preprocessing(config: dict[str, Any], file: Path) -> dict[str, Any]:
     return settings.model_dump(exclude_none=True)
 
 
-def register(model: OwnModel) -> tuple[str, dict[str, Any]]:
-    """Check a configuration, and make its architecture known to open_clip in this process.
-
-    Returns:
-        the name that open_clip builds it by, and its preprocessing.
+def read_own_model(model: OwnModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the architecture of a model, and its preprocessing.
 
     Raises:
         UserError: the configuration is refused; see `check_config`.
@@ -125,10 +124,21 @@ def register(model: OwnModel) -> tuple[str, dict[str, Any]]:
     architecture = config["model_cfg"]
     if model.tokenizer and architecture["text_cfg"].get("hf_tokenizer_name"):
         architecture["text_cfg"]["hf_tokenizer_name"] = str(model.tokenizer.absolute())
-    text = json.dumps(architecture)
-    name = f"own-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{name}.json"
-        file.write_text(text)
-        open_clip.add_model_config(file)
-    return name, read_preprocessing(config, model.config)
+    return architecture, read_preprocessing(config, model.config)
+
+
+@contextlib.contextmanager
+def building(architecture: dict[str, Any] | None) -> Iterator[None]:
+    """Let open_clip build an architecture as `OWN` in a `with` block; it keeps what it is told."""
+
+    def get_model_config(name: str) -> dict[str, Any] | None:
+        return copy.deepcopy(architecture) if name == OWN else original(name)
+
+    original, open_clip.factory.get_model_config = (
+        open_clip.factory.get_model_config,
+        get_model_config,
+    )
+    try:
+        yield
+    finally:
+        open_clip.factory.get_model_config = original
