@@ -17,6 +17,10 @@ from cl_clipfit.report.display import literal
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
 _STRATEGY_FACTS = ("PAPER", "NEEDS")
+_MODEL_NAMES = (
+    "--model ARCH:TAG; from a file ARCH:TAG:FILE or ARCH:FILE; untrained ARCH:random;"
+    " an architecture of one's own CONFIG.json:FILE, local-dir:FOLDER or hf-hub:ORG/REPO"
+)
 _BOUNDLESS = 2**31  # limits from here on are technical and are not shown
 
 
@@ -55,6 +59,7 @@ def list_models(pattern: str, console: Console) -> None:
     for name, names in shown.items():
         table.add_row(literal(name), literal(", ".join(names) or "ARCH:FILE only"))
     console.print(table)
+    console.print(literal(_MODEL_NAMES))
 
 
 def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:
