@@ -170,8 +170,8 @@ def _check_finite(clip: nn.Module, source: str) -> None:
         # The extremes of values with NaN are NaN, and are found 15 times as fast as `isfinite`.
         if value.numel() and not torch.stack(value.aminmax()).isfinite().all():
             raise UserError(
-                f"{source}: '{name}' has NaN or infinite values, so that no feature would be a"
-                " number: take weights from before training diverged, or not converted to fp16"
+                f"{source}: '{name}' has NaN or infinite values: use a checkpoint from before"
+                " training diverged, or one that was not converted to fp16"
             )
 
 
