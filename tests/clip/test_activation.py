@@ -53,6 +53,7 @@ def pair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name, more in (("pair", {}), ("pair-quickgelu", {"quick_gelu": True})):
         (tmp_path / f"{name}.json").write_text(json.dumps({**config, **more}))
         open_clip.add_model_config(tmp_path / f"{name}.json")
+    monkeypatch.setattr("cl_clipfit.experiment.names.architectures", open_clip.list_models)
     torch.save(open_clip.create_model("pair").state_dict(), tmp_path / "w.pt")
     return tmp_path / "w.pt"
 
