@@ -1,6 +1,7 @@
 """Names of models, as far as they can be told without PyTorch."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from cl_clipfit.errors import is_file, nearest
 
@@ -15,3 +16,14 @@ def explain_unknown(architecture: str, pretrained: str, known: Iterable[str]) ->
         f"unknown model architecture '{architecture[:100]}'. {nearest(architecture, known)}"
         " All are listed by: python run.py list models"
     )
+
+
+def with_absolute_paths(model: str) -> str:
+    """Return a model's name with absolute paths, so that it means the same in another folder.
+
+    A name without a folder or an ending is an architecture or a tag, as for open_clip.
+    """
+    parts = model.split(":")
+    paths = (("/" in part or "." in part) and is_file(part, or_folder=True) for part in parts)
+    resolved = zip(parts, paths, strict=True)
+    return ":".join(str(Path(part).resolve()) if is_path else part for part, is_path in resolved)

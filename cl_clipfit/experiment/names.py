@@ -27,7 +27,8 @@ def check_names(config: RunConfig) -> None:
     for spec in command.strategies:
         registry.get("strategies", spec.name)
     _check_keys(command, registry)
-    _check_architecture(config.model)
+    if not config.plugin:  # which may register architectures
+        _check_architecture(config.model)
     check_files(config)
     if isinstance(config.tasks, Path):
         check_tasks_file(config.tasks)
