@@ -97,10 +97,15 @@ class MergeTune(ContinuedStrategy):
         self._stage_pulls: tuple[Stage, list[tuple[float, Pull]]] | None = None
 
     def select(self) -> None:
-        """Refuse a host without text features if the terms compare text features."""
+        """Refuse a host without the text features, or a first task without the Fisher, it needs."""
         super().select()
         if self.merge.space == "text-features" and not self.compares_text:
             raise ValueError("space=text-features needs a host that compares images with text")
+        if self.merge.metric == "fisher" and self.tasks_seen == 0 and len(self.label_space()) == 1:
+            raise ValueError(
+                "metric=fisher: the first task ranks one class, so that its Fisher is 0: give it"
+                " more classes, or use metric=l2"
+            )
 
     def start(self, stage: Stage) -> Values:
         """Return (1 - tau) s + tau w2."""

@@ -85,13 +85,15 @@ def check_strategy(
     Raises:
         UserError: the strategy cannot be built, or it selects no parameters.
     """
-    first = scenario.task_classes[0]
-    names = scenario.class_names[: len(first)]
-    select_first(plan, build_strategy(plan, compute, model, names, scenario.templates), first)
+    names = scenario.class_names[: len(scenario.task_classes[0])]
+    strategy = build_strategy(plan, compute, model, names, scenario.templates)
+    select_first(plan, strategy, scenario.brought[0])
 
 
 def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) -> None:
     """Select the trainable parameters of the first task, and seed what is drawn afterwards.
+
+    A first task that would teach nothing is warned of here, before anything trains.
 
     Args:
         plan: the run.
@@ -105,6 +107,7 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
         strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
         try:
             strategy.select()
+            strategy.warn_of_one_class()
             if plan.host:
                 strategy.zero_shot_point()
         except Exception as error:

@@ -5,7 +5,7 @@
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
-from cl_clipfit.config.options import Recipe
+from cl_clipfit.config.options import Recipe, ScopeOptions
 from cl_clipfit.errors import StrategyWarning, UserError
 from cl_clipfit.runtime import signals
 from cl_clipfit.runtime.determinism import Seeds
@@ -97,6 +97,7 @@ class TrainingLoop(SupervisedTemplate):
 
     # Methods of `CLIPStrategy` that the loop calls.
     select: Callable[[], None]
+    label_space: Callable[[], Sequence[int]]
     parameter_groups: Callable[[], list[dict[str, Any]]]
     training_logits: Callable[[Tensor], Tensor]
     compute_loss: Callable[[Tensor, Tensor], Tensor]
@@ -300,8 +301,18 @@ class TrainingLoop(SupervisedTemplate):
         self.model.to(self.device)
         if self.learning == "gradient":
             self.select()
+            self.warn_of_one_class()
             self.before_task()
             self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
+
+    def warn_of_one_class(self) -> None:
+        """Warn if the loss of the current task ranks one class, and thus teaches nothing."""
+        if len(self.label_space()) == 1:
+            more = isinstance(self.options, ScopeOptions) and self.options.ce_scope == "task"
+            self.warn(
+                "the cross-entropy of a task that ranks one class is 0, and nothing is learned from"
+                f" it: give tasks more classes{', or set ce_scope=seen' if more else ''}"
+            )
 
     def _check_labels(self) -> None:
         """Refuse labels without a name, and warn of a benchmark that changes what they mean."""
