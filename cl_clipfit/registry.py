@@ -49,6 +49,7 @@ class Entry:
         file: the file with its code.
         summary: first line of its docstring.
         about: its upper-case literals.
+        keys: names of the options that its file declares.
         module: importable module name; "" for a `--plugin` file.
         error: why it cannot be read; "" if it can.
         sha256: hash of the file as it was read, since an edited method is a different method.
@@ -59,6 +60,7 @@ class Entry:
     file: Path
     summary: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
     module: str = ""
     error: str = ""
     sha256: str = ""
@@ -167,7 +169,11 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         code = file.read_bytes()
         entry.sha256 = hashlib.sha256(code).hexdigest()
         tree = ast.parse(code)
-        bases = [ast.unparse(b) for n in tree.body if isinstance(n, ast.ClassDef) for b in n.bases]
+        bases = {
+            node: [ast.unparse(base) for base in node.bases]
+            for node in tree.body
+            if isinstance(node, ast.ClassDef)
+        }
     except (OSError, *_UNREADABLE) as error:
         where = (
             f"line {error.lineno}: {error.msg}"
@@ -178,6 +184,14 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         return entry
     entry.summary = (ast.get_docstring(tree) or "").split("\n")[0]
     entry.about = _literals(tree)
+    entry.keys = tuple(
+        field.target.id
+        for node, names in bases.items()
+        for field in node.body
+        if any("Options" in name for name in names)
+        and isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+    )
     entry.name = str(entry.about.pop("NAME", entry.name))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry.name):  # used in names of folders
         entry.error = (
@@ -185,7 +199,8 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         )
         entry.name = file.stem.replace("_", "-")
     loads = any(isinstance(n, ast.FunctionDef) and n.name == "load" for n in tree.body)
-    if kind is None and loads and not any("Strategy" in base for base in bases):
+    derived = any("Strategy" in name for names in bases.values() for name in names)
+    if kind is None and loads and not derived:
         entry.kind = "scenarios"
     return entry
 

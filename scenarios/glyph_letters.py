@@ -28,9 +28,6 @@ def load(options: Options, request: DataRequest) -> Source:
         labels = torch.arange(len(names)) % len(glyphs.LETTER_NAMES)
         return ImageSet(glyphs.sample_glyphs(names, generator, fonts), labels)
 
-    return Source(
-        class_names=glyphs.LETTER_NAMES,
-        templates=("a photo of the letter {}.",),
-        train=draw_set(glyphs.TRAIN_FONTS, DATA_SEED),
-        test=draw_set(glyphs.HELD_OUT_FONTS, DATA_SEED + 1),
-    )
+    test = draw_set(glyphs.HELD_OUT_FONTS, DATA_SEED + 1)
+    train = test.none() if request.test_only else draw_set(glyphs.TRAIN_FONTS, DATA_SEED)
+    return Source(glyphs.LETTER_NAMES, ("a photo of the letter {}.",), train, test)

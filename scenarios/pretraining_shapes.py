@@ -27,9 +27,6 @@ def load(options: Options, request: DataRequest) -> Source:
         labels = list(range(len(shapes.CLASS_NAMES))) * IMAGES_PER_CLASS
         return ImageSet(shapes.sample_classes(labels, generator), torch.tensor(labels))
 
-    return Source(
-        class_names=shapes.CLASS_NAMES,
-        templates=("a photo of a {}.",),
-        train=draw_set(DATA_SEED),
-        test=draw_set(DATA_SEED + 1),
-    )
+    test = draw_set(DATA_SEED + 1)
+    train = test.none() if request.test_only else draw_set(DATA_SEED)
+    return Source(shapes.CLASS_NAMES, ("a photo of a {}.",), train, test)

@@ -16,7 +16,7 @@ def test_make_clean_removes_what_was_built_and_keeps_the_results(tmp_path: Path)
     for file in (result, built):
         file.parent.mkdir(parents=True)
         file.touch()
-    # Under `make test VENV=...` this make would inherit VENV and delete the environment of the tests.
+    # `make test VENV=...` hands VENV down, and this make would delete the tests' environment.
     command = ["make", "-C", str(tmp_path), "VENV=.venv", "clean"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     subprocess.run(command, check=True, capture_output=True, env=env)

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import Compose
-from torchvision.transforms.functional import pil_to_tensor
 
 from cl_clipfit.runtime.lean_imports import lean_imports
 
-with lean_imports():  # before all else that imports open_clip
+with lean_imports():  # before all else that imports torchvision or open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose
+    from torchvision.transforms.functional import pil_to_tensor
 
 _FAR = 4.0  # times the largest value that normalising gives; augmentations may exceed it a little
 

@@ -20,7 +20,6 @@ from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.report.display import ConsoleDisplay, say
-from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.progress import Progress
@@ -88,6 +87,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
 
 def _compare(config: RunConfig, results: list[Result]) -> None:
     """Draw the comparison of a command's runs, and write its table."""
+    from cl_clipfit.report.figures import plot_comparison  # Matplotlib is slow to import
+
     contents = [result.content for result in results]
     plot_comparison(contents, config.output / _comparison_name(results))
     folders = [result.path.name for result in results]
@@ -179,6 +180,8 @@ def execute(
         progress: receives progress, notes and warnings.
         fresh: start over, ignoring saved checkpoints.
     """
+    from cl_clipfit.report.figures import plot_changes, plot_run
+
     progress.start_run(f"{run.plan.label} seed {run.plan.seed}")
     run.folder.sweep()
     if fresh:

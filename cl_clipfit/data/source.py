@@ -57,6 +57,10 @@ class ImageSet:
         tasks = None if self.tasks is None else self.tasks[index]
         return replace(self, images=self.images[index], labels=self.labels[index], tasks=tasks)
 
+    def none(self) -> "ImageSet":
+        """Return a set of this kind without any image."""
+        return self.subset(torch.zeros(len(self), dtype=torch.bool))
+
 
 def _ignore(*details: Any) -> None:
     """Ignore a report."""
@@ -83,6 +87,7 @@ class DataRequest:
         count: report images read: a label, the number so far, and the total.
         other: load the data of another scenario, for streams made from several: its name, and its
             `data_dir` or None.
+        test_only: only test images will be used, so a scenario may leave its training images out.
     """
 
     data_dir: Path | None = None
@@ -91,6 +96,7 @@ class DataRequest:
     progress: Callable[[str, int, int | None], None] = _ignore
     count: Callable[[str, int, int], None] = _ignore
     other: Callable[[str, Path | None], "Source"] = nested
+    test_only: bool = False
 
     def folder_of(self, name: str) -> Path | None:
         """Return the folder of a data set inside `--data-dir`; None if there is none."""

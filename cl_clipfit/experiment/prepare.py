@@ -221,11 +221,12 @@ def _read_sources(
     settings = stream.data_settings
     _check_data_dir(settings, stream, request)
 
-    def other(name: str, folder: Path | None) -> Source:
+    def other(name: str, folder: Path | None, test_only: bool = False) -> Source:
         entry = registry.get("scenarios", name)
         options = make_options(entry.options_class(), command.settings_of(name), name)
         try:
-            source = load_source(entry, options, replace(request, data_dir=folder))
+            of_entry = replace(request, data_dir=folder, test_only=test_only)
+            source = load_source(entry, options, of_entry)
         except UserError as error:
             where = f"as part of {stream.entry.name}, PATH/{name} below --data-dir PATH does"
             raise UserError(f"{error} ({where})") from error
@@ -238,7 +239,10 @@ def _read_sources(
     if settings.class_names is not None:
         names = read_class_names(settings.class_names, source.class_names)
         source = replace(source, class_names=names)
-    probes = {e.name: _test_only(other(e.name, request.folder_of(e.name))) for e in stream.probes}
+    probes = {
+        e.name: _test_only(other(e.name, request.folder_of(e.name), test_only=True))
+        for e in stream.probes
+    }
     hashed = [source.train, source.test, *(probe.test for probe in probes.values())]
     if any(hashed_by(data.images) != "contents" for data in hashed):
         source = replace(source, origin={**source.origin, "hashed": "names and sizes"})
@@ -247,8 +251,7 @@ def _read_sources(
 
 def _test_only(probe: Source) -> Source:
     """Drop the training images of a probe, which are not used."""
-    no_images = torch.zeros(len(probe.train), dtype=torch.bool)
-    return replace(probe, train=probe.train.subset(no_images))
+    return replace(probe, train=probe.train.none())
 
 
 def _check_data_dir(settings: DataSettings, stream: StreamPlan, request: DataRequest) -> None:

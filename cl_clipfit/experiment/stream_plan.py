@@ -16,7 +16,8 @@ from cl_clipfit.config.command import (
 )
 from cl_clipfit.config.options import Options, make_options
 from cl_clipfit.config.parsing import Command
-from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.errors import UserError
+from cl_clipfit.experiment.names import check_files, check_tasks_file
 from cl_clipfit.experiment.scenario_file import BUNDLED_PROBES, ScenarioFacts, read_facts
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runtime.device import resolve_device
@@ -101,10 +102,8 @@ def plan_stream(command: Command, registry: Registry) -> StreamPlan:
     model = _choose_model(config, entry, facts)
     probes = _choose_probes(config, registry, entry, facts, model)
     _check_data_options(config, [data, *parts, *probes])
-    if isinstance(config.tasks, Path) and not is_file(config.tasks):
-        raise UserError(
-            f"--tasks {config.tasks}: expected a number or a YAML file; there is no such file"
-        )
+    if isinstance(config.tasks, Path):
+        check_tasks_file(config.tasks)
     default_order = None if isinstance(config.tasks, Path) else facts.CLASS_ORDER
     return StreamPlan(
         settings=config.group(StreamSettings),
@@ -160,11 +159,7 @@ def _check_data_options(settings: DataSettings, used: list[Entry]) -> None:
         given = {"--data-dir": settings.data_dir, "--unverified-data": settings.unverified_data}
         for option in (option for option, value in given.items() if value):
             raise UserError(f"{option}: {used[0].name} needs no data, leave the option out")
-    if settings.data_dir is not None and not is_file(settings.data_dir, or_folder=True):
-        raise UserError(f"--data-dir {settings.data_dir}: there is no such file or folder")
-    for option, file in (("--split", settings.split), ("--class-names", settings.class_names)):
-        if file is not None and not is_file(file):
-            raise UserError(f"{option} {file}: there is no such file")
+    check_files(settings)
 
 
 def _choose_probes(

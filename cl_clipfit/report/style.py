@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from cl_clipfit.errors import printable
@@ -14,6 +15,7 @@ from cl_clipfit.storage.run_folder import write_atomic
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 MARKERS = "osD^vPX"
+PNG_DPI = 150
 
 STYLE: Any = {
     "font.size": 10,
@@ -43,10 +45,19 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write `path`.png and `path`.svg; the same figure gives the same bytes."""
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+    """Write `path`.png and `path`.svg; the same figure gives the same bytes.
+
+    The figure is laid out once: `savefig` would do it twice for each file, which takes seconds.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    figure.dpi = PNG_DPI
+    for kind, canvas, metadata in (
+        ("png", FigureCanvasAgg, {"Software": None}),
+        ("svg", FigureCanvasSVG, {"Date": None}),
+    ):
         data = io.BytesIO()
-        figure.savefig(data, format=kind, dpi=150, metadata=metadata)
+        getattr(canvas(figure), f"print_{kind}")(data, metadata=metadata)
         write_atomic(path.with_name(f"{path.name}.{kind}"), data.getvalue())
 
 

@@ -1,7 +1,9 @@
 """Import libraries without their large dependencies that only a few functions need.
 
-`import avalanche` imports all of Avalanche: a metric imports wandb, a data set gdown, and a logger
-TensorBoard; timm, which open_clip imports, imports wandb too. No narrower import avoids this.
+`import avalanche` imports all of Avalanche, whose metrics, loggers and data sets need wandb, gdown,
+TensorBoard, Matplotlib and torchmetrics (and with it SciPy's signal processing); no narrower import
+avoids this. open_clip imports timm for the architectures that timm defines, and torchvision all of
+TorchDynamo for one function.
 """
 
 import contextlib
@@ -13,8 +15,49 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_TENSORBOARD = "torch.utils.tensorboard"
-_DEFERRED = ("wandb", "gdown", _TENSORBOARD)
+DEFERRED = (
+    "GPUtil",
+    "gdown",
+    "matplotlib",
+    "matplotlib.axes",
+    "matplotlib.cm",
+    "matplotlib.figure",
+    "matplotlib.patches",
+    "matplotlib.pyplot",
+    "qpsolvers",
+    "timm",
+    "timm.layers",
+    "torch._dynamo.utils",
+    "torch.utils.tensorboard",
+    "torchmetrics",
+    "torchmetrics.functional",
+    "wandb",
+)
+
+
+class _Name:
+    """A function or class of a deferred module, which is imported when the name is used."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def _real(self) -> Any:
+        return getattr(import_module(self._module), self._name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._real()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what `typing` and `inspect` ask of an annotation
+            raise AttributeError(name)
+        return getattr(self._real(), name)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        # Of a module that was never imported there are no instances.
+        return self._module in sys.modules and isinstance(instance, self._real())
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._real(),)
 
 
 class _StandIn(ModuleType):
@@ -23,26 +66,14 @@ class _StandIn(ModuleType):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.__spec__ = ModuleSpec(name, loader=None)
-        if name == _TENSORBOARD:
-            self.SummaryWriter = _SummaryWriter  # Avalanche imports it by name
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        module = import_module(self.__name__)
-        if module is self:
-            raise AttributeError(f"{self.__name__}.{name}: accessed inside of lean_imports()")
-        return getattr(module, name)
-
-
-class _SummaryWriter:
-    """Imports TensorBoard's `SummaryWriter` and creates one."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return import_module(_TENSORBOARD).SummaryWriter(*args, **kwargs)
-
-    @staticmethod
-    def close(writer: Any) -> None:
-        """Close a writer, as `SummaryWriter.close` does when Avalanche calls it."""
-        writer.close()
+        if sys.modules.get(self.__name__) is not self:  # after lean_imports()
+            return getattr(import_module(self.__name__), name)
+        if name.startswith("__"):  # what the import system asks of a module
+            raise AttributeError(name)
+        return _Name(self.__name__, name)
 
 
 @contextlib.contextmanager
@@ -51,7 +82,11 @@ def lean_imports() -> Iterator[None]:
 
     They are removed from `sys.modules` at its end, and import the real module when it is used.
     """
-    stand_ins = {name: _StandIn(name) for name in _DEFERRED if name not in sys.modules}
+    stand_ins = {name: _StandIn(name) for name in DEFERRED if name not in sys.modules}
+    for name, stand_in in stand_ins.items():
+        package, _, child = name.rpartition(".")
+        if package in stand_ins:
+            setattr(stand_ins[package], child, stand_in)
     sys.modules.update(stand_ins)
     try:
         with warnings.catch_warnings():

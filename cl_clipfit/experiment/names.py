@@ -1,0 +1,97 @@
+"""Check the names and paths of a command before PyTorch is imported, which takes seconds.
+
+Everything is resolved again when the command runs (see `run_plan.py`), which also finds what only
+imported code can tell. What is refused here is refused there.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from cl_clipfit.config.command import DataSettings, RunConfig
+from cl_clipfit.config.options import Recipe, ScopeOptions
+from cl_clipfit.config.parsing import Command, parse_command
+from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.registry import Registry, describe
+
+LIST_MODELS = "All are listed by: python run.py list models"
+
+
+def check_names(config: RunConfig) -> None:
+    """Check scenarios, strategies, keys of settings, the architecture and paths.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    registry, command = Registry(config.plugin), parse_command(config)
+    for name in (command.scenario.name, *(config.probe or ())):
+        registry.get("scenarios", name)
+    for spec in command.strategies:
+        registry.get("strategies", spec.name)
+    _check_keys(command, registry)
+    _check_architecture(config.model)
+    check_files(config)
+    if isinstance(config.tasks, Path):
+        check_tasks_file(config.tasks)
+
+
+def check_files(settings: DataSettings) -> None:
+    """Refuse files of a data set that do not exist.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    if settings.data_dir is not None and not is_file(settings.data_dir, or_folder=True):
+        raise UserError(f"--data-dir {settings.data_dir}: there is no such file or folder")
+    for option, file in (("--split", settings.split), ("--class-names", settings.class_names)):
+        if file is not None and not is_file(file):
+            raise UserError(f"{option} {file}: there is no such file")
+
+
+def check_tasks_file(file: Path) -> None:
+    """Refuse a file of `--tasks` that does not exist.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    if not is_file(file):
+        raise UserError(f"--tasks {file}: expected a number or a YAML file; there is no such file")
+
+
+def architectures() -> list[str]:
+    """Return the names of open_clip's architectures, from its files."""
+    spec = importlib.util.find_spec("open_clip")
+    assert spec is not None and spec.origin is not None
+    return sorted(file.stem for file in Path(spec.origin).parent.glob("model_configs/*.json"))
+
+
+def _check_architecture(model: str | None) -> None:
+    """Refuse a name that is not an architecture; names of hubs, files and folders are not known."""
+    name = (model or "").partition(":")[0]
+    if not name or "/" in name or name.endswith(".json") or name in ("local-dir", "hf-hub"):
+        return
+    known = [*architectures(), "mini", "features"]
+    if name not in known:
+        raise UserError(
+            f"unknown model architecture '{name}'. {nearest(name, known)} {LIST_MODELS}"
+        )
+
+
+def _check_keys(command: Command, registry: Registry) -> None:
+    """Refuse a key that no strategy or scenario has, if it is for one of this package.
+
+    A strategy passes keys on to the one that it continues, so that any strategy's key may be right.
+    """
+    entries = [*registry.entries("strategies"), *registry.entries("scenarios")]
+    bases = [describe(file) for file in (Path(__file__).parents[1] / "methods").glob("*.py")]
+    keys = {*Recipe.model_fields, *ScopeOptions.model_fields}
+    keys.update(key for entry in (*entries, *bases) for key in entry.keys)
+    specs = (command.scenario, *command.strategies)
+    for name, settings in (*((s.name, s.settings) for s in specs), *command.assigned.items()):
+        entry = next((e for e in entries if e.name == name), None)
+        if entry is None or not entry.module.startswith("cl_clipfit."):
+            continue  # what a plug-in takes is known when it is imported
+        for key in (key for key in settings if key not in keys):
+            right = entry.keys if entry.kind == "scenarios" else keys
+            raise UserError(
+                f"--set {name}.{key}: {name} has no option '{key}'. {nearest(key, right)}"
+            )

@@ -1,0 +1,71 @@
+"""Mistakes in names and paths are found before PyTorch is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.options import Recipe
+from cl_clipfit.errors import UserError
+from cl_clipfit.experiment.names import architectures, check_names
+from cl_clipfit.registry import KINDS, Kind, Registry
+
+EARLY = """
+import sys
+from cl_clipfit.cli.app import main
+assert main(sys.argv[1:]) == 2
+heavy = {"avalanche", "matplotlib", "open_clip", "sklearn", "torch", "torchvision"} & {*sys.modules}
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+MISTAKES = {
+    "--strategy clipfitt": "unknown strategy 'clipfitt'. Did you mean 'clipfit'?",
+    "--scenario split-digit": "unknown scenario 'split-digit'. Did you mean 'split-digits'?",
+    "--probe glyph-leters": "unknown scenario 'glyph-leters'. Did you mean 'glyph-letters'?",
+    "--model ViT-B-61:openai": "unknown model architecture 'ViT-B-61'. Did you mean 'ViT-B-16'?",
+    "--set clipfit.kdweight=2": "clipfit has no option 'kdweight'. Did you mean 'kd_weight'?",
+    "--strategy mergetune:kdweight=2": "no option 'kdweight'. Did you mean 'kd_weight'?",
+    "--scenario mtil:oder=2": "mtil has no option 'oder'. Did you mean 'order'?",
+    "--set split-digits.shots=2": "split-digits has no option 'shots'.",
+    "--scenario folder --data-dir nowhere": "--data-dir nowhere: there is no such file or folder",
+    "--class-names nowhere.txt": "--class-names nowhere.txt: there is no such file",
+    "--split nowhere.json": "--split nowhere.json: there is no such file",
+    "--tasks nowhere.yaml": "--tasks nowhere.yaml: expected a number or a YAML file",
+    "--epoch 3": "Unknown option: --epoch. Did you mean --epochs?",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, *command.split()], capture_output=True, text=True, check=False
+    )
+    assert MISTAKES[command] in done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_architectures_are_those_of_open_clip() -> None:
+    import open_clip
+
+    assert {*architectures()} == {*open_clip.list_models()} - {"mini"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_option_is_refused(kind: Kind) -> None:
+    field = {"scenarios": "scenario", "strategies": "strategy"}[kind]
+    for entry in Registry().entries(kind):
+        label = ",".join(f"{key}=1" for key in entry.options_class().model_fields)
+        label = f"{entry.name}:{label}" if label else entry.name
+        check_names(RunConfig(**{field: [label] if kind == "strategies" else label}))
+
+
+def test_right_names_and_keys_pass(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("class MineStrategy: ...\n")
+    recipe = [f"clipfit.{key}=1" for key in Recipe.model_fields]
+    label = ["mergetune:host=coop,context_tokens=4", "mine:anything=1"]
+    for model in ("mini", "ViT-B-32:openai", "hf-hub:some/one", "local-dir:here", "a/b.json:c.pt"):
+        check_names(RunConfig(strategy=label, set=recipe, plugin=[plugin], model=model))
+    with pytest.raises(UserError, match="no option"):
+        check_names(RunConfig(strategy=["mergetune:contexttokens=4"]))
