@@ -118,10 +118,10 @@ class MergeTune(ContinuedStrategy):
         points = 0
         if options.space == "weights" and options.beta > 0:
             points = len(path_positions(options.alpha, torch.Generator()))
-        fisher = 3 * options.fisher_samples if options.metric == "fisher" else 0
+        fisher = ((3, options.fisher_samples),) if options.metric == "fisher" else ()
         return replace(
             work, passes=work.passes + points * self._epochs(),
-            sampled_images=work.sampled_images + fisher,
+            sampled=(*work.sampled, *fisher),
         )  # fmt: skip
 
     def _anchors(self, stage: Stage) -> list[tuple[float, Values, Values | None]]:

@@ -39,6 +39,7 @@ from cl_clipfit.clip import Preprocess
 from cl_clipfit.data.streams import as_avalanche
 from cl_clipfit.errors import StrategyWarning
 from cl_clipfit.experiment import estimate
+from cl_clipfit.training.features import Workload
 from tests.support.methods import TwoGroups
 
 Build = Callable[..., CLIPClassifier]
@@ -316,13 +317,32 @@ def test_the_estimate_counts_images_and_prompts(
 ) -> None:
     """Worked out by hand: 32 timed images and 6 timed prompts take a second each."""
     monkeypatch.setattr(estimate, "_seconds", lambda function: 1.0)
+    monkeypatch.setattr(estimate, "_BYTES_PER_SECOND", math.inf)
     scenario = build_scenario("s", source, tasks=3)  # 48 test images, 3 tasks of 16 training images
     recipe = Recipe(epochs=2, batch_size=8)
     strategy = TwoGroups(model=tiny(), class_names=source.class_names, recipe=recipe)
     plan: Any = SimpleNamespace(recipe=recipe)
     scoring = 48 / 32 + 6 / 6
-    training = 3 * (2 * 48 / 32 + 12 * 3 / 6)  # 12 steps, with half of the prompts on average
+    training = 3 * (2 * 48 / 32 + 12 * 2 / 6)  # 12 steps, with the prompts of a task's classes
     assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    strategy.label_space = lambda: strategy.seen_classes  # type: ignore[method-assign]
+    training = 3 * (2 * 48 / 32 + 12 * 4 / 6)  # 2, 4 and 6 classes
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    strategy.model.recompute = True  # one more forward pass in each step
+    again = estimate.estimate_seconds(plan, scenario, strategy, {})
+    assert again == pytest.approx(4 * scoring + 4 / 3 * training)
+    strategy.model.recompute = False
+    work = Workload(2, 2, sampled=((40, 512), (3, 8)))  # a task has 16 images, not 512
+    strategy.workload = lambda: work  # type: ignore[method-assign]
+    sampled = 3 * (40 * 16 + 3 * 8) / 32
+    training += sampled
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    strategy.select()
+    monkeypatch.setattr(estimate, "_BYTES_PER_SECOND", 1.0)
+    values = 4 * sum(p.numel() for p in strategy.selection.values())
+    written = 3 * values * (4 * 2 + 2)  # three tasks, of two epochs each
+    slow = estimate.estimate_seconds(plan, scenario, strategy, {})
+    assert slow == pytest.approx(4 * scoring + training + written)
     strategy.learning = "none"  # type: ignore[misc]
     plan.recipe = None
     assert estimate.estimate_seconds(plan, scenario, strategy, {}) == scoring
