@@ -1,0 +1,17 @@
+"""Names of models, as far as they can be told without PyTorch."""
+
+from collections.abc import Iterable
+
+from cl_clipfit.errors import is_file, nearest
+
+
+def explain_unknown(architecture: str, pretrained: str, known: Iterable[str]) -> str:
+    """Return what is wrong with the name of a model whose architecture is not a known one."""
+    if not pretrained and is_file(architecture):
+        return f"--model {architecture} is a file: give its architecture too, ARCH:{architecture}"
+    if not pretrained and is_file(architecture, or_folder=True):
+        return f"--model {architecture} is a folder: --model local-dir:{architecture}"
+    return (
+        f"unknown model architecture '{architecture[:100]}'. {nearest(architecture, known)}"
+        " All are listed by: python run.py list models"
+    )
