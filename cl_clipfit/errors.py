@@ -29,6 +29,10 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
+class StrategyWarning(UserWarning):
+    """What a strategy records in its `warnings`, shown to code that is not a run."""
+
+
 def printable(text: str) -> str:
     r"""Escape what a terminal would interpret or hide: control sequences, changes of direction.
 

@@ -97,10 +97,15 @@ class MergeTune(ContinuedStrategy):
         self._stage_pulls: tuple[Stage, list[tuple[float, Pull]]] | None = None
 
     def select(self) -> None:
-        """Refuse a host without text features if the terms compare text features."""
+        """Refuse a host without the text features, or a first task without the Fisher, it needs."""
         super().select()
         if self.merge.space == "text-features" and not self.compares_text:
             raise ValueError("space=text-features needs a host that compares images with text")
+        if self.merge.metric == "fisher" and self.tasks_seen == 0 and len(self.label_space()) == 1:
+            raise ValueError(
+                "metric=fisher: the first task ranks one class, so that its Fisher is 0: give it"
+                " more classes, or use metric=l2"
+            )
 
     def start(self, stage: Stage) -> Values:
         """Return (1 - tau) s + tau w2."""
@@ -113,10 +118,10 @@ class MergeTune(ContinuedStrategy):
         points = 0
         if options.space == "weights" and options.beta > 0:
             points = len(path_positions(options.alpha, torch.Generator()))
-        fisher = 3 * options.fisher_samples if options.metric == "fisher" else 0
+        fisher = ((3, options.fisher_samples),) if options.metric == "fisher" else ()
         return replace(
             work, passes=work.passes + points * self._epochs(),
-            sampled_images=work.sampled_images + fisher,
+            sampled=(*work.sampled, *fisher),
         )  # fmt: skip
 
     def _anchors(self, stage: Stage) -> list[tuple[float, Values, Values | None]]:

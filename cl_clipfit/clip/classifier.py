@@ -1,6 +1,7 @@
 """A zero-shot classifier on any open_clip model, to which classes can be added."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from cl_clipfit.clip.prompts import (
     tokenize,
 )
 from cl_clipfit.clip.tunable import TunableModule
+from cl_clipfit.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class CLIPClassifier(TunableModule):
         self._embedded: tuple[Tensor, Tensor] | None = None
         self._along: tuple[Sequence[Tensor], list[Tensor]] | None = None
         self._towers = Towers()
+        self._range_checked = False  # of float images, once per change of mode: it waits for a GPU
         self.register_buffer("zero_shot_text_features", torch.empty(0), persistent=False)
         self.register_parameter("context", None)
         self.backbone_names = frozenset(f"clip.{name}" for name, _ in clip.named_parameters())
@@ -106,6 +109,7 @@ class CLIPClassifier(TunableModule):
         """
         super().train(mode)
         self._towers.forget()
+        self._range_checked = False
         self.clip.eval()
         return self
 
@@ -176,7 +180,19 @@ class CLIPClassifier(TunableModule):
         return F.normalize(torch.cat(features), dim=-1)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return self.preprocess(images) if images.dtype == torch.uint8 else images
+        """Preprocess uint8 images; refuse other integers, and warn of floats of another range."""
+        if images.dtype == torch.uint8:
+            return self.preprocess(images)
+        if not images.is_floating_point():
+            raise UserError(
+                f"images are {images.dtype}: pass uint8 from 0 to 255, or float as the image tower"
+                " takes them"
+            )
+        if not self._range_checked:
+            self._range_checked = True
+            if text := self.preprocess.doubt(images):
+                warnings.warn(text, stacklevel=2)
+        return images
 
     def _encode_images(self, inputs: Tensor, embedded: bool) -> Tensor:
         if embedded:

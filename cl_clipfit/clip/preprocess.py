@@ -16,6 +16,8 @@ with lean_imports():  # before all else that imports torchvision or open_clip
     from torchvision.transforms import Compose
     from torchvision.transforms.functional import pil_to_tensor
 
+_FAR = 4.0  # times the largest value that normalising gives; augmentations may exceed it a little
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -61,6 +63,18 @@ class Preprocess:
         """Turn uint8 (B, 3, H, W) into float32 (B, 3, *size), ready for the image tower."""
         images = self.fit(images).float() / 255
         return (images - _channels(self.mean, images.device)) / _channels(self.std, images.device)
+
+    def doubt(self, images: Tensor) -> str:
+        """Return why float images (B, C, H, W) cannot be preprocessed ones; "" if they may be."""
+        ends = [((end - m) / s) for m, s in zip(self.mean, self.std, strict=True) for end in (0, 1)]
+        low, high = (float(end) for end in images.aminmax())
+        expected = f"preprocessed ones lie within {min(ends):.1f} and {max(ends):.1f}"
+        remedy = "normalise them, or pass uint8 images"
+        if max(-low, high) > _FAR * max(-min(ends), max(ends)):
+            return f"float images reach from {low:.3g} to {high:.3g}, {expected}: {remedy}"
+        if 0 <= low < high <= 1 and max(ends) > 1 and min(ends) < 0:
+            return f"float images lie between 0 and 1, {expected}: {remedy}"
+        return ""
 
     def fit_image(self, image: Image.Image) -> Tensor:
         """Resize and crop an RGB image with open_clip's own transform: uint8 (3, *size)."""

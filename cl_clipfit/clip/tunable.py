@@ -30,7 +30,10 @@ class TunableModule(nn.Module):
         identities = {id(p) for p in parameters}
         selection = {n: p for n, p in self.named_parameters() if id(p) in identities}
         if len(selection) != len(identities):
-            raise ValueError("not all selected parameters belong to this model")
+            raise ValueError(
+                "not all selected parameters belong to this model: set new modules and parameters"
+                " on the strategy's self.model, as self.model.adapter = adapter"
+            )
         self.requires_grad_(False)
         for name, parameter in selection.items():
             parameter.requires_grad_(True)

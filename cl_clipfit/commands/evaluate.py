@@ -14,7 +14,7 @@ from cl_clipfit.config.merge_settings import BY_NAME, ModeSettings
 from cl_clipfit.data.source import Source
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.fisher import diagonal_fisher
-from cl_clipfit.evaluation.scoring import Scoreboard, Scores, score
+from cl_clipfit.evaluation.scoring import Scoreboard, Scores, score, zero_shot_probe
 from cl_clipfit.experiment.reopen import FinishedRun
 from cl_clipfit.merging.methods import merged_values
 from cl_clipfit.metrics.tables import accuracy
@@ -96,7 +96,11 @@ class BankEvaluation:
             mode, BY_NAME[mode].settings(self.settings), Scoreboard(self.run.scenario)
         )
         if self._zero_shot is None:
-            self._zero_shot = self._score(self.base)
+            test = score(self.strategy, self.run.scenario, {}, self.base).test
+            model, probes = self.run.prepared.model, self.run.prepared.probes
+            with torch.no_grad():
+                baseline = {n: zero_shot_probe(self.strategy, model, p) for n, p in probes.items()}
+            self._zero_shot = Scores(test, baseline)
         result.board.add(self._zero_shot)
         if not BY_NAME[mode].merges:
             self._evaluate_chosen(result)

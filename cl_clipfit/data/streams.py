@@ -160,6 +160,7 @@ def build_scenario(
     templates: Sequence[str] | None = None,
     seed: int = 0,
     load: Callable[[ImageSet], ImageSet] = lambda data: data,
+    trains: bool = True,
 ) -> Scenario:
     """Split a data set into a stream, without touching the global RNG state.
 
@@ -179,6 +180,7 @@ def build_scenario(
         templates: prompt templates; default those of the data set.
         seed: seed of the draw of `shots`.
         load: loads the chosen images into memory, and may leave out unreadable ones.
+        trains: whether training images are needed; they are not loaded otherwise.
 
     Raises:
         UserError: there are more tasks than classes, too few images, or a class without images.
@@ -188,7 +190,14 @@ def build_scenario(
     train, test = _choose_images(source, trained, shots, validation, limit, seed)
     train, names = _arrived(train, layout), [source.class_names[c] for c in layout.order]
     needed = {c for classes in layout.task_classes[:trained] for c in classes}
-    train, test = _load(train, _arrived(test, layout), load, names, needed, validation is not None)
+    _check_every_class(train.labels, names, "training", needed)
+    if trains:
+        train = load(train)
+        _check_every_class(train.labels, names, "readable training", needed)
+    test = load(_arrived(test, layout))
+    # Validation images come from the training images, so only from trained classes.
+    tested = range(len(names)) if validation is None else needed
+    _check_every_class(test.labels, names, "test", tested)
     if blurry is not None:
         train = replace(train, tasks=_blur(train, blurry, trained))
     experiences, of_task = _cut(_tasks(train), trained, online)
@@ -222,19 +231,6 @@ def _choose_images(
         train = train.subset(train.tasks < trained)
     if shots is not None:
         train = few_shots(train, shots, seed, source.class_names)
-    return train, test
-
-
-def _load(
-    train: ImageSet, test: ImageSet, load: Callable[[ImageSet], ImageSet], names: list[str],
-    trained: set[int], held_out: bool,
-) -> tuple[ImageSet, ImageSet]:  # fmt: skip
-    """Load the images; refuse a class without training images, if it is trained, or test images."""
-    _check_every_class(train.labels, names, "training", trained)
-    train, test = load(train), load(test)
-    _check_every_class(train.labels, names, "readable training", trained)
-    # Validation images come from the training images, so only from trained classes.
-    _check_every_class(test.labels, names, "test", trained if held_out else range(len(names)))
     return train, test
 
 

@@ -24,6 +24,11 @@ def compares_as_clip(strategy: CLIPStrategy) -> bool:
     )
 
 
+def scores_probes_as_clip(strategy: CLIPStrategy) -> bool:
+    """Return whether a strategy scores probes with the prompts of their own templates."""
+    return all(_is(strategy, name, CLIPStrategy) for name in ("probe_features", "score_probe"))
+
+
 def reads_features(strategy: CLIPStrategy) -> bool:
     """Return whether a strategy can score features instead of images."""
     return "image" not in strategy.towers or compares_as_clip(strategy)

@@ -16,7 +16,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.evaluation.feature_reuse import encodes_as, reads_features, same_images
 from cl_clipfit.evaluation.frozen_features import FrozenImages, with_features
 from cl_clipfit.metrics.tables import AccuracyTables, accuracy
-from cl_clipfit.runtime.out_of_memory import encode_images
+from cl_clipfit.runtime.out_of_memory import Encoder, encode_images
 from cl_clipfit.training.strategy import CLIPStrategy
 
 Values = Mapping[str, Tensor]
@@ -61,6 +61,19 @@ def score_probe(strategy: CLIPStrategy, source: Source) -> float:
     return accuracy(scores, source.test.labels)
 
 
+def zero_shot_probe(encoder: Encoder, pretrained: CLIPClassifier, source: Source) -> float:
+    """Return the accuracy on a probe of zero-shot CLIP with the probe's own templates.
+
+    It is the baseline of retention for every method, also for one that replaces the templates.
+    """
+    text = pretrained.encode_names(source.class_names, source.templates)
+    scores = encoder.in_batches(
+        lambda batch: pretrained.logits(pretrained.image_features(batch), text).cpu(),
+        source.test.images,
+    )
+    return accuracy(scores, source.test.labels)
+
+
 class Scorer:
     """Scores test images and probes with several sets of weights; equal image towers run once.
 
@@ -93,6 +106,19 @@ class Scorer:
             scenario, probes = self._encoded(weights[names[0]], len(names))
             for name in names:
                 yield name, score(self.strategy, scenario, probes, weights[name])
+
+    @torch.no_grad()
+    def before_training(self, values: Values) -> Scores:
+        """Return the strategy's scores before training, and those of zero-shot CLIP on the probes.
+
+        Args:
+            values: of the selection before training.
+        """
+        scenario, probes = self._encoded(values, 1)
+        test = score(self.strategy, scenario, {}, values).test
+        return Scores(
+            test, {n: zero_shot_probe(self.strategy, self.pretrained, p) for n, p in probes.items()}
+        )
 
     def _groups(self, weights: Mapping[str, Values]) -> list[list[str]]:
         groups: list[list[str]] = []

@@ -2,6 +2,7 @@
 
 import copy
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.prompts import TemplatesLike
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import StrategyWarning, UserError
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import Compute
 from cl_clipfit.runtime.determinism import explain_nondeterminism
@@ -49,17 +50,21 @@ def build_strategy(
     model.compiles = compute.compile
     seed_everything(plan.seeds.init)
     try:
-        return plan.cls(
-            model=model,
-            class_names=class_names,
-            templates=templates,
-            recipe=plan.recipe,
-            options=plan.options,
-            device=compute.device,
-            seeds=plan.seeds,
-            plugins=list(plugins),
-            **({"host_options": plan.host_options} if plan.host else {}),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StrategyWarning)  # a run shows them itself
+            strategy: CLIPStrategy = plan.cls(
+                model=model,
+                class_names=class_names,
+                templates=templates,
+                recipe=plan.recipe,
+                options=plan.options,
+                device=compute.device,
+                seeds=plan.seeds,
+                plugins=list(plugins),
+                **({"host_options": plan.host_options} if plan.host else {}),
+            )
+        strategy.shows_warnings = False
+        return strategy
     except UserError:
         raise
     except Exception as error:  # a method's own code may raise anything
@@ -80,13 +85,15 @@ def check_strategy(
     Raises:
         UserError: the strategy cannot be built, or it selects no parameters.
     """
-    first = scenario.task_classes[0]
-    names = scenario.class_names[: len(first)]
-    select_first(plan, build_strategy(plan, compute, model, names, scenario.templates), first)
+    names = scenario.class_names[: len(scenario.task_classes[0])]
+    strategy = build_strategy(plan, compute, model, names, scenario.templates)
+    select_first(plan, strategy, scenario.brought[0])
 
 
 def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) -> None:
     """Select the trainable parameters of the first task, and seed what is drawn afterwards.
+
+    A first task that would teach nothing is warned of here, before anything trains.
 
     Args:
         plan: the run.
@@ -100,6 +107,7 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
         strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
         try:
             strategy.select()
+            strategy.warn_of_one_class()
             if plan.host:
                 strategy.zero_shot_point()
         except Exception as error:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from cl_clipfit.config.options import Recipe
+from cl_clipfit.data.images.lazy import LazyImages
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.evaluation.feature_reuse import leaves_images
@@ -16,7 +18,8 @@ from cl_clipfit.training.optimization import steps_per_epoch
 from cl_clipfit.training.strategy import CLIPStrategy
 
 _TIMED_IMAGES = 32
-_TIMED_PROMPTS = 8
+_TIMED_PROMPTS = 32
+_BYTES_PER_SECOND = 1e8  # of a checkpoint: copied, packed, hashed and synced
 
 
 @torch.no_grad()
@@ -28,10 +31,7 @@ def estimate_seconds(
     statistics: int = 0,
     at_hand: bool = False,
 ) -> float | None:
-    """Estimate the duration of a run; a training step costs 3 forward passes of a trained tower.
-
-    If all classes seen are encoded, their number grows from task to task; on average, a step
-    encodes half of all classes.
+    """Estimate the duration of a run.
 
     Args:
         plan: the run.
@@ -45,26 +45,78 @@ def estimate_seconds(
     Returns:
         seconds; None if memory runs out with one image or one prompt.
     """
-    recipe = plan.recipe
-    test, train = (_per_image(strategy, data.images) for data in (scenario.test, scenario.train))
-    prompt = _per_prompt(strategy)
-    if test is None or train is None or prompt is None:
-        return None
-    tasks, work = scenario.trained_tasks, strategy.workload()
+    test, prompt = _per_image(strategy, scenario.test.images), _per_prompt(strategy)
     # An empty selection means that nothing has been selected yet.
     fixed = bool(strategy.selection) and leaves_images(strategy, strategy.selection)
+    if test is None or prompt is None:
+        return None
+    tasks, work = scenario.trained_tasks, strategy.workload()
     rows = 1 if strategy.learning == "none" else 1 + tasks * work.test_passes
-    tested = len(scenario.test) + sum(len(source.test) for source in probes.values())
-    total = (1 if fixed else rows) * test * tested - at_hand * test * tested
-    total += rows * prompt * len(scenario.class_names) * strategy.compares_text
-    if recipe is None:
+    tested = [scenario.test, *(source.test for source in probes.values())]
+    encode = sum(test * len(data) + _decoding(data.images) for data in tested)
+    total = ((1 if fixed else rows) - at_hand) * encode
+    templates = _templates(scenario)
+    names = sum(len(s.class_names) * _templates(s) / templates for s in probes.values())
+    total += rows * prompt * (len(scenario.class_names) * strategy.compares_text + names)
+    if plan.recipe is None:
         return total
-    total += tasks * train * work.sampled_images
-    total += train * sum(min(statistics, n) for n in scenario.train_samples[:tasks])
-    steps = work.passes * sum(steps_per_epoch(recipe, n) for n in scenario.train_samples)
-    trained = work.passes * sum(scenario.train_samples)
-    prompts = strategy.compares_text * len(scenario.class_names) / 2
-    return total + (1 if fixed else 3) * train * trained + 3 * prompt * steps * prompts
+    train = _per_image(strategy, scenario.train.images)
+    if train is None:
+        return None
+    return total + _training(plan.recipe, scenario, strategy, train, prompt, statistics, fixed)
+
+
+def _training(
+    recipe: Recipe, scenario: Scenario, strategy: CLIPStrategy, image: float, prompt: float,
+    statistics: int, fixed: bool,
+) -> float:  # fmt: skip
+    """Return the seconds of training, from those to encode an image and a prompt.
+
+    A step costs 3 forward passes of a trained tower, and one more if activations are recomputed.
+    """
+    work, counts = strategy.workload(), scenario.train_samples[: scenario.trained_tasks]
+    factor = 3 + (strategy.model.recompute or strategy.model.micro_batch is not None)
+    samples = (*work.sampled, (1, statistics))
+    sampled = sum(passes * min(most, n) for passes, most in samples for n in counts)
+    steps = [steps_per_epoch(recipe, n) for n in counts]
+    prompts = sum(n * p for n, p in zip(steps, _prompts_per_step(strategy, scenario), strict=True))
+    # Worker processes decode the images of an epoch while the model trains on others.
+    epoch = (1 if fixed else factor) * image * sum(counts)
+    waits = max(0.0, _decoding(scenario.train.images) - epoch) * work.epochs
+    # In every epoch a checkpoint: values before and now, and at most two states of the optimiser.
+    values = sum(p.numel() for p in strategy.selection.values())
+    writes = len(counts) * values * 4 * (4 * work.epochs + 2) / _BYTES_PER_SECOND
+    compute = image * sampled + epoch * work.passes + factor * prompt * prompts * work.passes
+    return compute + waits + writes
+
+
+def _prompts_per_step(strategy: CLIPStrategy, scenario: Scenario) -> list[int]:
+    """Return the number of classes whose prompts a step encodes, for each trained task."""
+    if not strategy.compares_text:
+        return [0] * scenario.trained_tasks
+    before = strategy.task_classes, strategy.seen_classes
+    ranks_all = type(strategy).text_space is not CLIPStrategy.text_space
+    counts, seen = [], dict[int, None]()
+    for classes in scenario.brought:
+        seen.update(dict.fromkeys(classes))
+        strategy.task_classes, strategy.seen_classes = classes, list(seen)
+        counts.append(len(seen) if ranks_all else len(strategy.label_space()))
+    strategy.task_classes, strategy.seen_classes = before
+    return counts
+
+
+def _templates(data: Scenario | Source) -> int:
+    """Return the number of prompts per class."""
+    first = data.templates[0]
+    return len(data.templates) if isinstance(first, str) else len(first)
+
+
+def _decoding(images: Any) -> float:
+    """Return the seconds to decode images, if that is done at every use; else 0."""
+    count = min(_TIMED_IMAGES, len(images))
+    if not isinstance(images, LazyImages) or not count:
+        return 0.0
+    return len(images) * _seconds(lambda: images[:count].to("cpu")) / count
 
 
 def _per_image(strategy: CLIPStrategy, images: Any) -> float | None:

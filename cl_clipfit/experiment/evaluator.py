@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from cl_clipfit.evaluation.feature_reuse import scores_probes_as_clip
 from cl_clipfit.evaluation.scoring import Scoreboard, Scorer, Scores
 from cl_clipfit.experiment.record import RunRecord
 from cl_clipfit.metrics.tables import seen_curve
@@ -23,37 +24,51 @@ class Evaluator:
     def __init__(self, scorer: Scorer, record: RunRecord) -> None:
         self.scorer, self.record = scorer, record
         self._before: Scores | None = None  # before training
+        self._fixed: Scores | None = None  # of a method that does not learn
 
     def evaluate(self) -> None:
         """Add one row to every table; each image tower encodes the test images once."""
         started = time.perf_counter()
+        if self.record.board.tables.seen:
+            self._evaluate_task()
+        else:
+            self._evaluate_before()
+        self.record.eval_seconds.append(time.perf_counter() - started)
+
+    def _evaluate_before(self) -> None:
+        scores, scenario = self._row_zero(), self.scorer.scenario
+        self.record.board.add(scores)
+        tasks = scenario.task_classes[: scenario.trained_tasks]
+        self.record.zero_shot = seen_curve(
+            scores.test, scenario.test.labels, tasks, scenario.test_tasks
+        )
+
+    def _evaluate_task(self) -> None:
         record, strategy = self.record, self.scorer.strategy
         compared = strategy.compared()
         boards = {_CURRENT: record.board}
         for name in compared:
             boards[name] = record.compared.setdefault(name, Scoreboard(self.scorer.scenario))
         weights: dict[str, Mapping[str, Tensor]] = {_CURRENT: {}, **compared}
-        if strategy.learning == "none" and self._before:  # such a run is never resumed
-            boards[_CURRENT].add(self._before)
+        if strategy.learning == "none":
+            boards[_CURRENT].add(self._unchanged())
             del weights[_CURRENT]
         for name, scores in self.scorer.score(weights):
-            if not record.board.tables.seen:
-                self._keep_before(scores)
-            elif not boards[name].tables.seen:
+            if not boards[name].tables.seen:
                 boards[name].add(self._row_zero())
             boards[name].add(scores)
-        record.eval_seconds.append(time.perf_counter() - started)
 
     def _row_zero(self) -> Scores:
         """Return the scores before training; a resumed run has to compute them."""
         if self._before is None:
             start = self.scorer.strategy.model.pretrained_values
-            ((_, self._before),) = self.scorer.score({_CURRENT: start})
+            self._before = self.scorer.before_training(start)
         return self._before
 
-    def _keep_before(self, scores: Scores) -> None:
-        self._before, scenario = scores, self.scorer.scenario
-        tasks = scenario.task_classes[: scenario.trained_tasks]
-        self.record.zero_shot = seen_curve(
-            scores.test, scenario.test.labels, tasks, scenario.test_tasks
-        )
+    def _unchanged(self) -> Scores:
+        """Return the scores of a method that does not learn, which are computed once."""
+        if self._fixed is None and scores_probes_as_clip(self.scorer.strategy):
+            self._fixed = self._row_zero()
+        if self._fixed is None:
+            ((_, self._fixed),) = self.scorer.score({_CURRENT: {}})
+        return self._fixed

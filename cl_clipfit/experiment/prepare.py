@@ -62,7 +62,9 @@ class Prepared(ResolvedCommand):
 
     def scenario(self, seed: int) -> Scenario:
         """Build the stream; only few-shot streams depend on the seed."""
-        return _build(self.stream, self.source, self.layout, self.loader, seed)
+        # Images left out are counted in the result, which must not depend on the other methods.
+        trains = self.loader.skip_bad or any(p.cls.learning != "none" for p in self.plans)
+        return _build(self.stream, self.source, self.layout, self.loader, seed, trains)
 
     def folder(self, plan: RunPlan, name: str = "", trained_on: str = "", **more: Any) -> RunFolder:
         """Return the folder of a run.
@@ -146,8 +148,9 @@ def _request(config: RunConfig, progress: Progress) -> DataRequest:
 
 
 def _build(
-    stream: StreamPlan, source: Source, layout: Layout, loader: ImageLoader, seed: int
-) -> Scenario:
+    stream: StreamPlan, source: Source, layout: Layout, loader: ImageLoader, seed: int,
+    trains: bool = True,
+) -> Scenario:  # fmt: skip
     """Build a stream of tasks from its data set."""
     settings, before = stream.settings, len(loader.left_out)
     scenario = build_scenario(
@@ -157,6 +160,7 @@ def _build(
         templates=tuple(settings.template) if settings.template else None,
         seed=stream.shots_seed(seed),
         load=loader,
+        trains=trains,
         **settings.cut(),
     )
     if stream.data_settings.skip_bad_images:

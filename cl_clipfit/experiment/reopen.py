@@ -92,7 +92,7 @@ def open_run(
     strategy = build_strategy(
         plan, prepared.stream.compute, prepared.model, scenario.class_names, scenario.templates
     )
-    select_first(plan, strategy, scenario.task_classes[0])
+    select_first(plan, strategy, scenario.brought[0])
     bank = _open_bank(path, strategy, prepared.model.identity)
     return FinishedRun(path, result, prepared, plan, scenario, strategy, bank)
 

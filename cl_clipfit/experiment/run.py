@@ -97,7 +97,7 @@ class Run:
                 written. The environment variable CL_CLIPFIT_DEBUG=1 shows the traceback.
         """
         device.reset_peak_memory(self.stream.compute.device)
-        select_first(self.plan, self.strategy, self.scenario.task_classes[0])
+        select_first(self.plan, self.strategy, self.scenario.brought[0])
         self._show_warnings()
         if self.plan.recipe is not None and self.strategy.learning == "gradient":
             checkpoints = self.folder.checkpoints(self.progress.warn)
@@ -127,7 +127,7 @@ class Run:
 
     def learn_first(self) -> dict[str, torch.Tensor]:
         """Return what the first task trains; nothing is written."""
-        select_first(self.plan, self.strategy, self.scenario.task_classes[0])
+        select_first(self.plan, self.strategy, self.scenario.brought[0])
         self.evaluator.evaluate()
         self._show_warnings()
         self.task = 1

@@ -206,7 +206,7 @@ class ContinuedStrategy(CLIPStrategy):
             host.epochs * trained + epochs,
             host.passes * trained + epochs,
             passes,
-            points * LANDSCAPE_IMAGES,
+            ((points, LANDSCAPE_IMAGES),),
         )
 
     def current_values(self) -> Values:

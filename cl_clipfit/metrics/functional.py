@@ -204,7 +204,9 @@ def harmonic_mean(a: float | None, b: float | None) -> float | None:
 
 
 def retention(probes: Mapping[str, Sequence[float]], after: int = -1) -> float | None:
-    """Mean over probes of the accuracy after task `after` (default: the last) minus before any.
+    """Mean over probes of the accuracy after task `after` (default: the last) minus the first.
+
+    The first is that of zero-shot CLIP with the probe's own templates, for every method.
 
     Example:
         >>> retention({"letters": [60.0, 55.0, 50.0], "shapes": [80.0, 80.0, 76.0]})

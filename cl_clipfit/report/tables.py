@@ -18,6 +18,7 @@ COLUMNS = {
     "last_accuracy": "last\naccuracy",
     "learning_accuracy": "learning\naccuracy",
     "forgetting_all_classes": "forgetting\n(all classes)",
+    "probe_accuracy": "mean over\nprobes",
     "retention": "retention",
 }
 # For protocols other than class-incremental and domain-incremental streams.
@@ -27,12 +28,14 @@ _COLUMNS = {
         "mtil_average": "Average\ntask-aware",
         "mtil_last": "Last\ntask-aware",
         "last_accuracy": "last, all\nclasses seen",
+        "probe_accuracy": "mean over\nprobes",
         "retention": "retention",
     },
     "base-to-novel": {
         "base": "base",
         "novel": "novel",
         "harmonic_mean": "harmonic\nmean",
+        "probe_accuracy": "mean over\nprobes",
         "retention": "retention",
     },
 }
@@ -200,7 +203,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
     """
     shown = columns([result])
     title = f"{_stream(result)}, bank of {literal(result['label'])}, percent"
-    table = Table(title=title, **(_NARROW if len(shown) > _WIDE else {}))
+    table = Table(title=title, **(_NARROW if len(shown) >= _WIDE else {}))
     table.add_column("mode", overflow="fold")
     for title in [*shown.values(), "last, labels of\nchosen task", "routed to\ncorrect task"]:
         table.add_column(title, justify="right", overflow="fold")

@@ -54,10 +54,11 @@ class Workload:
         epochs: epochs of optimiser steps.
         passes: forward and backward passes over the task's images.
         test_passes: passes over the test images after the task.
-        sampled_images: additional images encoded without gradients.
+        sampled: passes over a sample of the task's images without gradients, and the most images
+            that the sample holds.
     """
 
     epochs: int
     passes: float
     test_passes: int = 1
-    sampled_images: int = 0
+    sampled: tuple[tuple[int, int], ...] = ()

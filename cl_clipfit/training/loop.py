@@ -5,7 +5,7 @@
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
-from cl_clipfit.config.options import Recipe
-from cl_clipfit.errors import UserError
+from cl_clipfit.config.options import Recipe, ScopeOptions
+from cl_clipfit.errors import StrategyWarning, UserError
 from cl_clipfit.runtime import signals
 from cl_clipfit.runtime.determinism import Seeds
 from cl_clipfit.runtime.lean_imports import lean_imports
@@ -91,10 +91,13 @@ class TrainingLoop(SupervisedTemplate):
     mb_x: Tensor
     mb_y: Tensor
     loss: Tensor
+    method_loss: Tensor  # of the step, without `plugin_loss`
+    plugin_loss: Tensor  # what plugins added to it before the backward pass
     _stop_training: bool
 
     # Methods of `CLIPStrategy` that the loop calls.
     select: Callable[[], None]
+    label_space: Callable[[], Sequence[int]]
     parameter_groups: Callable[[], list[dict[str, Any]]]
     training_logits: Callable[[Tensor], Tensor]
     compute_loss: Callable[[Tensor, Tensor], Tensor]
@@ -125,6 +128,7 @@ class TrainingLoop(SupervisedTemplate):
         self.task_number, self.task_steps = 0, 0  # current task, counted from 1; its steps so far
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.warnings: list[str] = list(model.warnings)
+        self.shows_warnings = True  # False if the caller shows those in `warnings`
         # A separate generator, so that drawing crops does not change the order of the data.
         self.augmentation_draws = torch.Generator().manual_seed(
             (seeds.data + _AUGMENTATION_SEED) % 2**63
@@ -155,7 +159,9 @@ class TrainingLoop(SupervisedTemplate):
                 self.mb_output = self.forward()  # the hook training_logits
                 self._after_forward(**kwargs)
                 self.loss += self.criterion()  # the hook compute_loss
+                self.method_loss = self.loss.detach().clone()
                 self._before_backward(**kwargs)
+                self.plugin_loss = self.loss.detach() - self.method_loss
                 self.backward()  # then the hook add_gradients
 
             self._repeat_until_it_fits(passes)
@@ -194,14 +200,21 @@ class TrainingLoop(SupervisedTemplate):
         if self.is_training:
             return self.training_logits(self.mb_x)
         classes = self.seen_classes or range(len(self.model.class_names))
-        return keep_columns(self.in_batches(self.scores, self.mb_x), classes)
+        self._all_scores = self.in_batches(self.scores, self.mb_x)
+        return keep_columns(self._all_scores, classes)
 
     def criterion(self) -> Tensor:
-        """Return the loss of the minibatch: `compute_loss` in training, else cross-entropy."""
+        """Return the loss of the minibatch: `compute_loss` in training, else cross-entropy.
+
+        In evaluation it ranks the classes seen and the image's own, so that it is finite before
+        that class is learned.
+        """
         assert self.mb_output is not None
         if self.is_training:
             return self.compute_loss(self.mb_output, self.mb_y)
-        return F.cross_entropy(self.mb_output, self.mb_y)
+        labels = self.mb_y[:, None]
+        logits = self.mb_output.scatter(1, labels, self._all_scores.gather(1, labels))
+        return F.cross_entropy(logits, self.mb_y)
 
     def backward(self) -> None:
         """Run the backward pass of a step, then `add_gradients`."""
@@ -257,9 +270,14 @@ class TrainingLoop(SupervisedTemplate):
         return (size + 1) // 2
 
     def warn(self, text: str) -> None:
-        """Record a warning once; it is shown, and kept in `result.json`."""
+        """Record a warning once; a run shows it and keeps it in `result.json`.
+
+        Other code is shown Python's `StrategyWarning`.
+        """
         if text not in self.warnings:
             self.warnings.append(text)
+            if self.shows_warnings:
+                warnings.warn(text, StrategyWarning, stacklevel=2)
 
     # ---- the epochs of a task -------------------------------------------------------------------
 
@@ -283,13 +301,38 @@ class TrainingLoop(SupervisedTemplate):
         self.model.to(self.device)
         if self.learning == "gradient":
             self.select()
+            self.warn_of_one_class()
             self.before_task()
             self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
 
+    def warn_of_one_class(self) -> None:
+        """Warn if the loss of the current task ranks one class, and thus teaches nothing."""
+        if len(self.label_space()) == 1:
+            more = isinstance(self.options, ScopeOptions) and self.options.ce_scope == "task"
+            self.warn(
+                "the cross-entropy of a task that ranks one class is 0, and nothing is learned from"
+                f" it: give tasks more classes{', or set ce_scope=seen' if more else ''}"
+            )
+
     def _check_labels(self) -> None:
-        largest, names = max(self.task_classes), len(self.model.class_names)
-        if largest >= names:
-            raise ValueError(f"label {largest} has no name: class_names holds {names} names")
+        """Refuse labels without a name, and warn of a benchmark that changes what they mean."""
+        benchmark = getattr(self.experience, "benchmark", None)
+        if getattr(benchmark, "class_ids_from_zero_in_each_exp", False):
+            raise ValueError(
+                "labels start at 0 in every experience, but they index class_names: make the"
+                " benchmark without class_ids_from_zero_in_each_exp"
+            )
+        mapping = list(getattr(benchmark, "class_mapping", ()))
+        renumbers = getattr(benchmark, "class_ids_from_zero_from_first_exp", False)
+        if renumbers and mapping != sorted(mapping):
+            self.warn(
+                "the benchmark numbers classes in order of arrival: check that class_names follow"
+                " it, or make the benchmark without class_ids_from_zero_from_first_exp"
+            )
+        names = len(self.model.class_names)
+        for label in (self.task_classes[0], self.task_classes[-1]):
+            if not 0 <= label < names:
+                raise ValueError(f"label {label} has no name: class_names holds {names} names")
 
     def _before_training_exp(self, **kwargs: object) -> None:
         super()._before_training_exp(**kwargs)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from cl_clipfit.config.options import ScopeOptions
 from cl_clipfit.errors import UserError
+from cl_clipfit.training.snapshot import foreign_plugins
 
 if TYPE_CHECKING:
     from cl_clipfit.training.loop import TrainingLoop
@@ -61,7 +63,8 @@ class LossWatch:
         loss = strategy.loss.detach()
         about = {
             "task": strategy.task_number, "images": images, "labels": strategy.mb_y,
-            "step": strategy.task_steps,
+            "step": strategy.task_steps, "method_loss": strategy.method_loss,
+            "plugin_loss": strategy.plugin_loss,
         }  # fmt: skip
         if loss.device.type == "cuda" and not self.skip:
             on_host = loss.to("cpu", non_blocking=True)
@@ -75,7 +78,7 @@ class LossWatch:
             self.in_a_row = 0
             return False
         self.in_a_row += 1
-        if not self.skip or self.in_a_row >= IN_A_ROW:
+        if not self.skip or self.in_a_row >= IN_A_ROW or _certain_cause(strategy, about):
             self._stop(strategy, float(loss), about)
         batch = describe_batch(strategy, float(loss), about)
         strategy.warn(
@@ -99,12 +102,32 @@ class LossWatch:
         batch = describe_batch(strategy, loss, about)
         again = f", {self.in_a_row} times in a row" if self.skip else ""
         advice = "" if self.skip else ", or skip such batches (--on-nan skip)"
-        raise DivergedError(
-            f"task {batch['task']}, step {batch['step']}: the loss is {batch['loss']}{again}:"
-            f" lower the learning rate (--lr) or look at the images{advice}",
-            batch,
-            max(1, self.in_a_row),
+        cause = _certain_cause(strategy, about) or (
+            f"the loss is {batch['loss']}{again}: lower the learning rate (--lr) or look at the"
+            f" images{advice}"
         )
+        message = f"task {batch['task']}, step {batch['step']}: {cause}"
+        raise DivergedError(message, batch, max(1, self.in_a_row))
+
+
+def _certain_cause(strategy: "TrainingLoop", about: Batch) -> str:
+    """Return what makes a loss infinite at any learning rate, and what to do; "" if nothing."""
+    ranked, names = set(strategy.label_space()), strategy.model.class_names
+    remedy = "override label_space() to return all classes that train, such as seen_classes"
+    if isinstance(strategy.options, ScopeOptions):
+        remedy = "set ce_scope=seen"
+    if outside := sorted(set(about["labels"].tolist()) - ranked):
+        label = f"label {outside[0]} ({names[outside[0]]!r})"
+        return f"the batch has {label}, which is outside of label_space(): {remedy}"
+    of_method, of_plugins = float(about["method_loss"]), float(about["plugin_loss"])
+    if math.isfinite(of_plugins) or not math.isfinite(of_method):
+        return ""
+    text = f"the loss of a plugin is {of_plugins} ({', '.join(foreign_plugins(strategy))})"
+    unranked = [label for label in strategy.seen_classes if label not in ranked]
+    if not unranked:
+        return text
+    label = f"label {unranked[0]} ({names[unranked[0]]!r})"
+    return f"{text}: the logit of {label}, outside of label_space(), is -inf: {remedy}"
 
 
 def describe_batch(strategy: "TrainingLoop", loss: float, about: Batch) -> Batch:

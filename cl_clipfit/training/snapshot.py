@@ -14,6 +14,7 @@ from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.storage.checkpoints import UnsupportedError, pack, unpack
 
 if TYPE_CHECKING:
+    from cl_clipfit.training.loop import TrainingLoop
     from cl_clipfit.training.strategy import CLIPStrategy
 
 Snapshot = dict[str, Any]
@@ -153,8 +154,13 @@ def _lost(strategy: "CLIPStrategy", state: Mapping[str, Any]) -> list[str]:
     """Return the names of the state that checkpoints cannot hold, to be reported."""
     missing = {n: v for n, v in _added(strategy).items() if n not in state and not _can_hold(v)}
     lost = [n for n, v in missing.items() if isinstance(v, _GENERATORS) or _is_plain(v)]
+    return sorted(lost) + sorted(foreign_plugins(strategy))
+
+
+def foreign_plugins(strategy: "TrainingLoop") -> list[str]:
+    """Return the types of the plugins that are neither Avalanche's defaults nor this package's."""
     plugins = (type(plugin).__name__ for plugin in strategy.plugins)
-    return sorted(lost) + sorted(name for name in plugins if name not in _STATELESS)
+    return [name for name in plugins if name not in _STATELESS]
 
 
 def _is_plain(value: object, depth: int = 0) -> bool:

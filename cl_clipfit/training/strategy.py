@@ -49,10 +49,11 @@ class CLIPStrategy(TrainingLoop):
 
     In plain Avalanche code, use `strategy.train(experience)` and `strategy.eval(stream)`, with
     Avalanche's plugins, `EvaluationPlugin` and loggers, on a benchmark with a classes timeline.
-    Labels index `class_names`. A plugin that mixes other classes into a batch (replay) needs a
-    `label_space()` that contains them, such as `seen_classes`; plugins for task labels do not
-    apply. Images are uint8 (C, H, W) of any size, preprocessed on the device, or float as the image
-    tower takes them.
+    Labels index `class_names`. A plugin that mixes other classes into a batch (replay) or reads
+    their logits (LwF) needs a `label_space()` that contains them, such as `seen_classes`. In
+    evaluation, the loss ranks the classes seen and the image's own. Modules and parameters that a
+    method adds belong on `self.model`. Images are uint8 (C, H, W) of any size, preprocessed on the
+    device, or float as the image tower takes them.
 
     If a step runs out of memory, it is undone and repeated with fewer images at a time
     (`model.micro_batch`, unless that is set) and the same random numbers; hooks from
@@ -74,7 +75,8 @@ class CLIPStrategy(TrainingLoop):
         **kwargs: further arguments of `SupervisedTemplate`, such as `eval_every`.
 
     Raises:
-        ValueError: `class_names` contradict the classes that the model already has.
+        ValueError: `class_names` contradict the classes that the model already has, or there is a
+            `criterion`, which nothing would use.
     """
 
     towers: ClassVar[tuple[str, ...]] = ("image", "text")
@@ -106,6 +108,8 @@ class CLIPStrategy(TrainingLoop):
         evaluator: Any = None,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("criterion"):
+            raise ValueError("criterion has no effect: override compute_loss() instead")
         before = set(vars(self))  # attributes that the method has already set
         self.seeds = seeds or Seeds.of_torch()
         self.options: Any = self.options_class() if options is None else options

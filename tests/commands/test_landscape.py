@@ -14,7 +14,6 @@ from torch import Tensor
 from cl_clipfit import CLIPClassifier, Recipe, Source
 from cl_clipfit.cli.app import main
 from cl_clipfit.commands import landscape as command_of_landscape
-from cl_clipfit.commands import train as command
 from cl_clipfit.evaluation import landscape
 from cl_clipfit.evaluation.landscape import (
     LINES,
@@ -27,6 +26,7 @@ from cl_clipfit.evaluation.landscape import (
 from cl_clipfit.experiment.reopen import FinishedRun, open_run
 from cl_clipfit.merging import plane
 from cl_clipfit.registry import Registry
+from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.figures import new_figure
@@ -193,7 +193,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_run", "plot_changes", "plot_comparison"):  # half of the time
-            patch.setattr(command, name, lambda *_: None)
+            patch.setattr(figures, name, lambda *_: None)
         assert main([*arguments, "--output", str(output)]) == 0
     return {
         name: next(output.glob(f"tiny-stream-{name}-s0-*"))

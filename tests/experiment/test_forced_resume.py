@@ -15,6 +15,7 @@ from benchmarks.faults.job import artefacts
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.cli.app import main
 from cl_clipfit.errors import UserError
+from cl_clipfit.report import figures
 from cl_clipfit.storage.manifest import adding
 from cl_clipfit.storage.run_folder import RunFolder
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -149,7 +150,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(
 def test_a_stop_before_anything_was_written_advises_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for owner, name in ((RunFolder, "begin"), (train, "prepare"), (train, "plot_comparison")):
+    for owner, name in ((RunFolder, "begin"), (train, "prepare"), (figures, "plot_comparison")):
         with pytest.MonkeyPatch.context() as patch:
             stop_at(patch, owner, name, 1)
             assert run(*HOST, "--output", tmp_path / "runs") == 130
@@ -172,12 +173,12 @@ def test_nothing_is_added_to_a_folder_that_is_gone(
     with pytest.raises(UserError, match="has vanished"), adding(tmp_path / "gone"):
         pass
     assert not (tmp_path / "gone").exists()
-    draw = train.plot_run
+    draw = figures.plot_run
 
     def vanish(*args: Any) -> None:
         draw(*args)
         shutil.rmtree(host)
 
-    monkeypatch.setattr(train, "plot_run", vanish)
+    monkeypatch.setattr(figures, "plot_run", vanish)
     assert "has vanished" in refused(*HOST, "--output", host.parent, "--fresh")
     assert not (host / "result.json").exists()

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from PIL import Image
 
-import cl_clipfit.commands.train as train
 from benchmarks.faults.job import artefacts
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.cli.app import main
+from cl_clipfit.report import figures
 from cl_clipfit.storage.checkpoints import Checkpoints
 from cl_clipfit.storage.run_folder import RunFolder
 from cl_clipfit.training.journal import Journal
@@ -122,7 +122,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "the evaluation of task 1": (CLIPStrategy, "score_all", 2),
     "the last evaluation": (CLIPStrategy, "score_all", 3),
     "the bank": (DeltaBank, "append", 2),
-    "the figures": (train, "plot_run", 1),
+    "the figures": (figures, "plot_run", 1),
     "the result": (RunFolder, "save_result", 1),
 }
 

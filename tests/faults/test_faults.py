@@ -15,7 +15,7 @@ import pytest
 from benchmarks.faults import damage, inputs, job, kills, starts, writes
 from benchmarks.faults.__main__ import CAMPAIGNS, main
 from benchmarks.faults.job import Bench, Campaign, Place, start, wait
-from cl_clipfit.commands import train
+from cl_clipfit.report import figures
 from cl_clipfit.storage.files import write_atomic
 
 
@@ -31,7 +31,7 @@ def _quick_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (damage, kills, starts, writes):
         monkeypatch.setattr(module, "STRATEGIES", job.STRATEGIES[:1])
     for name in ("plot_run", "plot_changes", "plot_comparison"):
-        monkeypatch.setattr(train, name, lambda results, path: write_atomic(path, "drawn"))
+        monkeypatch.setattr(figures, name, lambda results, path: write_atomic(path, "drawn"))
 
 
 def campaign(bench: Bench, name: str, trials: int) -> Campaign:

@@ -157,8 +157,18 @@ def cells(table: Table, row: int = 0) -> list[str]:
         (None, list(COLUMNS)),
         ("class-incremental", list(COLUMNS)),
         ("domain-incremental", list(COLUMNS)),
-        ("mtil", ["transfer", "mtil_average", "mtil_last", "last_accuracy", "retention"]),
-        ("base-to-novel", ["base", "novel", "harmonic_mean", "retention"]),
+        (
+            "mtil",
+            [
+                "transfer",
+                "mtil_average",
+                "mtil_last",
+                "last_accuracy",
+                "probe_accuracy",
+                "retention",
+            ],
+        ),
+        ("base-to-novel", ["base", "novel", "harmonic_mean", "probe_accuracy", "retention"]),
     ],
 )
 def test_the_protocol_chooses_the_columns(protocol: str | None, keys: list[str]) -> None:

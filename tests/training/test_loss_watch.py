@@ -427,7 +427,8 @@ def test_the_event_of_a_loss_is_recorded_on_the_stream_of_its_device(
         device=torch.device("cuda:1"), to=lambda *_, **__: torch.tensor(1.0)
     )  # fmt: skip
     strategy = SimpleNamespace(
-        loss=SimpleNamespace(detach=lambda: loss), task_number=1, mb_y=None, task_steps=1
-    )
+        loss=SimpleNamespace(detach=lambda: loss), task_number=1, mb_y=None, task_steps=1,
+        method_loss=None, plugin_loss=None,
+    )  # fmt: skip
     assert not LossWatch().leaves_out(strategy, torch.empty(0))
     assert recorded == ["of cuda:1"]

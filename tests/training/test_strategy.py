@@ -1,8 +1,12 @@
 """The strategy surface: a bare PyTorch loop, plain Avalanche code, and what must not move."""
 
+import ast
 import copy
 import dataclasses
 import itertools
+import math
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +15,31 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from avalanche.benchmarks import benchmark_from_datasets, class_incremental_benchmark
+from avalanche.benchmarks import (
+    benchmark_from_datasets,
+    class_incremental_benchmark,
+    nc_benchmark,
+    with_classes_timeline,
+)
+from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
-from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from avalanche.training.plugins import EvaluationPlugin, LwFPlugin, ReplayPlugin
 from torch.utils.data import DataLoader, TensorDataset
 
-from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
+from cl_clipfit import (
+    CLIPClassifier,
+    CLIPStrategy,
+    Recipe,
+    ScopeOptions,
+    Source,
+    UserError,
+    build_scenario,
+)
+from cl_clipfit.clip import Preprocess
 from cl_clipfit.data.streams import as_avalanche
+from cl_clipfit.errors import StrategyWarning
 from cl_clipfit.experiment import estimate
+from cl_clipfit.training.features import Workload
 from tests.support.methods import TwoGroups
 
 Build = Callable[..., CLIPClassifier]
@@ -296,13 +317,219 @@ def test_the_estimate_counts_images_and_prompts(
 ) -> None:
     """Worked out by hand: 32 timed images and 6 timed prompts take a second each."""
     monkeypatch.setattr(estimate, "_seconds", lambda function: 1.0)
+    monkeypatch.setattr(estimate, "_BYTES_PER_SECOND", math.inf)
     scenario = build_scenario("s", source, tasks=3)  # 48 test images, 3 tasks of 16 training images
     recipe = Recipe(epochs=2, batch_size=8)
     strategy = TwoGroups(model=tiny(), class_names=source.class_names, recipe=recipe)
     plan: Any = SimpleNamespace(recipe=recipe)
     scoring = 48 / 32 + 6 / 6
-    training = 3 * (2 * 48 / 32 + 12 * 3 / 6)  # 12 steps, with half of the prompts on average
+    training = 3 * (2 * 48 / 32 + 12 * 2 / 6)  # 12 steps, with the prompts of a task's classes
     assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    strategy.label_space = lambda: strategy.seen_classes  # type: ignore[method-assign]
+    training = 3 * (2 * 48 / 32 + 12 * 4 / 6)  # 2, 4 and 6 classes
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    strategy.model.recompute = True  # one more forward pass in each step
+    again = estimate.estimate_seconds(plan, scenario, strategy, {})
+    assert again == pytest.approx(4 * scoring + 4 / 3 * training)
+    strategy.model.recompute = False
+    work = Workload(2, 2, sampled=((40, 512), (3, 8)))  # a task has 16 images, not 512
+    strategy.workload = lambda: work  # type: ignore[method-assign]
+    sampled = 3 * (40 * 16 + 3 * 8) / 32
+    training += sampled
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    strategy.select()
+    monkeypatch.setattr(estimate, "_BYTES_PER_SECOND", 1.0)
+    values = 4 * sum(p.numel() for p in strategy.selection.values())
+    written = 3 * values * (4 * 2 + 2)  # three tasks, of two epochs each
+    slow = estimate.estimate_seconds(plan, scenario, strategy, {})
+    assert slow == pytest.approx(4 * scoring + training + written)
     strategy.learning = "none"  # type: ignore[misc]
     plan.recipe = None
     assert estimate.estimate_seconds(plan, scenario, strategy, {}) == scoring
+
+
+class Mixed(CLIPStrategy):
+    """Trains the biases of the image tower's LayerNorms, over the task's classes or those seen."""
+
+    options_class = ScopeOptions
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        modules = self.model.clip.visual.modules()
+        return [m.bias for m in modules if isinstance(m, torch.nn.LayerNorm)]
+
+
+def of_two_tasks(source: Source) -> Any:
+    """Return Avalanche's own benchmark, with its labels of tasks: classes 0 to 2, then 3 to 5."""
+    return class_incremental_benchmark(
+        {"train": as_avalanche(source.train), "test": as_avalanche(source.test)},
+        num_experiences=2, class_order=[0, 1, 2, 3, 4, 5],
+    )  # fmt: skip
+
+
+class OldLogits(SupervisedPlugin):
+    """Adds a loss on the logits of class 0, as distillation from an earlier model does."""
+
+    def before_backward(self, strategy: Any, *args: object, **kwargs: object) -> None:
+        if strategy.tasks_seen:
+            strategy.loss += strategy.mb_output[:, 0].square().mean()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("plugin", [lambda: ReplayPlugin(mem_size=12), OldLogits])
+def test_a_plugin_that_needs_other_classes_is_told_which_and_how(
+    plugin: Any, skip: bool, tiny: Build, source: Source
+) -> None:
+    benchmark = of_two_tasks(source)
+
+    def train(**settings: Any) -> Any:
+        torch.manual_seed(0)
+        strategy = Mixed(
+            model=tiny(), class_names=source.class_names, recipe=Recipe(epochs=1, batch_size=12),
+            plugins=[plugin()], **settings,
+        )  # fmt: skip
+        strategy.watch.skip = skip
+        strategy.train(benchmark.train_stream, eval_streams=[])
+        return strategy
+
+    with pytest.raises(UserError, match=r"task 2, step 1.*label \d \('.*outside of label_space"):
+        train()
+    with pytest.raises(UserError, match="set ce_scope=seen") as raised:
+        train()
+    assert "learning rate" not in str(raised.value)
+    assert torch.isfinite(train(options=ScopeOptions(ce_scope="seen")).loss)
+
+
+def test_lwf_distils_from_logits_of_earlier_classes(tiny: Build, source: Source) -> None:
+    """Independent of the above, with Avalanche's own plugin, which needs labels of tasks."""
+
+    def train(scope: str) -> None:
+        data = as_avalanche(source.train)
+        benchmark = nc_benchmark(data, data, n_experiences=2, task_labels=False, shuffle=False)
+        Mixed(
+            model=tiny(), class_names=source.class_names, recipe=Recipe(epochs=1),
+            plugins=[LwFPlugin()], options=ScopeOptions(ce_scope=scope),
+        ).train(benchmark.train_stream, eval_streams=[])  # fmt: skip
+
+    train("seen")
+    with pytest.raises(UserError, match=r"LwFPlugin.*label 0 \('.*-inf.*ce_scope=seen"):
+        train("task")
+
+
+def test_the_loss_of_evaluation_ranks_the_classes_seen_and_the_image_own(
+    tiny: Build, source: Source
+) -> None:
+    benchmark = of_two_tasks(source)
+    evaluator = EvaluationPlugin(loss_metrics(experience=True), loggers=[])
+    strategy = TwoGroups(
+        model=tiny(), class_names=source.class_names, recipe=Recipe(epochs=1), evaluator=evaluator
+    )
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    measured = list(strategy.eval(benchmark.test_stream).values())
+    scores, labels = strategy.score_all(source.test.images), source.test.labels
+    losses = [
+        -F.log_softmax(row[[0, 1, 2, *([label] if label > 2 else [])]], 0)[min(label, 3)]
+        for row, label in zip(scores, labels.tolist(), strict=True)
+    ]
+    for task, loss in enumerate(measured):
+        expected = torch.stack([x for x, y in zip(losses, labels, strict=True) if y // 3 == task])
+        assert loss == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.int8, torch.bool])
+def test_integers_other_than_uint8_are_refused(
+    dtype: torch.dtype, tiny: Build, source: Source
+) -> None:
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names)
+    for use in (strategy.model.image_features, strategy.score_all):
+        with pytest.raises(UserError, match="pass uint8"):
+            use(source.test.images.to(dtype))
+
+
+def test_float_images_of_another_range_are_warned_of_once(tiny: Build, source: Source) -> None:
+    images = source.test.images
+    whole, unit = images.float(), images.float() / 255
+    cases = {
+        "lie within -1.8 and 2.1": whole, "between 0 and 1": unit, "reach from -": whole - 127,
+    }  # fmt: skip
+    normalised = [("", tiny().preprocess(images)), ("", unit * 2 - 1)]
+    for text, floats in [*cases.items(), *normalised]:
+        model = tiny()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for batch in floats.split(8):
+                model.image_features(batch)
+        assert [text in str(w.message) for w in caught] == [True] * bool(text), text
+    assert not Preprocess((8, 8), (0.0,) * 3, (1.0,) * 3).doubt(unit)  # models that take 0 to 1
+    assert Preprocess((8, 8), (0.0,) * 3, (1.0,) * 3).doubt(whole)
+
+
+def test_the_range_is_not_read_at_every_step(
+    tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading it waits for a GPU."""
+    checks: list[int] = []
+    monkeypatch.setattr(Preprocess, "doubt", lambda self, images: checks.append(1) or "")
+    model = tiny()
+    data = dataclasses.replace(source.train)
+    object.__setattr__(data, "images", model.preprocess(source.train.images))
+    benchmark = with_classes_timeline(benchmark_from_datasets(train=[as_avalanche(data)]))
+    strategy = TwoGroups(
+        model=model, class_names=source.class_names, recipe=Recipe(epochs=3, batch_size=4)
+    )
+    strategy.train(benchmark.train_stream, eval_streams=[])
+    assert strategy.task_steps > 30
+    assert len(checks) == 1
+
+
+def test_a_module_of_ones_own_belongs_on_the_model(tiny: Build, source: Source) -> None:
+    class Adapted(TwoGroups):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.adapter = torch.nn.Linear(16, 16)
+
+        def trainable(self) -> list[torch.nn.Parameter]:
+            return list(self.adapter.parameters())
+
+    strategy = Adapted(model=tiny(), class_names=source.class_names)
+    stream = build_scenario("s", source, tasks=2).benchmark.train_stream
+    with pytest.raises(ValueError, match=r"on the strategy's self\.model"):
+        strategy.train(stream[0])
+    strategy.model.adapter = strategy.adapter
+    strategy.select()
+    assert set(strategy.selection) == {"adapter.weight", "adapter.bias"}
+
+
+def test_labels_that_do_not_index_the_names_are_refused(tiny: Build, source: Source) -> None:
+    strategy = TwoGroups(model=tiny(), class_names=source.class_names)
+    ignored = dataclasses.replace(source.train, labels=source.train.labels - 100)
+    benchmark = with_classes_timeline(benchmark_from_datasets(train=[as_avalanche(ignored)]))
+    with pytest.raises(ValueError, match="label -100 has no name"):  # cross-entropy ignores it
+        strategy.train(benchmark.train_stream)
+    data = as_avalanche(source.train)
+    many = {"n_experiences": 2, "task_labels": False, "seed": 1}
+    benchmark = nc_benchmark(data, data, class_ids_from_zero_in_each_exp=True, **many)
+    with pytest.raises(ValueError, match="start at 0 in every experience"):
+        strategy.train(benchmark.train_stream)
+    benchmark = nc_benchmark(data, data, class_ids_from_zero_from_first_exp=True, **many)
+    with pytest.warns(StrategyWarning, match="order of arrival"):
+        strategy.train(benchmark.train_stream, eval_streams=[])
+    assert len(strategy.warnings) == 1
+
+
+def test_a_criterion_would_have_no_effect(tiny: Build, source: Source) -> None:
+    smooth = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    with pytest.raises(ValueError, match="override compute_loss"):
+        TwoGroups(model=tiny(), class_names=source.class_names, criterion=smooth)
+
+
+def test_the_avalanche_block_of_the_readme_runs_and_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "ReplayPlugin" in block]
+    short = block.replace('"split-digits", tasks=5', '"split-digits", tasks=2, limit=4')
+    assert short != block
+    exec(short, {})
+    lines = capsys.readouterr().out.splitlines()
+    losses = [ast.literal_eval(line)["Loss_Stream/eval_phase/test_stream"] for line in lines]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
