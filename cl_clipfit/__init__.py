@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.experiment.prepare import load_scenario as load_scenario
     from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
     from cl_clipfit.experiment.reopen import open_run as open_run
+    from cl_clipfit.methods.closed_form import ClosedFormStrategy as ClosedFormStrategy
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
@@ -71,6 +72,7 @@ _HOMES = {
     "Seeds": "cl_clipfit.runtime.determinism",
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",
+    "ClosedFormStrategy": "cl_clipfit.methods.closed_form",
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
     "Count": "cl_clipfit.config.options",

@@ -13,7 +13,9 @@ from cl_clipfit.storage.checkpoints import Checkpoints
 from tests.support.kills import Killed
 from tests.support.tiny import TINY
 
-METHODS = [e.name for e in Registry().entries("strategies") if e.name != "zero-shot"]
+METHODS = [
+    e.name for e in Registry().entries("strategies") if e.strategy_class().learning == "gradient"
+]
 SMALL = [*TINY, "--epochs", "2", "--tasks", "3", "--batch-size", "6"]  # 3 steps an epoch
 
 

@@ -1,0 +1,105 @@
+"""Exact scores of each feature by the head that was fitted without it, in closed form."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_clipfit.heads.linear import ridge_factor, shrunk_covariance, unseen_bias
+from cl_clipfit.heads.statistics import Statistics
+
+
+def several(statistics: Statistics, labels: Tensor) -> Tensor:
+    """Return which features (N,) are of a class with others: only they can be left out."""
+    return statistics.counts[labels] > 1
+
+
+def class_mean_scores(statistics: Statistics, features: Tensor, labels: Tensor) -> Tensor:
+    """Return the leave-one-out scores (N, K) of `linear.class_mean_head`.
+
+    Args:
+        statistics: of all features, these among them.
+        features: (N, D), each of a class with at least two.
+        labels: (N,).
+    """
+    x, means = features.double(), statistics.means()
+    scores = x @ F.normalize(means, dim=1).T + unseen_bias(statistics)
+    without = means[labels] - (x - means[labels]) / (statistics.counts[labels] - 1)[:, None]
+    own = (x * F.normalize(without, dim=1)).sum(1)
+    return scores.scatter(1, labels[:, None], own[:, None])
+
+
+def ridge_scores(
+    statistics: Statistics, features: Tensor, labels: Tensor, penalty: float
+) -> Tensor:
+    """Return the leave-one-out scores (N, K) of `linear.ridge_head`.
+
+    With h = x' (G + penalty I)^-1 x, the score of target y becomes (score - h y) / (1 - h): the
+    PRESS statistic (Allen 1974).
+    """
+    x = features.double()
+    solved = torch.cholesky_solve(x.T, ridge_factor(statistics, penalty))  # (D, N)
+    leverage = (x * solved.T).sum(1, keepdim=True)
+    targets = F.one_hot(labels, len(statistics.counts)).double()
+    scores = solved.T @ statistics.sums.T
+    return (scores - leverage * targets) / (1 - leverage) + unseen_bias(statistics)
+
+
+def lda_scores(
+    statistics: Statistics, features: Tensor, labels: Tensor, shrinkage: float = 0.3
+) -> Tensor:
+    """Return the leave-one-out scores (N, K) of `linear.lda_head`.
+
+    Without x of class y, with v = x - mu_y: mu_y loses v / (n_y - 1), the scatter W loses
+    n_y / (n_y - 1) v v', and N - K falls by 1. The trace of W changes too, so that Sigma changes by
+    a multiple of the identity besides the rank-one term; both are followed exactly through the
+    eigenvalues of W.
+
+    Args:
+        statistics: of all features, these among them.
+        features: (N, D), each of a class with at least two.
+        labels: (N,).
+        shrinkage: as in `linear.lda_head`.
+    """
+    x, means = features.double(), statistics.means()
+    free = statistics.number - int(statistics.seen.sum()) - 1
+    values, vectors = torch.linalg.eigh(statistics.scatter())
+    counts = statistics.counts[labels].double()
+    v = x - means[labels]
+    loss = counts / (counts - 1)
+    trace = values.sum() - loss * (v * v).sum(1)  # (N,), of the scatter without x
+    if free <= 0 or bool((trace <= 0).any()):
+        return _by_fitting(statistics, x, labels, shrinkage)
+    ridge = shrinkage * trace / statistics.dim  # times 1 / free, as everything below
+    # In the basis of eigenvectors: A = (1 - s) diag(values) + ridge I, minus a rank-one term.
+    inverse = 1 / ((1 - shrinkage) * values + ridge[:, None])  # (N, D)
+    xe, ve, me = x @ vectors, v @ vectors, means @ vectors
+    scale = (1 - shrinkage) * loss
+    av = inverse * ve
+    gain = scale / (1 - scale * (ve * av).sum(1))  # Sherman and Morrison 1950
+
+    def products(left: Tensor, right: Tensor) -> Tensor:
+        """Return left' Sigma^-1 right for rows of (N, D)."""
+        plain = (left * inverse * right).sum(1)
+        return free * (plain + gain * (left * av).sum(1) * (right * av).sum(1))
+
+    mx = (xe * inverse) @ me.T + gain[:, None] * (xe * av).sum(1, keepdim=True) * (av @ me.T)
+    mm = inverse @ (me * me).T + gain[:, None] * (av @ me.T) ** 2
+    scores = free * (mx - mm / 2) + unseen_bias(statistics)
+    without = me[labels] - ve / (counts - 1)[:, None]
+    own = products(without, xe) - products(without, without) / 2
+    return scores.scatter(1, labels[:, None], own[:, None])
+
+
+def _by_fitting(statistics: Statistics, x: Tensor, labels: Tensor, shrinkage: float) -> Tensor:
+    """Return the scores where too few features are left for a covariance: few enough to fit."""
+    rows = []
+    for one, label in zip(x, labels, strict=True):
+        part = Statistics.of(-one[None], label[None], len(statistics.counts))
+        rest = Statistics(
+            statistics.gram - part.gram, statistics.sums + part.sums,
+            statistics.counts - part.counts,
+        )  # fmt: skip
+        means = rest.means()
+        weight = torch.linalg.solve(shrunk_covariance(rest, shrinkage), means.T).T
+        rows.append(weight @ one - (weight * means).sum(1) / 2 + unseen_bias(rest))
+    return torch.stack(rows)

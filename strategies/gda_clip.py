@@ -1,0 +1,40 @@
+"""A Gaussian head on frozen image features, added to the zero-shot scores."""
+
+from pydantic import Field
+from torch import Tensor
+
+from cl_clipfit import ClosedFormStrategy, NotNegative, Options
+from cl_clipfit.heads.fusion import fused
+from cl_clipfit.heads.linear import LinearHead, gda_head
+from cl_clipfit.heads.statistics import Statistics
+
+NAME = "gda-clip"
+PAPER = "Wang et al. 2024, arXiv 2402.04087 (ICLR), eq. 5 to 8"
+NEEDS = "sums of features and their products (statistics)"
+
+
+class GDAOptions(Options):
+    """Settings of GDA."""
+
+    weight: NotNegative = Field(
+        1.0, description="of the Gaussian scores; the paper chooses it on a validation set"
+    )
+
+
+class GDAClip(ClosedFormStrategy):
+    """Zero-shot logits plus weight * Gaussian scores; classes not seen yet have only the former."""
+
+    options_class = GDAOptions
+    options: GDAOptions
+
+    def fit(self, statistics: Statistics) -> LinearHead:
+        """Return the Gaussian head."""
+        return gda_head(statistics)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Score images (B, ...): (B, K)."""
+        text = self.model(images)
+        if self.head is None:
+            return text
+        gaussian = super().scores(images)
+        return fused(text, gaussian, (1.0, self.options.weight))
