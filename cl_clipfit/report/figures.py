@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from cl_clipfit.errors import UserError
 from cl_clipfit.report.style import (
@@ -23,6 +19,13 @@ from cl_clipfit.report.style import (
     save_figure,
 )
 from cl_clipfit.report.tables import by_strategy, columns, value
+from cl_clipfit.runtime.lean_imports import any_backend
+
+with any_backend():
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 ZERO_SHOT = "zero-shot"
 _ONE_TASK = ("base-to-novel", "transfer")  # protocols that usually have a single task

@@ -3,12 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 from rich.table import Table
 
 from cl_clipfit.report.display import literal
@@ -21,6 +16,14 @@ from cl_clipfit.report.style import (
     run_title,
     save_figure,
 )
+from cl_clipfit.runtime.lean_imports import any_backend
+
+with any_backend():
+    import matplotlib
+    from matplotlib import patheffects
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import Bbox
 
 KINDS = ("train", "test")
 SHORTEST_AXIS = {"loss": 0.1, "accuracy": 10.0}  # smaller ranges are widened, to look flat

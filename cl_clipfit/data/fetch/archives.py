@@ -82,15 +82,16 @@ def obtain(
     """
     files: list[Path] | None = None
     stamps: list[Any] = []
-    home = cache_folder() / name
-    root = home / "files"
     official = [a.checksum and full_checksum(a.checksum) for a in archives]
     digests = ["" if request.unverified else checksum for checksum in official]
-    if request.data_dir is not None:
-        if folder := _unpacked_in(request.data_dir, name, archives, expected):
-            request.note(f"{name}: the files in {folder} are used unverified; results say so")
-            return Located(folder, {"kind": "folder", "verified": False})
-        files = _archives_in(request.data_dir, name, archives, expected)
+    given = request.data_dir
+    if given is not None and (folder := _unpacked_in(given, name, archives, expected)):
+        request.note(f"{name}: the files in {folder} are used unverified; results say so")
+        return Located(folder, {"kind": "folder", "verified": False})
+    home = cache_folder() / name
+    root = home / "files"
+    if given is not None:
+        files = _archives_in(given, name, archives, expected)
         digests, stamps = _verify(archives, files, home, request)
         root = _place_for(home, official, digests)
     if not _is_kept(root, archives, expected, digests):
