@@ -21,6 +21,7 @@ from cl_clipfit.cli.arguments import (
     Settings,
     console,
     consoles,
+    keep_text,
 )
 from cl_clipfit.cli.bank import bank
 from cl_clipfit.commands.resume import check_plugins, check_plugins_of_run, resumed_settings
@@ -40,7 +41,10 @@ app = App(
     name="run.py",
     version=__version__,
     help="Train CLIP on a stream of tasks and see what it learns, forgets and remembers.",
-    default_parameter=Parameter(consume_multiple=True, negative=()),
+    default_parameter=Parameter(
+        consume_multiple=True, negative=(), json_list=False, json_dict=False
+    ),
+    config=keep_text,
 )
 
 

@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,20 @@ def test_config_yaml_repeats_the_run(tmp_path: Path) -> None:
     assert again.parent.name == file.parent.name
     first = json.loads((file.parent / "result.json").read_text())
     assert json.loads(again.read_text())["accuracy_matrix"] == first["accuracy_matrix"]
+
+
+@pytest.mark.parametrize("option", ["template", "strategy", "probe", "set"])
+def test_text_that_looks_like_json_is_text(option: str) -> None:
+    texts = ["{}", " {}", "[{}]", '["a {}", "b {}"]', '{"a":1}', "null", "a {}"]
+    assert parse(f"--{option}", *texts) == {option: texts}
+    assert parse(f"--{option}={texts[0]}") == {option: texts[:1]}
+
+
+def test_a_list_is_no_number_and_a_path_of_its_letters(refused: Callable[..., str]) -> None:
+    for given in ("[1, 2]", "{}"):
+        assert "--seed: input should be a valid integer" in refused("--seed", given)
+    assert parse("--plugin", '["a.py"]') == {"plugin": [Path('["a.py"]')]}
+    assert '--mode ["mean"]: unknown' in refused("bank", "eval", "x", "--mode", '["mean"]')
 
 
 def test_options_win_over_the_config_file(tmp_path: Path) -> None:
