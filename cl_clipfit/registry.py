@@ -16,21 +16,23 @@ strategy, or the annotation of the first parameter of `load(options: MyOptions, 
 
 import ast
 import contextlib
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from cl_clipfit.config.options import Options
 from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.runtime.code_files import files_read, imported_files
 
 Kind = Literal["strategies", "scenarios"]
 KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
@@ -53,6 +55,8 @@ class Entry:
         module: importable module name; "" for a `--plugin` file.
         error: why it cannot be read; "" if it can.
         sha256: hash of the file as it was read, since an edited method is a different method.
+        uses: hashes of what its code uses besides its file, known once it is imported: modules that
+            are not of a library, and files below its folder that were read meanwhile.
     """
 
     kind: Kind
@@ -64,6 +68,13 @@ class Entry:
     module: str = ""
     error: str = ""
     sha256: str = ""
+    uses: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def code_hash(self) -> str:
+        """The hash of all files that its code consists of."""
+        text = json.dumps([self.sha256, self.uses], sort_keys=True)
+        return sha256(text.encode()).hexdigest() if self.uses else self.sha256
 
     def load(self) -> ModuleType:
         """Import the file.
@@ -72,9 +83,15 @@ class Entry:
             UserError: it cannot be imported; the message names it.
         """
         try:
-            if self.module:
+            if self.module.startswith("cl_clipfit."):  # of which `package_hash` tells
                 return importlib.import_module(self.module)
-            return _import_file(self.file, self.sha256)
+            with files_read(self.file.parent) as read:
+                if self.module:
+                    module = importlib.import_module(self.module)
+                else:
+                    module = _import_file(self.file, self.sha256)
+            self.uses = _USES.setdefault(module.__name__, _hashes(module, read))
+            return module
         except (Exception, SystemExit) as error:  # a script may call sys.exit when imported
             reason = " ".join(str(error).split())
             raise UserError(
@@ -134,16 +151,32 @@ class Entry:
         return Options if annotation is inspect.Parameter.empty else annotation
 
 
-def _import_file(file: Path, sha256: str) -> ModuleType:
+# What was imported stays as it is in this process, whatever becomes of the files.
+_USES: dict[str, dict[str, str]] = {}
+
+
+def _hashes(module: ModuleType, read: Iterable[Path]) -> dict[str, str]:
+    """Return the hash of each file that a plug-in uses; a module is called as its import is."""
+    if module.__name__ in _USES:
+        return _USES[module.__name__]
+    folder = Path(module.__file__ or "").resolve().parent
+    files = {file.relative_to(folder).as_posix(): file for file in read}
+    for name, file in imported_files(module):
+        place = name.replace(".", "/") + ("/__init__" if file.stem == "__init__" else "")
+        files[place + file.suffix] = file
+    return {name: sha256(files[name].read_bytes()).hexdigest() for name in sorted(files)}
+
+
+def _import_file(file: Path, expected: str) -> ModuleType:
     """Run exactly the bytes that were hashed; bytecode caches compare only size and seconds."""
-    name = f"cl_clipfit_plugin_{file.stem}_{sha256[:12]}"
+    name = f"cl_clipfit_plugin_{file.stem}_{expected[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
     code = file.read_bytes()
-    if hashlib.sha256(code).hexdigest() != sha256:
+    if sha256(code).hexdigest() != expected:
         raise ImportError("the file was changed while the command ran")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look modules up by name
@@ -167,7 +200,7 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
     entry = Entry(kind or "strategies", name or file.stem.replace("_", "-"), file, module=module)
     try:
         code = file.read_bytes()
-        entry.sha256 = hashlib.sha256(code).hexdigest()
+        entry.sha256 = sha256(code).hexdigest()
         tree = ast.parse(code)
         bases = {
             node: [ast.unparse(base) for base in node.bases]

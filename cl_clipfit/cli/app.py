@@ -32,6 +32,7 @@ from cl_clipfit.errors import UserError, printable
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
 from cl_clipfit.runtime.signals import Stopped, graceful
+from cl_clipfit.runtime.threads import yield_waiting_cores
 
 # Imports create a million objects that live on; Python's default is to look for garbage among them
 # after every 700, which takes a tenth of the start-up time.
@@ -175,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 on bad input, 130 or 143 on a signal."""
     _quiet_libraries()
     keep_freed_memory()
+    yield_waiting_cores()
     gc.set_threshold(_GC_THRESHOLD)
     try:
         with graceful():

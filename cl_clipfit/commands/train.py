@@ -15,7 +15,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.frozen_features import FrozenImages
 from cl_clipfit.experiment.build import check_strategy
-from cl_clipfit.experiment.identity import config_of
+from cl_clipfit.experiment.identity import code_has_changed, config_of
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
@@ -136,6 +136,8 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
             else:
                 folder.checkpoints(progress.warn).clear()  # left if it was killed while clearing
                 progress.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
+                if code_has_changed(content):
+                    progress.warn(f"{folder.path.name} was made by other code of cl_clipfit")
         results.append(Result(folder.path, {**content, "label": plan.label}))
     return results
 

@@ -13,6 +13,7 @@ from cl_clipfit.data.orders import NAMED_ORDERS
 from cl_clipfit.errors import is_file
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
+from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.storage.files import sha256
 
 _RECIPE = ("epochs", "batch_size", "lr")  # settings of a recipe that are options of the command
@@ -47,13 +48,13 @@ def run_digest(
     return settings_hash(
         {
             "version": __version__,
-            "scenario": [stream.entry.name, stream.entry.sha256, stream.options.model_dump()],
+            "scenario": [stream.entry.name, stream.entry.code_hash, stream.options.model_dump()],
             "data": list(data),
             # Without defaults: a later option must not rename the runs that do not use it.
             "stream": {k: v for k, v in stream.settings.cut().items() if v is not None},
             "templates": stream.settings.template,
-            "probes": [[probe.name, probe.sha256] for probe in stream.probes],
-            "strategy": [run.strategy.name, run.strategy.sha256, run.options.model_dump()],
+            "probes": [[probe.name, probe.code_hash] for probe in stream.probes],
+            "strategy": [run.strategy.name, run.strategy.code_hash, run.options.model_dump()],
             "host": _host_digest(run),
             "recipe": run.recipe.model_dump() if run.recipe else None,
             "seed": run.seed,
@@ -69,10 +70,16 @@ def run_digest(
     )
 
 
+def code_has_changed(result: Mapping[str, Any]) -> bool:
+    """Return whether a run of this version was made by other code of this package."""
+    environment = result.get("environment", {})
+    return environment.get("cl_clipfit_sha256", package_hash()) != package_hash()
+
+
 def _host_digest(run: RunPlan) -> list[Any] | None:
     if run.host is None or run.host_options is None:
         return None
-    return [run.host.name, run.host.sha256, run.host_options.model_dump()]
+    return [run.host.name, run.host.code_hash, run.host_options.model_dump()]
 
 
 def config_of(stream: StreamPlan, run: RunPlan, command: Command) -> dict[str, Any]:

@@ -109,8 +109,9 @@ def _describe_plan(stream: StreamPlan, plan: RunPlan) -> dict[str, Any]:
         "options": plan.options.model_dump(mode="json"),
         "host": describe_host(plan),
         "code": [
-            {"kind": e.kind, "name": e.name, "file": e.file.name, "sha256": e.sha256}
-            for e in _code(stream, plan)
+            {"kind": entry.kind, "name": entry.name, "file": file, "sha256": digest}
+            for entry in _code(stream, plan)
+            for file, digest in ((entry.file.name, entry.sha256), *entry.uses.items())
         ],
     }
 

@@ -11,6 +11,7 @@ from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.experiment.build import build_strategy, select_first
+from cl_clipfit.experiment.identity import code_has_changed
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.runtime.device import resolve_device
@@ -130,6 +131,11 @@ def _check_same(
             " measured now is measured by this version's code"
         )
         return
+    if code_has_changed(result):
+        progress.warn(
+            f"{path.name} was made by other code of cl_clipfit {version}: what is measured now is"
+            " measured by this code"
+        )
     origin = result.get("merged") or {}
     if not prepared.folder(plan, trained_on=trained_on, **origin).has_digest(result["digest"]):
         raise UserError(

@@ -24,6 +24,7 @@ from cl_clipfit.merging.layers import change_by_layer
 from cl_clipfit.metrics.functional import seen_accuracy
 from cl_clipfit.metrics.tables import NotANumberError
 from cl_clipfit.runtime import device, signals
+from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.files import write_json
 from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
@@ -149,6 +150,11 @@ class Run:
                     f"resumed with {text}: the last bits of numbers are not those of an"
                     " uninterrupted run"
                 )
+        if saved.get("code") not in (None, package_hash()):
+            self.strategy.warn(
+                "resumed after the code of cl_clipfit had changed: its results are those of neither"
+                " code alone (--fresh repeats the run)"
+            )
         self.folder.begin_again(config)
         self.journal.repeats_batches = not self.folder.changed
         for text in self.folder.changed:

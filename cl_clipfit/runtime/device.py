@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cl_clipfit.errors import UserError
+from cl_clipfit.runtime.code_files import package_hash
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "avalanche-lib", "numpy", "scikit-learn")
 
@@ -44,6 +45,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "cl_clipfit": __version__,
+        "cl_clipfit_sha256": package_hash(),
         "python": platform.python_version(),
         **versions,
         "system": platform.system(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cl_clipfit.errors import UserError
+from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.storage.checkpoints import Checkpoints
 from cl_clipfit.storage.files import sha256
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _STATE = (
     ("stream", (str,)), ("digest", (str,)), ("tasks", (int,)), ("seconds", (float,)),
     ("start", (dict,)), ("ends", (dict,)), ("at", (dict, type(None))),
-    ("progress", (dict, type(None))),
+    ("progress", (dict, type(None))), ("code", (str, type(None))),
 )  # fmt: skip
 _AT = (
     ("loop", (int,)), ("epoch", (int,)), ("steps", (int,)), ("snapshot", (dict,)),
@@ -118,7 +119,7 @@ class Journal:
             return
         self._resumed, self.earlier_seconds = None, 0.0  # a merged task has no epoch loop
         self._state = {
-            "stream": self.stream, "digest": self.digest, "tasks": tasks,
+            "stream": self.stream, "digest": self.digest, "tasks": tasks, "code": package_hash(),
             "progress": copied(progress), "seconds": 0.0, "start": take(self.strategy),
             "ends": {}, "at": None,
         }  # fmt: skip

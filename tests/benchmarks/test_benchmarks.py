@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from benchmarks import (
     endurance,
     merge_step,
     mixed_batch,
+    neighbours,
     preprocess,
     published,
+    startup,
     step,
     stream,
     text,
@@ -370,3 +373,26 @@ def test_wrong_options_of_step_are_one_line(
     with pytest.raises(SystemExit):
         step.main(["--device", "cpu", "--skip", "memory", *wrong])
     assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_first_step_ends_the_run_that_is_timed(tmp_path: Path) -> None:
+    options = ["--output", str(tmp_path), "--strategy", "clipfit", "--probe", "glyph-letters"]
+    assert startup.seconds([sys.executable, "-c", startup.FIRST_STEP, *options], 77) > 0
+    assert not list(tmp_path.glob("*/result.json"))
+    with pytest.raises(UserError, match="exit code 2: error: unknown strategy"):
+        startup.seconds([sys.executable, "run.py", "--strategy", "clipfitt"], 77)
+
+
+def test_times_of_runs_that_share_a_machine_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(runs: int, epochs: int, variables: Mapping[str, str]) -> float:
+        return {1: 10.0, 3: 36.0}[runs] * (2 if runs > 1 and variables else 1)
+
+    monkeypatch.setattr(neighbours, "seconds", seconds)
+    ratios = neighbours.measure(runs=3, epochs=1, repeats=1)["ratios"]
+    assert ratios == {
+        "ours: together/alone": 1.2, "spinning: together/alone": 2.4, "alone: ours/spinning": 1.0,
+    }  # fmt: skip
+    monkeypatch.undo()
+    monkeypatch.setattr(neighbours, "JOB", ("run.py", "--strategy", "clipfitt"))
+    with pytest.raises(UserError, match="exit code 2: error: unknown strategy"):
+        neighbours.seconds(1, 1, {})
