@@ -19,7 +19,7 @@ from cl_clipfit.experiment.identity import code_has_changed, config_of
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.report.display import ConsoleDisplay, say
+from cl_clipfit.report.display import ConsoleDisplay, drawing, say
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.progress import Progress
@@ -48,8 +48,9 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
     out.print(results_table([result.content for result in results]))
     for result in results:
         say(out, f"run folder: {result.path}")
-    figure, table = (_comparison(config, results, kind) for kind in ("png", "csv"))
-    say(out, f"comparison: {figure if figure.exists() else table}")  # no figure without numbers
+    written = [_comparison(config, results, kind) for kind in ("png", "csv")]
+    for path in [path for path in written if path.exists()][:1]:  # no figure without numbers
+        say(out, f"comparison: {path}")
     return results
 
 
@@ -77,22 +78,28 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
     """
     try:
         with deterministic(config.deterministic):
-            results = _run_all(config, progress or Progress())
-            _compare(config, results)
+            progress = progress or Progress()
+            results = _run_all(config, progress)
+            _compare(config, results, progress)
             return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
         raise
 
 
-def _compare(config: RunConfig, results: list[Result]) -> None:
+def _compare(config: RunConfig, results: list[Result], progress: Progress) -> None:
     """Draw the comparison of a command's runs, and write its table."""
     from cl_clipfit.report.figures import plot_comparison  # Matplotlib is slow to import
 
     contents = [result.content for result in results]
-    plot_comparison(contents, config.output / _comparison_name(results))
+    figure = config.output / _comparison_name(results)
+    with drawing(figure, progress.warn):
+        plot_comparison(contents, figure)
     folders = [result.path.name for result in results]
-    write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
+    try:
+        write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
+    except UserError as error:  # the runs are done
+        progress.warn(str(error))
 
 
 def _comparison_name(results: list[Result]) -> str:
@@ -192,8 +199,9 @@ def execute(
         result = run.execute(config)
         progress.stop()
         run.folder.require()
-        plot_run(result, run.folder.path / "curves")
-        plot_changes(result, run.folder.path / "what_moved")
+        for name, plot in {"curves": plot_run, "what_moved": plot_changes}.items():
+            with drawing(run.folder.path / name, progress.warn):
+                plot(result, run.folder.path / name)
         content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():

@@ -1,6 +1,10 @@
 """Progress on the console: a live bar on a terminal, otherwise one plain line per task."""
 
+import contextlib
+import os
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +40,33 @@ def literal(text: str) -> str:
 def say(out: Console, text: str) -> None:
     """Print a line verbatim, without wrapping."""
     out.print(one_line(text), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def drawing(figure: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Draw a figure in a `with` block; if that fails, warn, and remove an earlier command's figure.
+
+    The numbers that it shows are there, and must not be lost with it. The environment variable
+    CL_CLIPFIT_DEBUG=1 shows the traceback.
+
+    Args:
+        figure: its path, without its suffix.
+        warn: receives the line that says what failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("CL_CLIPFIT_DEBUG"):
+            raise
+        remove_figure(figure)
+        warn(f"the figure {figure.name} is missing: {type(error).__name__}: {error}")
+
+
+def remove_figure(figure: Path) -> None:
+    """Remove a figure of an earlier command, which would not match this one's numbers."""
+    for kind in ("png", "svg"):
+        with contextlib.suppress(OSError):
+            figure.with_name(f"{figure.name}.{kind}").unlink()
 
 
 class ConsoleDisplay(Progress):
@@ -145,7 +176,7 @@ class ConsoleDisplay(Progress):
             trained = f", trained in {seconds:.1f} s"
             if self._process_steps == self._steps:
                 trained += f" at {self._images / max(1e-9, seconds):.0f} images/s"
-        shown = "-" if accuracy is None else f"{accuracy:.1f} %"
+        shown = "-" if accuracy is None else f"{accuracy:z.1f} %"
         self.note(f"{self._run} task {task}/{tasks}: accuracy over classes seen {shown}{trained}")
 
     def stop(self) -> None:

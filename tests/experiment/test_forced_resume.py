@@ -149,7 +149,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(
 def test_a_stop_before_anything_was_written_advises_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for owner, name in ((RunFolder, "begin"), (train, "prepare"), (train, "plot_comparison")):
+    for owner, name in ((RunFolder, "begin"), (train, "prepare"), (figures, "plot_comparison")):
         with pytest.MonkeyPatch.context() as patch:
             stop_at(patch, owner, name, 1)
             assert run(*HOST, "--output", tmp_path / "runs") == 130
