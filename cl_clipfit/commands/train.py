@@ -12,7 +12,7 @@ from rich.console import Console
 from cl_clipfit.commands.resume import check_output, resumed_folder
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import UserError, program
 from cl_clipfit.evaluation.frozen_features import FrozenImages
 from cl_clipfit.experiment.build import check_strategy
 from cl_clipfit.experiment.identity import code_has_changed, config_of
@@ -205,10 +205,10 @@ def execute(
         content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():
-            words = ["run.py", "--resume", str(run.folder.path)]
+            words = ["--resume", str(run.folder.path)]
             words += ["--force-resume"] if run.folder.changed else []
             words += ["--plugin", *config["plugin"]] if config["plugin"] else []
-            stopped.advice = f"{shlex.join(words)} resumes it"
+            stopped.advice = f"{program()} {shlex.join(words)} resumes it"
         raise
     finally:
         progress.stop()

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cl_clipfit import metrics
 from cl_clipfit.config.command import read_config
-from cl_clipfit.errors import UserError, is_file, printable
+from cl_clipfit.errors import UserError, is_file, printable, program
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.storage.files import csv_text, read_bytes
 from cl_clipfit.storage.manifest import MANIFEST, check_manifest
@@ -175,7 +175,7 @@ def _boards(path: Path, result: Result) -> Iterator[tuple[str, Mapping[str, Any]
             modes = json.loads(read_bytes(path / BANK_EVAL))["modes"]
             boards = [*_boards_of_modes(modes)]
         except (ValueError, RecursionError, LookupError, TypeError) as error:
-            raise UserError(f"{BANK_EVAL} is damaged: repeat run.py bank eval") from error
+            raise UserError(f"{BANK_EVAL} is damaged: repeat {program()} bank eval") from error
         yield from boards
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from cl_clipfit.config.command import DataSettings, RunConfig
 from cl_clipfit.config.options import Recipe, ScopeOptions
 from cl_clipfit.config.parsing import Command, parse_command
-from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.errors import UserError, is_file, nearest, program
 from cl_clipfit.registry import Registry, describe
 
-LIST_MODELS = "All are listed by: python run.py list models"
+LIST_MODELS = f"All are listed by: {program()} list models"
 
 
 def check_names(config: RunConfig) -> None:

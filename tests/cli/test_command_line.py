@@ -363,3 +363,23 @@ def test_run_py_outside_of_the_environment_says_what_to_type(tmp_path: Path) -> 
     assert done.returncode != 0
     assert "make demo" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("predict", "unknown command 'predict', commands are bank, list, info, merge"),
+        ("train --lr 1", "unknown command 'train', commands are bank, list"),
+        ("bank lst x", "unknown command 'bank lst', commands are list, show, diff, export, eval"),
+        ("--lr 1e-4 5e-4", "'5e-4' is one value too many for --lr, and no command: commands are"),
+        ("--epochs=3 train", "'train' is one value too many for --epochs, and no command"),
+        ("--quiet yes", "'yes' is one value too many for --quiet"),
+        ("verify a b", "verify: 'b' is one argument too many"),
+        ("verify a --replay b", "'b' is one value too many for --replay"),
+        ("bank show x 1 2", "bank show: '2' is one argument too many"),
+    ],
+)
+def test_a_word_that_is_no_command_is_said_as_that(
+    words: str, message: str, refused: Callable[..., str]
+) -> None:
+    assert f"error: {message}" in refused(*words.split())

@@ -16,6 +16,7 @@ from cl_clipfit import metrics
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.cli.app import main
 from cl_clipfit.commands import verify
+from cl_clipfit.errors import program
 from cl_clipfit.experiment.reopen import MERGED_FROM
 from cl_clipfit.storage.manifest import MANIFEST, write_manifest
 from tests.support.tiny import PLUGIN, TINY
@@ -146,7 +147,8 @@ def test_a_merged_run_and_evaluations_of_banks(
     assert found.startswith("bank-eval.json, modes.1.chosen_labels: metrics: forgetting is ")
     file.write_text("{")
     write_manifest(copy)
-    assert problems(capsys, copy)[0] == "bank-eval.json is damaged: repeat run.py bank eval"
+    (found, *_) = problems(capsys, copy)
+    assert found == f"bank-eval.json is damaged: repeat {program()} bank eval"
 
 
 def test_what_a_plugin_adds_to_a_result_is_no_table_of_the_run(
@@ -159,10 +161,10 @@ def test_what_a_plugin_adds_to_a_result_is_no_table_of_the_run(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[]", "bank-eval.json is damaged: repeat run.py bank eval"),
-        ("{}", "bank-eval.json is damaged: repeat run.py bank eval"),
-        ('{"modes": 3}', "bank-eval.json is damaged: repeat run.py bank eval"),
-        ('{"modes": [3]}', "bank-eval.json is damaged: repeat run.py bank eval"),
+        ("[]", "bank-eval.json is damaged: repeat "),
+        ("{}", "bank-eval.json is damaged: repeat "),
+        ('{"modes": 3}', "bank-eval.json is damaged: repeat "),
+        ('{"modes": [3]}', "bank-eval.json is damaged: repeat "),
         ('{"modes": [{}]}', "result.json is not what a run writes: tables cannot be checked: Key"),
     ],
 )

@@ -15,6 +15,7 @@ from benchmarks.faults.job import artefacts
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.cli.app import main
 from cl_clipfit.errors import UserError
+from cl_clipfit.report import figures
 from cl_clipfit.storage.manifest import adding
 from cl_clipfit.storage.run_folder import RunFolder
 from cl_clipfit.training.strategy import CLIPStrategy

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.errors import UserError, is_file, nearest, program
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini"
@@ -60,7 +60,7 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
         suggestion = nearest(architecture, open_clip.list_models())
         raise UserError(
             f"unknown model architecture '{architecture}'. {suggestion}"
-            " All are listed by: python run.py list models"
+            f" All are listed by: {program()} list models"
         )
     if architecture == MINI and not pretrained:
         return Weights("", str(MINI_FOLDER / "weights.safetensors"))

@@ -18,7 +18,7 @@ from cl_clipfit.data.fetch.download import (
 )
 from cl_clipfit.data.fetch.unpacking import LIMIT_BYTES, new_folder, unpack_into
 from cl_clipfit.data.source import DataRequest
-from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.errors import UserError, is_file, program
 from cl_clipfit.storage.files import reading, sha256, write_atomic, writing
 
 MARKER = ".cl_clipfit.json"
@@ -158,7 +158,7 @@ def _fetch(name: str, archive: Archive, home: Path, request: DataRequest, help: 
     """Return the archive in the cache, downloading it if it is missing."""
     target = home / archive.name
     elsewhere = (
-        f"or anywhere else. Then run offline: python run.py --scenario {name} --data-dir PATH"
+        f"or anywhere else. Then run offline: {program()} --scenario {name} --data-dir PATH"
         " --model ARCH:TAG:PATH_TO_WEIGHTS"
     )
     if not archive.url and not is_file(target):
