@@ -75,13 +75,13 @@ def evaluate_bank(
     content: dict[str, Any] = {"run": run.name, "modes": summaries}
     files = run / BANK_EVAL, (run / BANK_EVAL).with_suffix(".csv")
     if failed:
-        content["not_computed"] = {mode: str(error) for mode, error in failed.items()}
+        content["not_computed"] = {mode: str(reason) for mode, reason in failed.items()}
     with adding(run):
         write_json(files[0], content)
         write_atomic(files[1], modes_csv(summaries))
     out.print(modes_table(finished.result, summaries))
-    for mode, error in failed.items():
-        display.warn(f"{mode} cannot be computed: {error}")
+    for mode, reason in failed.items():
+        display.warn(f"{mode} cannot be computed: {reason}")
     for file in files:
         say(out, f"scores: {file}")
     return results

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from cl_clipfit.cli.app import main
 from cl_clipfit.commands import verify
 from cl_clipfit.errors import program
 from cl_clipfit.experiment.reopen import MERGED_FROM
+from cl_clipfit.storage.files import seal
+from cl_clipfit.storage.lock import LOCK
 from cl_clipfit.storage.manifest import MANIFEST, write_manifest
 from tests.support.tiny import PLUGIN, TINY
 
@@ -240,6 +243,32 @@ def test_no_run_and_no_result(
         (run / "result.json").write_text(text)
         write_manifest(run)
         assert len(problems(capsys, run)) == 1
+
+
+@pytest.mark.parametrize("state", ["in progress", "killed", "stopped"])
+def test_a_run_that_has_not_ended_is_said_as_that(
+    run: Path, refused: Callable[..., str], state: str
+) -> None:
+    """No advice that would discard its checkpoints."""
+    (run / "result.json").unlink()
+    (run / MANIFEST).unlink()
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        if state != "stopped":
+            holder = {"pid": other.pid, "host": socket.gethostname(), "since": "today"}
+            (run / LOCK).write_bytes(seal(holder))
+        if state == "killed":
+            other.kill()
+            other.wait()
+        line = refused("verify", run)
+    finally:
+        other.kill()
+        other.wait()
+    assert "--fresh" not in line
+    if state == "in progress":
+        assert f"the run is in progress: process {other.pid} on {socket.gethostname()}" in line
+    else:
+        assert "this run was interrupted: repeat the command that started it" in line
 
 
 def test_files_of_another_run(run: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
