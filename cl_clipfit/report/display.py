@@ -19,12 +19,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from cl_clipfit.errors import printable
 from cl_clipfit.runtime.progress import Progress
 
 _REFRESH_SECONDS = 0.25
 _LINE_SECONDS = 10
+_BAR = 12  # columns
 
 
 def one_line(text: str) -> str:
@@ -143,9 +145,11 @@ class ConsoleDisplay(Progress):
         self._started = self._shown = time.monotonic()
         if self.quiet or not self.console.is_terminal or steps == 0:
             return
+        cut = Column(ratio=1, no_wrap=True)  # what does not fit, instead of the time left
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(), console=self.console, transient=True,
+            TimeRemainingColumn(), BarColumn(_BAR),
+            TextColumn("{task.description}{task.fields[detail]}", table_column=cut),
+            console=self.console, transient=True, expand=True,
         )  # fmt: skip
         label = f"{literal(self._run)} task {task}/{tasks}"
         self._bar.add_task(label, total=steps, detail="")
@@ -157,13 +161,21 @@ class ConsoleDisplay(Progress):
         self._process_steps += 1
         self._steps = strategy.task_steps  # including those of an earlier process
         now = time.monotonic()
-        if self._bar is None or now - self._shown < _REFRESH_SECONDS:
+        if self._bar is None:
+            return
+        if self._steps == self._total:  # what follows may take longer than a step
+            label = f"scoring and measuring: {self._bar.tasks[0].description}"
+            self._bar.update(
+                self._bar.task_ids[0], description=label, completed=self._steps, detail=""
+            )
+            return
+        if now - self._shown < _REFRESH_SECONDS:
             return
         self._shown = now
         epoch = 1 + (self._steps - 1) * self._epochs // max(1, self._total)
         speed = self._images / (now - self._started)
         detail = (
-            f"epoch {epoch}/{self._epochs} step {self._steps}/{self._total}"
+            f" epoch {epoch}/{self._epochs} step {self._steps}/{self._total}"
             f" loss {strategy.loss.item():.3f} {speed:.0f} images/s"
         )
         self._bar.update(self._bar.task_ids[0], completed=self._steps, detail=detail)
