@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,15 +49,25 @@ def printable(text: str) -> str:
 
 
 _LONGEST = 100  # characters of a name that are compared
+_LONGEST_LIST = 160  # characters of a list of names in a message
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return a sentence that helps with an unknown name: the closest valid one, or all of them."""
+    """Return a sentence that helps with an unknown name: the closest valid one, or a list.
+
+    Names are compared without regard to case.
+    """
     options = sorted(names)
-    close = difflib.get_close_matches(name[:_LONGEST], options, n=1, cutoff=0.5)
+    folded = {option.casefold(): option for option in reversed(options)}
+    close = difflib.get_close_matches(name[:_LONGEST].casefold(), folded, n=1, cutoff=0.5)
     if close:
-        return f"Did you mean '{close[0]}'?"
-    return f"Known: {', '.join(options)}." if options else "There is none."
+        return f"Did you mean '{folded[close[0]]}'?"
+    return f"Known: {listed(options)}." if options else "There is none."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in a row, cut where they would fill more than two lines."""
+    return textwrap.shorten(", ".join(names), _LONGEST_LIST, placeholder=" ...")
 
 
 def is_file(path: str | Path, or_folder: bool = False) -> bool:

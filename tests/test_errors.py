@@ -8,7 +8,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from cl_clipfit.data.images.lazy import ImageFiles, LazyImages
-from cl_clipfit.errors import UserError, program
+from cl_clipfit.errors import UserError, nearest, program
 from cl_clipfit.runtime.workers import send_errors_whole
 from tests.support.tiny import build_tiny
 
@@ -95,3 +95,24 @@ def test_commands_in_messages_can_be_pasted(
     monkeypatch.setattr("sys.executable", str(tmp_path / "venv" / "bin" / "python"))
     monkeypatch.setattr("sys.argv", [started.format(here=tmp_path)])
     assert program() == typed
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("vit-b-16", "ViT-B-16"),
+        ("VIT-B-32-QUICKGELU", "ViT-B-32-quickgelu"),
+        ("CLIPFit", "clipfit"),
+        ("Split_Digits", "split-digits"),
+        ("rn50", "RN50"),
+    ],
+)
+def test_names_are_compared_without_regard_to_case(name: str, close: str) -> None:
+    names = ["ViT-B-16", "ViT-S-16", "ViT-B-32-quickgelu", "clipfit", "coop", "split-digits",
+             "RN50", "RN101"]  # fmt: skip
+    assert nearest(name, names) == f"Did you mean '{close}'?"
+
+
+def test_a_list_of_names_fills_two_lines_at_most() -> None:
+    assert nearest("%", ["b", "a"]) == "Known: a, b."
+    assert len(nearest("%", [f"model-{n}" for n in range(1000)])) <= 160 + len("Known: .")

@@ -24,7 +24,12 @@ from cl_clipfit.cli.arguments import (
     keep_text,
 )
 from cl_clipfit.cli.bank import bank
-from cl_clipfit.commands.resume import check_plugins, check_plugins_of_run, resumed_settings
+from cl_clipfit.commands.resume import (
+    check_output,
+    check_plugins,
+    check_plugins_of_run,
+    resumed_settings,
+)
 from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.config.merge_settings import ModeSettings
 from cl_clipfit.config.options import explain
@@ -66,6 +71,7 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     if where := given.config or given.resume:
         check_plugins(settings.get("plugin", ()), given.plugin, where)
     asked = RunConfig.model_validate(settings)
+    check_output(asked.output)
     check_names(asked)
     from cl_clipfit.commands.train import run_command
 
@@ -166,10 +172,12 @@ def verify(
 
 
 def _quiet_libraries() -> None:
-    """Silence warnings of dependencies that users cannot act on."""
+    """Silence warnings of dependencies that users cannot act on, and those shown elsewhere."""
     logging.basicConfig(level=logging.ERROR)
     warnings.filterwarnings("ignore", message="no QP solver found")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # A model's warnings are those of its runs.
+    warnings.filterwarnings("ignore", module=r"cl_clipfit\.clip\.loading")
 
 
 def _unexpected(error: Any, words: list[str]) -> str:

@@ -63,6 +63,7 @@ class CLIPClassifier(TunableModule):
             Otherwise images are encoded twice, first for their features, then for their gradients
             (Gao et al. 2021, arXiv 2101.06983), so that any loss over the batch is unchanged.
         recompute: store only the input of each block, and recompute the rest in the backward pass.
+        warnings: what its features depend on without being certain; each run keeps them.
         compiles: run the blocks of supported towers through `torch.compile` in training.
     """
 
@@ -71,6 +72,7 @@ class CLIPClassifier(TunableModule):
     micro_batch: int | None = None
     recompute: bool = False
     compiles: bool = False
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,

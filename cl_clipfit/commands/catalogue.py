@@ -17,6 +17,10 @@ from cl_clipfit.report.display import literal
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
 _STRATEGY_FACTS = ("PAPER", "NEEDS")
+_MODEL_NAMES = (
+    "--model ARCH:TAG; from a file ARCH:TAG:FILE or ARCH:FILE; untrained ARCH:random;"
+    " an architecture of one's own CONFIG.json:FILE, local-dir:FOLDER or hf-hub:ORG/REPO"
+)
 _BOUNDLESS = 2**31  # limits from here on are technical and are not shown
 
 
@@ -30,7 +34,7 @@ def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Con
         # One line per scenario: its name, or `info`, tells what it is.
         table.add_column(column, overflow="fold", no_wrap=scenarios and column == "name")
     for entry in Registry(plugins).entries(kind):
-        if pattern not in entry.name:
+        if pattern.casefold() not in entry.name.casefold():
             continue
         about = {"summary": entry.summary, **entry.about}
         if entry.error:
@@ -49,13 +53,14 @@ def list_models(pattern: str, console: Console) -> None:
     tags: dict[str, list[str]] = {"mini": ["bundled, no download"]}
     for architecture in sorted(open_clip.list_models()):
         tags[architecture] = open_clip.list_pretrained_tags_by_model(architecture)
-    shown = {name: names for name, names in tags.items() if pattern in name}
+    shown = {name: names for name, names in tags.items() if pattern.casefold() in name.casefold()}
     if not shown:
         raise UserError(f"no model with '{pattern}' in the name. {nearest(pattern, tags)}")
     table = Table("architecture", "weights", box=box.SIMPLE_HEAD)
     for name, names in shown.items():
         table.add_row(literal(name), literal(", ".join(names) or "ARCH:FILE only"))
     console.print(table)
+    console.print(literal(_MODEL_NAMES))
 
 
 def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from cl_clipfit.clip import create_classifier
 from cl_clipfit.clip.loading.factory import hash_weights
-from cl_clipfit.clip.loading.names import SCHEMAS, parse_model
+from cl_clipfit.clip.loading.names import HUB, LOCAL, is_own, parse_model
 from cl_clipfit.commands.bank import file_size, open_bank, say
 from cl_clipfit.config.merge_settings import (
     ALL,
@@ -146,7 +146,7 @@ def _load(file: Path, run: FinishedRun) -> Any:
     """Return the model that open_clip makes of the file."""
     architecture = parse_model(run.prepared.stream.model)[0]
     try:
-        if architecture.startswith(SCHEMAS):  # for these open_clip takes no other weights
+        if is_own(architecture):  # for these open_clip takes no other weights
             clip = copy.deepcopy(run.prepared.model.clip)
             open_clip.load_checkpoint(clip, str(file))
         else:
@@ -184,7 +184,7 @@ def _usage(file: Path, run: FinishedRun) -> str:
     """
     model = run.strategy.model
     architecture, pretrained = parse_model(run.prepared.stream.model)
-    if architecture.startswith(SCHEMAS):
+    if architecture.startswith((HUB, LOCAL)):
         names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
         name = names[ENDINGS.index(file.suffix)]
         folder = "a copy of the model's folder, in place of its weights"

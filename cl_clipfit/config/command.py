@@ -120,7 +120,9 @@ class ComputeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(
-        None, description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini"
+        None,
+        description="ARCH:TAG of open_clip, ARCH[:TAG]:FILE, ARCH:random, or mini; of one's own:"
+        " CONFIG.json:FILE, local-dir:FOLDER, hf-hub:ORG/REPO",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
     precision: Literal["fp32", "bf16", "auto"] = Field(

@@ -8,6 +8,7 @@ from typing import Any
 from cl_clipfit import __version__
 from cl_clipfit.clip import ModelIdentity
 from cl_clipfit.config.command import OutputSettings, RunConfig
+from cl_clipfit.config.model_names import with_absolute_paths
 from cl_clipfit.config.parsing import Command, format_setting
 from cl_clipfit.data.orders import NAMED_ORDERS
 from cl_clipfit.errors import is_file
@@ -94,7 +95,7 @@ def config_of(stream: StreamPlan, run: RunPlan, command: Command) -> dict[str, A
             # Omitted if they follow the seed: the file may be used with another --seed.
             "data_seed": None, "init_seed": None, **run.other_seeds(),
             **{key: recipe.get(key) for key in _RECIPE},
-            "model": stream.model,
+            "model": with_absolute_paths(stream.model),
             "tasks": stream.tasks,
             "class_order": _order(stream.class_order),
             "probe": [probe.name for probe in stream.probes],

@@ -8,12 +8,11 @@ import importlib.util
 from pathlib import Path
 
 from cl_clipfit.config.command import DataSettings, RunConfig
+from cl_clipfit.config.model_names import explain_unknown
 from cl_clipfit.config.options import Recipe, ScopeOptions
 from cl_clipfit.config.parsing import Command, parse_command
-from cl_clipfit.errors import UserError, is_file, nearest, program
+from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.registry import Registry, describe
-
-LIST_MODELS = f"All are listed by: {program()} list models"
 
 
 def check_names(config: RunConfig) -> None:
@@ -28,7 +27,8 @@ def check_names(config: RunConfig) -> None:
     for spec in command.strategies:
         registry.get("strategies", spec.name)
     _check_keys(command, registry)
-    _check_architecture(config.model)
+    if not config.plugin:  # which may register architectures
+        _check_architecture(config.model)
     check_files(config)
     if isinstance(config.tasks, Path):
         check_tasks_file(config.tasks)
@@ -66,14 +66,12 @@ def architectures() -> list[str]:
 
 def _check_architecture(model: str | None) -> None:
     """Refuse a name that is not an architecture; names of hubs, files and folders are not known."""
-    name = (model or "").partition(":")[0]
-    if not name or "/" in name or name.endswith(".json") or name in ("local-dir", "hf-hub"):
+    name, _, pretrained = (model or "").partition(":")
+    if not name or name.lower().endswith(".json") or name in ("local-dir", "hf-hub"):
         return
     known = [*architectures(), "mini", "features"]
     if name not in known:
-        raise UserError(
-            f"unknown model architecture '{name}'. {nearest(name, known)} {LIST_MODELS}"
-        )
+        raise UserError(explain_unknown(name, pretrained, known))
 
 
 def _check_keys(command: Command, registry: Registry) -> None:

@@ -124,7 +124,7 @@ class TrainingLoop(SupervisedTemplate):
         self.tasks_seen = 0
         self.task_number, self.task_steps = 0, 0  # current task, counted from 1; its steps so far
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
-        self.warnings: list[str] = []
+        self.warnings: list[str] = list(model.warnings)
         # A separate generator, so that drawing crops does not change the order of the data.
         self.augmentation_draws = torch.Generator().manual_seed(
             (seeds.data + _AUGMENTATION_SEED) % 2**63

@@ -68,7 +68,7 @@ BAD = [
     (["--model", "ViT-B-16:opnai"], "neither a file nor a tag"),
     (["--model", "mini:{}/text.pt"], "cannot load"),
     (["--model", "mini:{}/absent.pt"], "neither a file nor a tag"),
-    (["--model", "local-dir:{}"], "config file missing"),
+    (["--model", "local-dir:{}"], "holds no open_clip_config.json"),
     (["--seed", "one"], "--seed"),
     (["--seed", "-1"], "--seed"),
     (["--seed", "1.5"], "--seed"),

@@ -343,6 +343,8 @@ def test_recipes_are_layered(tmp_path: Path) -> None:
         (["list", "strategies"], "zero-shot"),
         (["list", "scenarios", "shapes100"], "split-shapes100"),
         (["list", "models", "ViT-B-16-quickgelu"], "openai"),
+        (["list", "models", "MINI"], "CONFIG.json:FILE"),
+        (["list", "strategies", "CLIPfit"], "clipfit"),
         (["info", "split-shapes100"], "severity"),
         (["info", "zero-shot"], "2103.00020"),
         (["info", "image-norms", *PLUGIN], "pull"),

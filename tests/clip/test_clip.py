@@ -321,6 +321,12 @@ def test_a_missing_network_is_one_sentence_with_the_file_to_fetch(
     ("name", "message"),
     [
         ("ViT-B-33:openai", "unknown model architecture 'ViT-B-33'. Did you mean"),
+        ("vit-b-16:openai", "Did you mean 'ViT-B-16'"),
+        ("Mini", "Did you mean 'mini'"),
+        ("cl_clipfit/clip/mini/mini.txt", "unknown model architecture"),
+        ("cl_clipfit/clip/mini/weights.safetensors", "is a file: give its architecture too"),
+        ("cl_clipfit/clip", "is a folder: --model local-dir:cl_clipfit/clip"),
+        ("%" * 500, "All are listed by"),
         ("ViT-B-32", "needs weights"),
         ("ViT-B-32:laion2b_s34b_b79", "Did you mean 'laion2b_s34b_b79k'"),
         ("mini:nothing", "neither a file nor a tag"),
@@ -330,8 +336,9 @@ def test_a_missing_network_is_one_sentence_with_the_file_to_fetch(
     ],
 )
 def test_wrong_model_names_are_explained(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         create_classifier(name)
+    assert len(str(caught.value)) < 450
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.model_names import with_absolute_paths
 from cl_clipfit.config.options import Recipe
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.names import architectures, check_names
@@ -24,6 +25,9 @@ MISTAKES = {
     "--scenario split-digit": "unknown scenario 'split-digit'. Did you mean 'split-digits'?",
     "--probe glyph-leters": "unknown scenario 'glyph-leters'. Did you mean 'glyph-letters'?",
     "--model ViT-B-61:openai": "unknown model architecture 'ViT-B-61'. Did you mean 'ViT-B-16'?",
+    "--model vit-b-16:openai": "unknown model architecture 'vit-b-16'. Did you mean 'ViT-B-16'?",
+    "--model cl_clipfit/clip": "is a folder: --model local-dir:cl_clipfit/clip",
+    "--strategy CLIPFit": "unknown strategy 'CLIPFit'. Did you mean 'clipfit'?",
     "--set clipfit.kdweight=2": "clipfit has no option 'kdweight'. Did you mean 'kd_weight'?",
     "--strategy mergetune:kdweight=2": "no option 'kdweight'. Did you mean 'kd_weight'?",
     "--scenario mtil:oder=2": "mtil has no option 'oder'. Did you mean 'order'?",
@@ -69,3 +73,25 @@ def test_right_names_and_keys_pass(tmp_path: Path) -> None:
         check_names(RunConfig(strategy=label, set=recipe, plugin=[plugin], model=model))
     with pytest.raises(UserError, match="no option"):
         check_names(RunConfig(strategy=["mergetune:contexttokens=4"]))
+
+
+@pytest.mark.parametrize(
+    ("model", "absolute"),
+    [
+        ("mini", "mini"),
+        ("mini:w.pt", "mini:{}/w.pt"),
+        ("ViT-B-32:openai", "ViT-B-32:openai"),
+        ("ViT-B-32:openai:w.pt", "ViT-B-32:openai:{}/w.pt"),
+        ("local-dir:./openai", "local-dir:{}/openai"),
+        ("w.json:sub/w", "{}/w.json:{}/sub/w"),
+        ("hf-hub:timm/none.such", "hf-hub:timm/none.such"),
+    ],
+)
+def test_paths_in_names_of_models_become_absolute(
+    model: str, absolute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("w.pt", "w.json", "sub/w", "openai/config.json", "mini.d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert with_absolute_paths(model) == absolute.replace("{}", str(tmp_path))

@@ -2,12 +2,9 @@
 
 import contextlib
 import hashlib
-import logging
-import os
-import socket
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
+import warnings
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +12,58 @@ import torch
 from torch import nn
 
 from cl_clipfit.clip.classifier import CLIPClassifier, ModelIdentity, Precision
+from cl_clipfit.clip.loading.checkpoint import (
+    explain_mismatch,
+    interpolated,
+    reading_checkpoints,
+)
+from cl_clipfit.clip.loading.hub import fetch_model, hub_reason, patient_hub
 from cl_clipfit.clip.loading.names import (
+    HUB,
     MINI,
     MINI_FOLDER,
-    SCHEMAS,
     Weights,
+    activation_doubt,
+    is_own,
     parse_model,
     preprocessing_of,
     resolve_weights,
 )
-from cl_clipfit.clip.loading.untrusted_config import check_config
-from cl_clipfit.clip.loading.untrusted_weights import check_checkpoint, check_folder
+from cl_clipfit.clip.loading.own_models import (
+    OWN,
+    OwnModel,
+    building,
+    find_own_model,
+    read_own_model,
+)
+from cl_clipfit.clip.loading.untrusted_weights import check_checkpoint
+from cl_clipfit.clip.preprocess import Preprocess
 from cl_clipfit.errors import UserError
 
 RANDOM_SEED = 0  # for the weights of ARCH:random
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a model is made of.
+
+    Attributes:
+        label: name to display.
+        architecture: the name that open_clip builds it by.
+        weights: file or tag.
+        pretrained: name of the weights to display.
+        preprocessing: of training; None to take that of the tag.
+        doubts: warnings.
+        config: of an architecture of one's own.
+    """
+
+    label: str
+    architecture: str
+    weights: Weights
+    pretrained: str
+    preprocessing: dict[str, Any] | None = None
+    doubts: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None
 
 
 def create_classifier(
@@ -39,7 +74,8 @@ def create_classifier(
     Args:
         name: `mini`; `ARCH:TAG` with an open_clip tag, downloaded by open_clip; `ARCH:TAG:FILE`,
             the same from a file; `ARCH:FILE` with any checkpoint; `ARCH:random` for untrained
-            weights; `hf-hub:ORG/REPO`; `local-dir:FOLDER`.
+            weights; `CONFIG.json:FILE` or `local-dir:FOLDER` for an architecture of one's own;
+            `hf-hub:ORG/REPO`.
         device: to put the model on.
         precision: of the towers; see `CLIPClassifier`.
 
@@ -47,143 +83,142 @@ def create_classifier(
         UserError: unknown architecture or tag, activation mismatch, a file that cannot be loaded,
             or weights that cannot be downloaded.
     """
-    architecture, pretrained = parse_model(name)
-    weights = check_model(name)
-    local = architecture.startswith("local-dir:")
-    label = Path(architecture).name if local else architecture  # the path of a folder is private
-    clip = _load(architecture, weights)
-    tokenizer = _tokenizer(architecture)
-    bundled = architecture == MINI and not pretrained
-    identity = ModelIdentity(label, "bundled" if bundled else weights.label, hash_weights(clip))
-    return CLIPClassifier(clip, tokenizer, identity, precision).to(device)
+    source = _resolve(name)
+    clip, resized = _load(source)
+    _check_finite(clip, source.weights.file or name)
+    tokenizer = _tokenizer(source)
+    identity = ModelIdentity(source.label, source.pretrained, hash_weights(clip))
+    model = CLIPClassifier(clip, tokenizer, identity, precision)
+    model.warnings = (*source.doubts, *resized)
+    for text in model.warnings:
+        warnings.warn(text, stacklevel=1)  # the command line silences it by the place, here
+    return model.to(device)
 
 
-def check_model(name: str) -> Weights:
-    """Check a model name without loading anything.
+def check_model(name: str) -> None:
+    """Check a model's name and the files of its configuration without loading or downloading it.
 
     Raises:
-        UserError: as `resolve_weights`.
+        UserError: as `create_classifier`.
     """
+    if not name.startswith(HUB):
+        _resolve(name)
+
+
+def _resolve(name: str) -> _Source:
     import open_clip
 
     open_clip.add_model_config(MINI_FOLDER / "mini.json")
     architecture, pretrained = parse_model(name)
-    if architecture.startswith(SCHEMAS):
-        return Weights("")
-    return resolve_weights(architecture, pretrained)
+    if is_own(architecture):
+        return _resolve_own(architecture, pretrained)
+    weights = resolve_weights(architecture, pretrained)
+    shown = weights.label if pretrained else "bundled"
+    if not weights.file:
+        return _Source(architecture, architecture, weights, shown)
+    preprocessing = preprocessing_of(architecture, weights)
+    check_checkpoint(Path(weights.file))
+    doubt = activation_doubt(architecture, weights)
+    doubts = (doubt,) if doubt else ()
+    return _Source(architecture, architecture, weights, shown, preprocessing, doubts)
 
 
-@contextlib.contextmanager
-def _patient_hub() -> Iterator[None]:
-    """Use the hub's cache immediately if there is no network, and silence its logging.
-
-    Telemetry is disabled unless HF_HUB_DISABLE_TELEMETRY=0 is set.
-
-    The hub client retries for a minute before it gives up. A host name that cannot be resolved
-    needs no retry; behind a proxy it need not be resolvable, so the client is not changed then.
-    """
-    from huggingface_hub import constants
-
-    offline, silenced = constants.HF_HUB_OFFLINE, logging.root.manager.disable
-    telemetry = constants.HF_HUB_DISABLE_TELEMETRY
-    constants.HF_HUB_DISABLE_TELEMETRY = telemetry or "HF_HUB_DISABLE_TELEMETRY" not in os.environ
-    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
-    if not urllib.request.getproxies():
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-    logging.disable(logging.CRITICAL)  # open_clip logs errors that are reported here
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-        constants.HF_HUB_DISABLE_TELEMETRY = telemetry
-        logging.disable(silenced)
+def _resolve_own(name: str, pretrained: str) -> _Source:
+    if name.startswith(HUB):
+        own = OwnModel(name, *fetch_model(name.removeprefix(HUB)))
+    else:
+        own = find_own_model(name, pretrained)
+    check_checkpoint(own.weights)
+    config, preprocessing = read_own_model(own)
+    weights = Weights("", str(own.weights))
+    shown = "hub" if name.startswith(HUB) else weights.label
+    doubts = () if preprocessing else (
+        f"{own.label}: {own.config.name} has no preprocess_cfg: images are preprocessed as for"
+        " OpenAI's CLIP",
+    )  # fmt: skip
+    return _Source(own.label, OWN, weights, shown, preprocessing, doubts, config)
 
 
-def _load(architecture: str, weights: Weights) -> nn.Module:
+def _load(source: _Source) -> tuple[nn.Module, list[str]]:
+    """Return the model, and a warning for every embedding of positions that was resized."""
     import open_clip
 
+    weights = source.weights
     options: dict[str, Any] = {"pretrained": weights.tag or None}
     if weights.tag == "random":
         options = {"pretrained": None, "pretrained_text": False}
     if weights.file:
-        preprocessing = preprocessing_of(architecture, weights)
-        check_checkpoint(Path(weights.file))
-        options = {"pretrained": weights.file, "force_preprocess_cfg": preprocessing}
+        file = str(Path(weights.file).absolute())  # open_clip prefers a tag of the same name
+        options = {"pretrained": file, "force_preprocess_cfg": source.preprocessing}
     try:
-        with torch.random.fork_rng(devices=[]), _patient_hub():
+        with torch.random.fork_rng(devices=[]), patient_hub(), _reader(weights) as read:
             torch.manual_seed(RANDOM_SEED)
-            _check_untrusted(architecture)
-            return open_clip.create_model(architecture, **options)
+            with building(source.config):
+                clip = open_clip.create_model(source.architecture, **options)
+        Preprocess.of(clip)  # a configuration of one's own may hold any image size
+        return clip, interpolated(clip, read or {}, weights.label)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_load_message(architecture, weights, error)) from error
+        raise UserError(_load_message(source, error)) from error
 
 
-def _check_untrusted(architecture: str) -> None:
-    """Check the files of a folder, or of the hub, before open_clip reads them."""
-    from open_clip.pretrained import download_pretrained_from_hf
-
-    scheme, _, name = architecture.partition(":")
-    if scheme == "local-dir":
-        check_folder(Path(name))
-    if scheme == "hf-hub":
-        config = download_pretrained_from_hf(name, filename="open_clip_config.json")
-        weights = Path(download_pretrained_from_hf(name))
-        check_checkpoint(weights)
-        check_config(Path(config), weights.stat().st_size)
+def _check_finite(clip: nn.Module, source: str) -> None:
+    """Refuse weights that make every feature NaN, whatever they come from."""
+    values = {**clip.state_dict(), "exp(logit_scale)": clip.logit_scale.detach().exp()}  # type: ignore[operator]
+    for name, value in values.items():
+        # The extremes of values with NaN are NaN, and are found 15 times as fast as `isfinite`.
+        if value.numel() and not torch.stack(value.aminmax()).isfinite().all():
+            raise UserError(
+                f"{source}: '{name}' has NaN or infinite values: use a checkpoint from before"
+                " training diverged, or one that was not converted to fp16"
+            )
 
 
-def _load_message(architecture: str, weights: Weights, error: Exception) -> str:
+def _reader(weights: Weights) -> AbstractContextManager[Any]:
+    """Leave only what a tag names, which open_clip's own hash verifies, to open_clip's reader."""
+    return contextlib.nullcontext() if weights.tag and not weights.file else reading_checkpoints()
+
+
+def _load_message(source: _Source, error: Exception) -> str:
     import open_clip
 
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason, architecture, weights = explain_mismatch(error), source.label, source.weights
     if weights.file:
         return f"cannot load {weights.file} as weights of {architecture}: {reason}"
-    if architecture.startswith("local-dir:") or weights.tag == "random":
+    if weights.tag == "random":
         return f"cannot build {architecture}: {reason}"
-    if architecture.startswith("hf-hub:"):
-        repository = architecture.removeprefix("hf-hub:")
-        return (
-            f"cannot get {architecture} (no network, or no such model): fetch the files of the"
-            f" Hugging Face repository {repository} into a folder, then --model local-dir:FOLDER"
-        )
     if "download" not in reason.lower():
         return f"cannot load weights '{weights.tag}' of {architecture}: {reason}"
     config = open_clip.get_pretrained_cfg(architecture, weights.tag)
     repository, _, file = config.get("hf_hub", "").rpartition("/")
     file = file or "open_clip_model.safetensors"
-    source = f"{file} of the Hugging Face repository {repository}"
+    origin = f"{file} of the Hugging Face repository {repository}"
     if not repository:
         file = Path(config.get("url", "")).name
-        source = config.get("url", "")
+        origin = config.get("url", "")
     return (
-        f"cannot download weights '{weights.tag}' of {architecture} (no network?). Fetch {source}"
-        f" on another machine, then run with --model {architecture}:{weights.tag}:PATH_TO/{file}"
+        f"cannot download weights '{weights.tag}' of {architecture} ({hub_reason(error)}). Fetch"
+        f" {origin} on another machine, then run with"
+        f" --model {architecture}:{weights.tag}:PATH_TO/{file}"
     )
 
 
-def _tokenizer(architecture: str) -> Any:
+def _tokenizer(source: _Source) -> Any:
     import open_clip
 
     try:
-        with _patient_hub():
-            return open_clip.get_tokenizer(architecture)
+        with patient_hub(), building(source.config):
+            return open_clip.get_tokenizer(source.architecture)
     except ImportError as error:
         raise UserError(
-            f"the tokenizer of {architecture} needs a package that is not installed:"
+            f"the tokenizer of {source.label} needs a package that is not installed:"
             f" pip install 'cl_clipfit[siglip]' ({error})"
         ) from error
     except Exception as error:
-        if architecture.startswith(SCHEMAS):
-            raise UserError(_load_message(architecture, Weights(""), error)) from error
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"cannot get the tokenizer of {architecture} from the Hugging Face hub (no network?):"
-            f" {reason}"
+            f"cannot get the tokenizer of {source.label} ({hub_reason(error)}): {reason}"
         ) from error
 
 

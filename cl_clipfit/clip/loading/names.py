@@ -1,15 +1,16 @@
-"""Parse and check model names: `ARCH`, `ARCH:TAG`, `ARCH:FILE`, `ARCH:TAG:FILE`."""
+"""Parse and check model names: `ARCH`, `ARCH:TAG`, `ARCH:FILE`, `ARCH:TAG:FILE`, ..."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_clipfit.errors import UserError, is_file, nearest, program
+from cl_clipfit.config.model_names import explain_unknown
+from cl_clipfit.errors import UserError, is_file, listed, nearest
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini"
 DEFAULT_MODEL = "ViT-B-16-quickgelu:openai"
-SCHEMAS = ("hf-hub:", "local-dir:")
+HUB, LOCAL = "hf-hub:", "local-dir:"
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
@@ -23,11 +24,18 @@ def parse_model(name: str) -> tuple[str, str]:
         ('mini', '')
         >>> parse_model("hf-hub:timm/ViT-B-16-SigLIP")
         ('hf-hub:timm/ViT-B-16-SigLIP', '')
+        >>> parse_model("my/model.json:weights.pt")
+        ('my/model.json', 'weights.pt')
     """
-    if name.startswith(SCHEMAS):
+    if name.startswith((HUB, LOCAL)):
         return name, ""
     architecture, _, pretrained = name.partition(":")
     return architecture, pretrained
+
+
+def is_own(architecture: str) -> bool:
+    """Return whether a name stands for a configuration that comes with its weights."""
+    return architecture.startswith((HUB, LOCAL)) or architecture.lower().endswith(".json")
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Weights:
     @property
     def label(self) -> str:
         """Name to display: without folders, which are private; a hash distinguishes files."""
-        return Path(self.file).name if self.file else self.tag or "hub"
+        return Path(self.file).name if self.file else self.tag
 
 
 def resolve_weights(architecture: str, pretrained: str) -> Weights:
@@ -57,18 +65,14 @@ def resolve_weights(architecture: str, pretrained: str) -> Weights:
     import open_clip
 
     if architecture not in open_clip.list_models():
-        suggestion = nearest(architecture, open_clip.list_models())
-        raise UserError(
-            f"unknown model architecture '{architecture}'. {suggestion}"
-            f" All are listed by: {program()} list models"
-        )
+        raise UserError(explain_unknown(architecture, pretrained, open_clip.list_models()))
     if architecture == MINI and not pretrained:
         return Weights("", str(MINI_FOLDER / "weights.safetensors"))
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if not pretrained:
         raise UserError(
             f"model '{architecture}' needs weights: {architecture}:TAG, {architecture}:FILE or"
-            f" {architecture}:random. Tags: {', '.join(tags) or 'none'}."
+            f" {architecture}:random. Tags: {listed(tags) or 'none'}."
         )
     if pretrained == "random":
         return Weights("random")
@@ -109,27 +113,76 @@ def preprocessing_of(architecture: str, weights: Weights) -> dict[str, Any]:
     if len(variants) > 1:
         raise UserError(
             f"weights of {architecture} were trained with different preprocessing: specify a tag,"
-            f" --model {architecture}:TAG:{weights.file}. Tags: {', '.join(tags)}."
+            f" --model {architecture}:TAG:{weights.file}. Tags: {listed(tags)}."
         )
     return next(iter(variants.values()), {})
+
+
+def activation_doubt(architecture: str, weights: Weights) -> str:
+    """Return a warning about a file that may need the other activation; "" if there is no doubt.
+
+    Nothing in a file tells the activation that its weights were trained with. There is a doubt if
+    open_clip knows the architecture, or tags of its weights, with both.
+    """
+    import open_clip
+
+    twin = _twin(architecture)
+    if weights.tag or not twin:
+        return ""
+    built = _uses_quick_gelu(architecture)
+    others = [
+        tag
+        for tag in open_clip.list_pretrained_tags_by_model(twin)
+        if _trained_with_quick_gelu(twin, tag) != built
+    ]
+    file, like = weights.label, f" (such as {listed(others[:3])})" if others else ""
+    return (
+        f"{architecture}:{file}: {_gelu(built)} is assumed, which a file does not tell. Weights"
+        f" trained with {_gelu(not built)}{like} need {twin}:{file}, or every feature is wrong"
+    )
 
 
 def _check_activation(architecture: str, tag: str) -> None:
     """Refuse a GELU other than the one that the weights were trained with.
 
-    open_clip compares the same two settings, but only warns. It also warns about tags without the
-    setting (roberta-ViT-B-32), whose weights were trained with that of the architecture.
+    open_clip compares the same two settings, but only warns.
     """
+    trained = _trained_with_quick_gelu(architecture, tag)
+    if trained == _uses_quick_gelu(architecture):
+        return
+    twin = _twin(architecture)
+    hint = f" Use --model {twin}:{tag}" if twin else ""
+    raise UserError(
+        f"weights '{tag}' were trained with {_gelu(trained)}, which {architecture} does not use"
+        f" (QuickGELU mismatch): every feature would be wrong.{hint}"
+    )
+
+
+def _gelu(quick: bool) -> str:
+    return "QuickGELU" if quick else "plain GELU"
+
+
+def _uses_quick_gelu(architecture: str) -> bool:
+    import open_clip
+
+    return bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
+
+
+def _trained_with_quick_gelu(architecture: str, tag: str) -> bool:
+    """Return the activation of a tag; of one that does not tell (roberta-ViT-B-32), the built."""
     import open_clip
 
     trained = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu")
-    built = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
-    if trained is None or trained == built:
-        return
-    bare = architecture.removesuffix("-quickgelu")
-    right = f"{bare}-quickgelu" if trained else bare
-    hint = f" Use --model {right}:{tag}" if right in open_clip.list_models() else ""
-    raise UserError(
-        f"weights '{tag}' were trained with {'QuickGELU' if trained else 'plain GELU'}, which"
-        f" {architecture} does not use (QuickGELU mismatch): every feature would be wrong.{hint}"
-    )
+    return _uses_quick_gelu(architecture) if trained is None else bool(trained)
+
+
+def _twin(architecture: str) -> str:
+    """Return the architecture of open_clip that differs in its activation alone, or ""."""
+    import open_clip
+
+    def config(name: str, other: bool = False) -> dict[str, Any]:
+        quick = _uses_quick_gelu(name) != other
+        return {**(open_clip.get_model_config(name) or {}), "quick_gelu": quick}
+
+    wanted = config(architecture, other=True)
+    return next((name for name in open_clip.list_models() if config(name) == wanted), "")

@@ -23,18 +23,24 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {  # open_clip's, of what a configu
 }  # fmt: skip
 
 
-def check_config(file: Path, size: int) -> None:
+def check_config(file: Path, size: int) -> dict[str, Any]:
     """Refuse a configuration of a model far larger than its weights, before it is built.
 
     Args:
-        file: `open_clip_config.json`.
+        file: in the form of a hub (`open_clip_config.json`), or its `model_cfg` alone, as
+            open_clip's own `model_configs` are.
         size: bytes of the weights.
+
+    Returns:
+        the configuration in the form of a hub.
 
     Raises:
         UserError: it is too large, requests custom code, or is not valid JSON.
     """
     try:
-        model = json.loads(read_bytes(file))["model_cfg"]
+        config = json.loads(read_bytes(file))
+        config = config if "model_cfg" in config else {"model_cfg": config}
+        model = config["model_cfg"]
         towers = {name: part for name, part in model.items() if isinstance(part, dict)}
         code = _runs_code(model)
         large = not all(abs(n) <= MOST_SIZE for n in _numbers(model))  # neither is NaN
@@ -45,8 +51,12 @@ def check_config(file: Path, size: int) -> None:
                 for name, tower in towers.items()
             )
             large = embed > MOST_EMBED or values > size
+        parts = ("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)
+        missing = [key for key, kind in parts if not isinstance(model.get(key), kind)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is not a model configuration: {error!r:.200}") from error
+    if missing:
+        raise UserError(f"{file} is not a model configuration of open_clip: no '{missing[0]}'")
     if code:
         raise UserError(
             f"{file} has trust_remote_code: it would run code that comes with the model: take it"
@@ -54,6 +64,7 @@ def check_config(file: Path, size: int) -> None:
         )
     if large:
         raise UserError(f"{file} asks for a model far larger than its weights, {size:,} bytes")
+    return config
 
 
 def _runs_code(value: Any) -> bool:

@@ -1,0 +1,144 @@
+"""Models that open_clip does not list: a folder, or a configuration and a file of weights."""
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import open_clip.factory
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from cl_clipfit.clip.loading.names import LOCAL
+from cl_clipfit.clip.loading.untrusted_config import check_config
+from cl_clipfit.config.options import explain
+from cl_clipfit.errors import UserError, is_file, listed
+
+OWN = "own-model"  # the name of one such architecture while open_clip builds it
+CONFIG = "open_clip_config.json"
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")  # of hubs
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class _Preprocessing(BaseModel):
+    """The part of open_clip's preprocessing that does not follow from the image tower."""
+
+    mode: Literal["RGB"] | None = None
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    std: tuple[_Positive, _Positive, _Positive] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+    fill_color: Annotated[int, Field(ge=0, le=255)] | None = None
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """The files of a model with an architecture of its own.
+
+    Attributes:
+        label: name to display.
+        config: file, in the form of open_clip's own `model_configs` or of a hub.
+        weights: file.
+        tokenizer: folder with the files of a tokenizer that the configuration asks for; None to
+            get it by its name.
+    """
+
+    label: str
+    config: Path
+    weights: Path
+    tokenizer: Path | None = None
+
+
+def find_own_model(name: str, weights: str) -> OwnModel:
+    """Return the files of `local-dir:FOLDER` or `CONFIG.json:WEIGHTS`.
+
+    Raises:
+        UserError: one of them is missing, or it is unclear which one is meant.
+    """
+    if not name.startswith(LOCAL):
+        if not weights:
+            raise UserError(f"--model {name} needs weights: {name}:FILE")
+        for file in (name, weights):
+            if not is_file(file):
+                raise UserError(f"--model {name}:{weights}: there is no file {file}")
+        config = Path(name).absolute()
+        label = config.parent.name if config.name == CONFIG else config.stem
+        return OwnModel(label, Path(name), Path(weights))
+    folder = Path(name.removeprefix(LOCAL))
+    if not is_file(folder, or_folder=True) or is_file(folder):
+        raise UserError(f"--model {name}: there is no such folder")
+    config = _config_in(folder)
+    return OwnModel(folder.absolute().name, config, _weights_in(folder, config), folder)
+
+
+def _config_in(folder: Path) -> Path:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".json")
+    named = [file for file in files if file.name == CONFIG] or files
+    if len(named) != 1:
+        raise UserError(f"--model {LOCAL}{folder}: the folder holds no {CONFIG}")
+    return named[0]
+
+
+def _weights_in(folder: Path, config: Path) -> Path:
+    """Return the only file of weights, or that of the name which open_clip looks for first."""
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and is_file(f))
+    if not files:
+        raise UserError(f"{folder} holds no weights: expected {', '.join(SUFFIXES)}")
+    usual = [
+        file
+        for stem in _STEMS
+        for suffix in SUFFIXES
+        for file in files
+        if file.name.lower() == f"{stem}{suffix}"
+    ]
+    if not usual and len(files) > 1:
+        names = listed(file.name for file in files)
+        raise UserError(f"{folder} holds weights {names}: choose one, --model {config}:FILE")
+    return (usual or files)[0]
+
+
+def read_preprocessing(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the preprocessing in a configuration; empty if it holds none.
+
+    Raises:
+        UserError: a value is of the wrong type or out of range.
+    """
+    text = json.dumps(config.get("preprocess_cfg") or {})
+    try:
+        settings = _Preprocessing.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file}: preprocess_cfg: {explain(error)}") from error
+    return settings.model_dump(exclude_none=True)
+
+
+def read_own_model(model: OwnModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the architecture of a model, and its preprocessing.
+
+    Raises:
+        UserError: the configuration is refused; see `check_config`.
+    """
+    config = check_config(model.config, model.weights.stat().st_size)
+    architecture = config["model_cfg"]
+    if model.tokenizer and architecture["text_cfg"].get("hf_tokenizer_name"):
+        architecture["text_cfg"]["hf_tokenizer_name"] = str(model.tokenizer.absolute())
+    return architecture, read_preprocessing(config, model.config)
+
+
+@contextlib.contextmanager
+def building(architecture: dict[str, Any] | None) -> Iterator[None]:
+    """Let open_clip build an architecture as `OWN` in a `with` block; it keeps what it is told."""
+
+    def get_model_config(name: str) -> dict[str, Any] | None:
+        return copy.deepcopy(architecture) if name == OWN else original(name)
+
+    original, open_clip.factory.get_model_config = (
+        open_clip.factory.get_model_config,
+        get_model_config,
+    )
+    try:
+        yield
+    finally:
+        open_clip.factory.get_model_config = original
