@@ -173,12 +173,12 @@ def test_nothing_is_added_to_a_folder_that_is_gone(
     with pytest.raises(UserError, match="has vanished"), adding(tmp_path / "gone"):
         pass
     assert not (tmp_path / "gone").exists()
-    draw = train.plot_run
+    draw = figures.plot_run
 
     def vanish(*args: Any) -> None:
         draw(*args)
         shutil.rmtree(host)
 
-    monkeypatch.setattr(train, "plot_run", vanish)
+    monkeypatch.setattr(figures, "plot_run", vanish)
     assert "has vanished" in refused(*HOST, "--output", host.parent, "--fresh")
     assert not (host / "result.json").exists()
