@@ -1,6 +1,10 @@
 """The exception whose message is shown to the user, and helpers to write that message."""
 
 import difflib
+import os
+import shlex
+import shutil
+import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable
@@ -76,3 +80,25 @@ def is_file(path: str | Path, or_folder: bool = False) -> bool:
         return Path(path).is_file() or (or_folder and Path(path).is_dir())
     except (OSError, ValueError):  # too long, or with a null character
         return False
+
+
+def program() -> str:
+    """Return how to start this program, for the commands that messages show: they can be pasted."""
+    script = Path(sys.argv[0])
+    if script.name == "cl-clipfit":
+        return _typed(script)
+    python = _typed(Path(sys.executable))
+    return (
+        f"{python} {shlex.quote(str(script))}"
+        if script.name == "run.py"
+        else (f"{python} -m cl_clipfit")
+    )
+
+
+def _typed(file: Path) -> str:
+    """Return what to type to run a file: its name if it is on the PATH, else a short path."""
+    if shutil.which(file.name) == str(file):
+        return file.name
+    if file.is_absolute() and file.is_relative_to(here := Path(os.curdir).absolute()):
+        file = file.relative_to(here)
+    return shlex.quote(str(file))

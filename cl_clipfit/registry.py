@@ -226,9 +226,10 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         and isinstance(field.target, ast.Name)
     )
     entry.name = str(entry.about.pop("NAME", entry.name))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry.name):  # used in names of folders
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", entry.name):  # in names of folders
         entry.error = (
-            f"{file.name}: NAME = {entry.name!r}: a name has letters, digits, '.', '_' and '-'"
+            f"{file.name}: NAME = {entry.name[:80]!r}: a name has letters, digits, '.', '_' and"
+            " '-', 80 at most"
         )
         entry.name = file.stem.replace("_", "-")
     loads = any(isinstance(n, ast.FunctionDef) and n.name == "load" for n in tree.body)

@@ -66,6 +66,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("CL_CLIPFIT_DATA", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _started_as_run_py(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let messages name the commands of a checkout, not of pytest."""
+    monkeypatch.setattr("sys.argv", ["run.py"])
+
+
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Return a function: give a command that is refused; return the line that says why."""

@@ -8,7 +8,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from cl_clipfit.data.images.lazy import ImageFiles, LazyImages
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.errors import UserError, nearest, program
 from cl_clipfit.runtime.workers import send_errors_whole
 from tests.support.tiny import build_tiny
 
@@ -70,6 +70,31 @@ def test_the_reason_of_an_image_is_told_without_its_file(tmp_path: Path) -> None
     file.write_bytes(b"none")
     images = LazyImages([ImageFiles((file,))], build_tiny().preprocess)
     assert images.decode()[1] == [(0, "not an image of a supported format")]
+
+
+@pytest.mark.parametrize(
+    ("started", "typed"),
+    [
+        ("run.py", "venv/bin/python run.py"),
+        ("../my runs/run.py", "venv/bin/python '../my runs/run.py'"),
+        ("/elsewhere/cl-clipfit", "/elsewhere/cl-clipfit"),
+        ("{here}/venv/bin/cl-clipfit", "venv/bin/cl-clipfit"),
+        ("{here}/bin/cl-clipfit", "cl-clipfit"),  # on the PATH
+        ("/x/cl_clipfit/__main__.py", "venv/bin/python -m cl_clipfit"),
+        ("/x/ipykernel_launcher.py", "venv/bin/python -m cl_clipfit"),
+    ],
+)
+def test_commands_in_messages_can_be_pasted(
+    started: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "bin" / "cl-clipfit"
+    command.parent.mkdir()
+    command.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(command.parent))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "venv" / "bin" / "python"))
+    monkeypatch.setattr("sys.argv", [started.format(here=tmp_path)])
+    assert program() == typed
 
 
 @pytest.mark.parametrize(

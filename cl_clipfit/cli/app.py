@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -21,6 +21,7 @@ from cl_clipfit.cli.arguments import (
     Settings,
     console,
     consoles,
+    keep_text,
 )
 from cl_clipfit.cli.bank import bank
 from cl_clipfit.commands.resume import (
@@ -32,7 +33,7 @@ from cl_clipfit.commands.resume import (
 from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.config.merge_settings import ModeSettings
 from cl_clipfit.config.options import explain
-from cl_clipfit.errors import UserError, printable
+from cl_clipfit.errors import UserError, printable, program
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
 from cl_clipfit.runtime.signals import Stopped, graceful
@@ -43,10 +44,13 @@ from cl_clipfit.runtime.threads import yield_waiting_cores
 _GC_THRESHOLD = 50_000
 
 app = App(
-    name="run.py",
+    name=program(),
     version=__version__,
     help="Train CLIP on a stream of tasks and see what it learns, forgets and remembers.",
-    default_parameter=Parameter(consume_multiple=True, negative=()),
+    default_parameter=Parameter(
+        consume_multiple=True, negative=(), json_list=False, json_dict=False
+    ),
+    config=keep_text,
 )
 
 
@@ -176,6 +180,20 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"cl_clipfit\.clip\.loading")
 
 
+def _unexpected(error: Any, words: list[str]) -> str:
+    """Say what is wrong with a word that is neither a command nor a value."""
+    word, chain = error.unused_tokens[0], error.command_chain or ()
+    within = app["bank"] if chain[:1] == ("bank",) else app
+    names = ", ".join(name for name in within if not name.startswith("-"))
+    options = [w.partition("=")[0] for w in words[: words.index(word)] if w.startswith("--")]
+    if options:
+        text = f"'{word}' is one value too many for {options[-1]}"
+        return text if chain else f"{text}, and no command: commands are {names}"
+    if chain and chain != ("bank",):
+        return f"{' '.join(chain)}: '{word}' is one argument too many"
+    return f"unknown command '{' '.join([*chain, word])}', commands are {names}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 on bad input, 130 or 143 on a signal."""
     _quiet_libraries()
@@ -192,6 +210,8 @@ def main(argv: list[str] | None = None) -> int:
         return stopped.exit_code
     except ValidationError as error:
         message = explain(error)
+    except (cyclopts.UnknownCommandError, cyclopts.UnusedCliTokensError) as error:
+        message = _unexpected(error, sys.argv[1:] if argv is None else argv)
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
         message = explain(cause, "--") if isinstance(cause, ValidationError) else str(error)

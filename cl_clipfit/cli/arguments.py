@@ -1,9 +1,9 @@
 """Arguments that several commands share, with their help texts; and the consoles."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_origin
 
-from cyclopts import Parameter
+from cyclopts import ArgumentCollection, Parameter
 from rich.console import Console
 
 from cl_clipfit.config.merge_settings import ALL, CLOSED_FORM, MERGING, ModeSettings
@@ -37,3 +37,15 @@ def console(stderr: bool = False) -> Console:
 def consoles() -> tuple[Console, Console]:
     """Return the consoles for results and for progress."""
     return console(), console(stderr=True)
+
+
+def keep_text(app: Any, commands: Any, arguments: ArgumentCollection) -> None:
+    """Keep what is typed: of the lists of a model, cyclopts would parse what looks like JSON."""
+    for argument in arguments:
+        if argument.keys and get_origin(argument.resolved_hint) is list:  # keys: of a model
+            argument.tokens = [
+                token.evolve(implicit_value=[token.value])
+                if token.value.lstrip().startswith(("{", "["))
+                else token
+                for token in argument.tokens
+            ]

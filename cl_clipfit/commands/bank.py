@@ -14,7 +14,7 @@ from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.experiment.reopen import open_run
 from cl_clipfit.merging.layers import change_by_layer, squared_change_by_layer
-from cl_clipfit.report.display import ConsoleDisplay, literal, say
+from cl_clipfit.report.display import ConsoleDisplay, drawing, literal, say
 from cl_clipfit.report.figures import plot_changes
 from cl_clipfit.storage.manifest import adding
 from cl_clipfit.storage.run_folder import BANK, CONFIG
@@ -153,9 +153,9 @@ def diff_bank(
         out.print(_moved_table(f"task {number}, its own change ({classes})", now, before))
         changes.append(change_by_layer(now, before))
     figure = path / "bank-diff"
-    with adding(path):
+    with adding(path), drawing(figure, ConsoleDisplay(err).warn):
         plot_changes(run.result, figure, changes, "each task's own change", "task")
-    say(out, f"figure: {figure}.png")
+        say(out, f"figure: {figure}.png")
 
 
 def _steps(

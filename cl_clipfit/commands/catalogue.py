@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_clipfit.config.options import Options, Recipe
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.errors import UserError, nearest, program
 from cl_clipfit.experiment.recipes import named_recipes
 from cl_clipfit.registry import KINDS, Entry, Kind, Registry
 from cl_clipfit.report.display import literal
@@ -28,7 +28,8 @@ def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Con
     """Print one row for each entry; a broken plug-in is listed with its error."""
     scenarios = kind == "scenarios"
     facts = _SCENARIO_FACTS if scenarios else ("summary", *_STRATEGY_FACTS)
-    table = Table(box=box.SIMPLE_HEAD, caption="more: run.py info NAME", caption_justify="left")
+    more = literal(f"more: {program()} info NAME")
+    table = Table(box=box.SIMPLE_HEAD, caption=more, caption_justify="left")
     for column in ("name", *(fact.lower() for fact in facts)):
         # One line per scenario: its name, or `info`, tells what it is.
         table.add_column(column, overflow="fold", no_wrap=scenarios and column == "name")

@@ -199,6 +199,8 @@ class BankEvaluation:
         return statistics
 
     def _route(self, features: Tensor, statistics: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        if len(statistics) == 1:  # there is nothing to choose
+            return torch.zeros(len(features), dtype=torch.long, device=features.device)
         rule, shrinkage = self.settings.rule, self.settings.shrinkage
         try:
             return route(features, statistics, rule, shrinkage)  # type: ignore[arg-type]

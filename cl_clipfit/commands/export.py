@@ -24,7 +24,7 @@ from cl_clipfit.config.merge_settings import (
     ModeSettings,
     check_settings,
 )
-from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.errors import UserError, is_file, nearest, program
 from cl_clipfit.experiment.reopen import FinishedRun, open_run
 from cl_clipfit.merging.methods import merged_values
 from cl_clipfit.report.display import ConsoleDisplay
@@ -104,7 +104,7 @@ def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -
     if mode not in CLOSED_FORM:
         if mode == "fisher":
             raise UserError(
-                "--mode fisher: first run.py merge RUN --method fisher, then export that run"
+                f"--mode fisher: first {program()} merge RUN --method fisher, then export that run"
             )
         why = "it chooses weights for each image" if mode in ALL else nearest(mode, CLOSED_FORM)
         raise UserError(f"--mode {mode}: cannot be exported. {why}")
@@ -189,7 +189,7 @@ def _usage(file: Path, run: FinishedRun) -> str:
         names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
         name = names[ENDINGS.index(file.suffix.lower())]
         folder = "a copy of the model's folder, in place of its weights"
-        return f"in {folder}, named {name}: run.py --model local-dir:FOLDER"
+        return f"in {folder}, named {name}: {program()} --model local-dir:FOLDER"
     tag = pretrained.partition(":")[0]
     published = tag in open_clip.list_pretrained_tags_by_model(architecture)
     name = f"{architecture}:{tag}:{file}" if published else f"{architecture}:{file}"
@@ -199,4 +199,4 @@ def _usage(file: Path, run: FinishedRun) -> str:
             f"{file} is written and correct, but --model {name} preprocesses images differently:"
             " use it through open_clip, with this run's preprocessing"
         )
-    return f"run.py --model {shlex.quote(name)}"
+    return f"{program()} --model {shlex.quote(name)}"

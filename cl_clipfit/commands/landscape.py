@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.evaluation.landscape import (
     LINES,
     POINTS,
@@ -24,7 +24,7 @@ from cl_clipfit.experiment.build import failure
 from cl_clipfit.experiment.reopen import FinishedRun, open_run
 from cl_clipfit.experiment.run import LONG_RUN_SECONDS
 from cl_clipfit.merging import plane
-from cl_clipfit.report.display import ConsoleDisplay, say
+from cl_clipfit.report.display import ConsoleDisplay, drawing, remove_figure, say
 from cl_clipfit.report.landscape import lines_table, plot_lines, plot_plane
 from cl_clipfit.runtime.determinism import exact_fp32
 from cl_clipfit.storage.files import write_json
@@ -84,7 +84,7 @@ def landscape_command(request: Request, out: Console, err: Console) -> dict[str,
         raise
     except Exception as error:  # a method's own code may raise anything
         raise UserError(failure(run.plan, error, task)) from error
-    _write(run, task, measurement, out)
+    _write(run, task, measurement, display, out)
     return measurement
 
 
@@ -188,18 +188,22 @@ def _seconds(run: FinishedRun, values: Values, sample: Sample) -> float:
     return time.perf_counter() - started
 
 
-def _write(run: FinishedRun, task: int, measurement: dict[str, Any], out: Console) -> None:
+def _write(
+    run: FinishedRun, task: int, measurement: dict[str, Any], display: ConsoleDisplay, out: Console
+) -> None:
     lines = run.path / f"landscape-task-{task:03d}"
     surface = run.path / f"plane-task-{task:03d}"
     with adding(run.path):
-        plot_lines(measurement, run.result, lines)
-        if measurement["plane"]:
-            plot_plane(measurement, run.result, surface)
-        else:  # a figure of an earlier call would not match the numbers of this one
-            for kind in ("png", "svg"):
-                surface.with_name(f"{surface.name}.{kind}").unlink(missing_ok=True)
+        with drawing(lines, display.warn):
+            plot_lines(measurement, run.result, lines)
+        with drawing(surface, display.warn):
+            if measurement["plane"]:
+                plot_plane(measurement, run.result, surface)
+            else:
+                remove_figure(surface)
         write_json(lines.with_name(f"{lines.name}.json"), measurement)
     out.print(lines_table(measurement, run.result))
-    for path in (lines, surface) if measurement["plane"] else (lines,):
-        say(out, f"figure: {path}.png")
+    for figure in (f"{path}.png" for path in (lines, surface)):
+        if is_file(figure):
+            say(out, f"figure: {figure}")
     say(out, f"numbers: {lines}.json")

@@ -48,8 +48,10 @@ def evaluate_bank(
 ) -> list[ModeResult]:  # fmt: skip
     """Score a run's bank in several modes; `bank-eval.json` and `.csv` go into its folder.
 
+    A mode that cannot be computed is a warning if another one can.
+
     Raises:
-        UserError: there is no finished run, the bank is damaged, or a mode is unknown.
+        UserError: there is no finished run, a mode is unknown, or no mode can be computed.
     """
     modes = ALL if list(modes) == ["all"] else modes
     for mode in modes:
@@ -57,18 +59,31 @@ def evaluate_bank(
     check_settings("--mode", modes, settings)
     run = run.resolve()
     display = ConsoleDisplay(err)
-    results = []
+    results, failed = [], dict[str, UserError]()
     with deterministic(was_deterministic(run)):
         finished = open_run(run, display, device)
         evaluation = BankEvaluation(finished, settings)
         for mode in dict.fromkeys(modes):
             display.note(f"bank eval: {mode}")
-            results.append(evaluation.evaluate(mode))
+            try:
+                results.append(evaluation.evaluate(mode))
+            except UserError as error:
+                failed[mode] = error
+    if not results:
+        raise next(iter(failed.values()))
     summaries = [result.summary() for result in results]
+    content: dict[str, Any] = {"run": run.name, "modes": summaries}
+    files = run / BANK_EVAL, (run / BANK_EVAL).with_suffix(".csv")
+    if failed:
+        content["not_computed"] = {mode: str(reason) for mode, reason in failed.items()}
     with adding(run):
-        write_json(run / BANK_EVAL, {"run": run.name, "modes": summaries})
-        write_atomic((run / BANK_EVAL).with_suffix(".csv"), modes_csv(summaries))
+        write_json(files[0], content)
+        write_atomic(files[1], modes_csv(summaries))
     out.print(modes_table(finished.result, summaries))
+    for mode, reason in failed.items():
+        display.warn(f"{mode} cannot be computed: {reason}")
+    for file in files:
+        say(out, f"scores: {file}")
     return results
 
 

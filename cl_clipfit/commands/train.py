@@ -12,14 +12,14 @@ from rich.console import Console
 from cl_clipfit.commands.resume import check_output, resumed_folder
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import UserError, program
 from cl_clipfit.evaluation.frozen_features import FrozenImages
 from cl_clipfit.experiment.build import check_strategy
 from cl_clipfit.experiment.identity import code_has_changed, config_of
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.report.display import ConsoleDisplay, describe_stream, say
+from cl_clipfit.report.display import ConsoleDisplay, describe_stream, drawing, say
 from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.progress import Progress
@@ -53,8 +53,9 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
     out.print(results_table([result.content for result in results]))
     for result in results:
         say(out, f"run folder: {result.path}")
-    figure, table = (_comparison(config, results, kind) for kind in ("png", "csv"))
-    say(out, f"comparison: {figure if figure.exists() else table}")  # no figure without numbers
+    written = [_comparison(config, results, kind) for kind in ("png", "csv")]
+    for path in [path for path in written if path.exists()][:1]:  # no figure without numbers
+        say(out, f"comparison: {path}")
     return results
 
 
@@ -82,27 +83,33 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
     """
     try:
         with deterministic(config.deterministic):
-            results = _run_all(config, progress or Progress())
-            _compare(config, results)
+            progress = progress or Progress()
+            results = _run_all(config, progress)
+            _compare(config, results, progress)
             return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
         raise
 
 
-def _compare(config: RunConfig, results: list[Result]) -> None:
+def _compare(config: RunConfig, results: list[Result], progress: Progress) -> None:
     """Draw the comparison of a command's runs, and write its table."""
     from cl_clipfit.report.figures import plot_comparison  # Matplotlib is slow to import
 
     contents = [result.content for result in results]
     folders = [result.path.name for result in results]
+    figure = config.output / _comparison_name(results)
     with hold_when_free(config.output):  # the files of two commands must not mix
         for kind in ("csv", "png", "svg"):
             path = _comparison(config, results, kind)
             with removing(path):
                 path.unlink(missing_ok=True)
-        plot_comparison(contents, config.output / _comparison_name(results))
-        write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
+        with drawing(figure, progress.warn):
+            plot_comparison(contents, figure)
+        try:
+            write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
+        except UserError as error:  # the runs are done
+            progress.warn(str(error))
 
 
 def _comparison_name(results: list[Result]) -> str:
@@ -220,15 +227,16 @@ def execute(
         result = run.execute(config)
         progress.stop()
         run.folder.require()
-        plot_run(result, run.folder.path / "curves")
-        plot_changes(result, run.folder.path / "what_moved")
+        for name, plot in {"curves": plot_run, "what_moved": plot_changes}.items():
+            with drawing(run.folder.path / name, progress.warn):
+                plot(result, run.folder.path / name)
         content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():
-            words = ["run.py", "--resume", str(run.folder.path)]
+            words = ["--resume", str(run.folder.path)]
             words += ["--force-resume"] if run.folder.changed else []
             words += ["--plugin", *config["plugin"]] if config["plugin"] else []
-            stopped.advice = f"{shlex.join(words)} resumes it"
+            stopped.advice = f"{program()} {shlex.join(words)} resumes it"
         raise
     finally:
         progress.stop()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from rich.console import Console
 
 from cl_clipfit import metrics
 from cl_clipfit.config.command import read_config
-from cl_clipfit.errors import UserError, is_file, printable
+from cl_clipfit.errors import UserError, is_file, printable, program
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.storage.files import csv_text, read_bytes
+from cl_clipfit.storage.lock import writer
 from cl_clipfit.storage.manifest import MANIFEST, check_manifest
 from cl_clipfit.storage.result import RESULT, read_result
 from cl_clipfit.storage.run_folder import BANK, BANK_EVAL, CONFIG, MATRIX, MERGED_FROM
@@ -42,6 +44,7 @@ def verify_run(path: Path, out: Console, err: Console, replay: bool = False) -> 
     """
     if not any(is_file(path / name) for name in (CONFIG, RESULT, MANIFEST)):
         raise UserError(f"{path}: not a run folder: it has no {CONFIG}")
+    _check_ended(path)
     problems: list[str] = []
     for passed, failures in _checks(path, replay, err):
         problems += failures
@@ -54,6 +57,17 @@ def verify_run(path: Path, out: Console, err: Console, replay: bool = False) -> 
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
         raise UserError(f"{path}: {count}, the first: {problems[0]}")
+
+
+def _check_ended(path: Path) -> None:
+    """Refuse a run that has not written its manifest yet."""
+    if os.path.lexists(path / MANIFEST) or os.path.lexists(path / RESULT):
+        return
+    if who := writer(path):
+        raise UserError(f"{path}: the run is in progress: {who} is writing it: verify it later")
+    raise UserError(
+        f"{path}: this run was interrupted: repeat the command that started it, which resumes it"
+    )
 
 
 def _say(console: Console, text: str) -> None:
@@ -175,7 +189,7 @@ def _boards(path: Path, result: Result) -> Iterator[tuple[str, Mapping[str, Any]
             modes = json.loads(read_bytes(path / BANK_EVAL))["modes"]
             boards = [*_boards_of_modes(modes)]
         except (ValueError, RecursionError, LookupError, TypeError) as error:
-            raise UserError(f"{BANK_EVAL} is damaged: repeat run.py bank eval") from error
+            raise UserError(f"{BANK_EVAL} is damaged: repeat {program()} bank eval") from error
         yield from boards
 
 

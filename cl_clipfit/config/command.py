@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from cl_clipfit.config.options import Count, Number, Positive, Seed, explain, shortened
-from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.errors import UserError, nearest, program
 
 MERGED_FROM = "merged_from"  # key in the config.yaml of a run that was merged from another run
 Group = TypeVar("Group", bound=BaseModel)
@@ -245,7 +245,8 @@ def read_config(file: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
     values = {shortened(key): value for key, value in values.items() if key not in ignored}
     if MERGED_FROM in values:
         raise _unusable(
-            file, f"this run was merged from {values[MERGED_FROM]}: repeat it with run.py merge"
+            file,
+            f"this run was merged from {values[MERGED_FROM]}: repeat it with {program()} merge",
         )
     settings = [name for name in RunConfig.model_fields if name != "config"]
     unknown = [str(key)[:100] for key in values if key not in settings]

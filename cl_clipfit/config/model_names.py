@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from cl_clipfit.errors import is_file, nearest
+from cl_clipfit.errors import is_file, nearest, program
 
 
 def explain_unknown(architecture: str, pretrained: str, known: Iterable[str]) -> str:
@@ -14,7 +14,7 @@ def explain_unknown(architecture: str, pretrained: str, known: Iterable[str]) ->
         return f"--model {architecture} is a folder: --model local-dir:{architecture}"
     return (
         f"unknown model architecture '{architecture[:100]}'. {nearest(architecture, known)}"
-        " All are listed by: python run.py list models"
+        f" All are listed by: {program()} list models"
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cl_clipfit.data.fetch.download import cache_folder
 from cl_clipfit.data.images.lazy import Images, LazyImages, hashed_by, images_digest
+from cl_clipfit.errors import UserError
 from cl_clipfit.storage.files import reading, write_atomic
 
 
@@ -57,7 +58,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or cache_folder() / "features"
+        self._folder = folder
 
     def get(self, key: Mapping[str, Any], rows: int) -> Tensor | None:
         """Return the features (rows, d) of a key, or None if they are missing or damaged."""
@@ -66,7 +67,7 @@ class FeatureCache:
             data = self._file(text).read_bytes()
             features = safetensors.torch.load(data)["features"]
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+        except (UserError, OSError, KeyError, ValueError, safetensors.SafetensorError):
             return None
         intact = header == {"key": text, "sha256": _digest(features)}
         return features if intact and features.dim() == 2 and len(features) == rows else None
@@ -75,7 +76,7 @@ class FeatureCache:
         """Store features (N, d).
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: there is no such folder, or it cannot be written.
         """
         text, features = _text(key), features.contiguous()
         header = {"key": text, "sha256": _digest(features)}
@@ -83,7 +84,8 @@ class FeatureCache:
         write_atomic(self._file(text), data)
 
     def _file(self, text: str) -> Path:
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+        folder = self._folder or cache_folder() / "features"
+        return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
 
 def _text(key: Mapping[str, Any]) -> str:

@@ -60,6 +60,7 @@ class FrozenImages:
         self.cache = cache or FeatureCache()
         self.batch_size = BATCH
         self._known: dict[str, Tensor] = {}
+        self._keeps = True  # until the cache refuses features
 
     def encode(
         self, scenario: Scenario, probes: Mapping[str, Source], recipe: Recipe | None
@@ -91,7 +92,8 @@ class FrozenImages:
             features = self.cache.get(key, len(images))
             if features is None:
                 features = encode_images(self, images)
-                if self.batch_size == BATCH:  # the last bits of smaller batches differ
+                # The last bits of smaller batches differ.
+                if self._keeps and self.batch_size == BATCH:
                     self._keep(key, features)
             self._known[found_by] = features
         return self._known[found_by]
@@ -99,9 +101,8 @@ class FrozenImages:
     def _keep(self, key: dict[str, Any], features: Tensor) -> None:
         try:
             self.cache.put(key, features)
-        except (
-            UserError
-        ) as error:  # they are in memory; only the next command has to encode them again
+        except UserError as error:  # only the next command has to encode them again
+            self._keeps = False
             self.display.note(f"features are not kept: {error}")
 
     def _key(self) -> dict[str, Any]:

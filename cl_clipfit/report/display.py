@@ -1,6 +1,10 @@
 """Progress on the console: a live bar on a terminal, otherwise one plain line per task."""
 
+import contextlib
+import os
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,6 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from cl_clipfit.errors import printable
 from cl_clipfit.runtime.progress import Progress
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 
 _REFRESH_SECONDS = 0.25
 _LINE_SECONDS = 10
+_BAR = 12  # columns
 
 
 def one_line(text: str) -> str:
@@ -57,6 +63,33 @@ def describe_stream(scenario: "Scenario", scored: str = "test") -> str:
         f" ({names}), {len(scenario.train):,} training and {len(scenario.test):,} {scored} {kind},"
         f" {tasks} task{'' if tasks == 1 else 's'}"
     )
+
+
+@contextlib.contextmanager
+def drawing(figure: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Draw a figure in a `with` block; if that fails, warn, and remove an earlier command's figure.
+
+    The numbers that it shows are there, and must not be lost with it. The environment variable
+    CL_CLIPFIT_DEBUG=1 shows the traceback.
+
+    Args:
+        figure: its path, without its suffix.
+        warn: receives the line that says what failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("CL_CLIPFIT_DEBUG"):
+            raise
+        remove_figure(figure)
+        warn(f"the figure {figure.name} is missing: {type(error).__name__}: {error}")
+
+
+def remove_figure(figure: Path) -> None:
+    """Remove a figure of an earlier command, which would not match this one's numbers."""
+    for kind in ("png", "svg"):
+        with contextlib.suppress(OSError):
+            figure.with_name(f"{figure.name}.{kind}").unlink()
 
 
 class ConsoleDisplay(Progress):
@@ -133,9 +166,11 @@ class ConsoleDisplay(Progress):
         self._started = self._shown = time.monotonic()
         if self.quiet or not self.console.is_terminal or steps == 0:
             return
+        cut = Column(ratio=1, no_wrap=True)  # what does not fit, instead of the time left
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(), console=self.console, transient=True,
+            TimeRemainingColumn(), BarColumn(_BAR),
+            TextColumn("{task.description}{task.fields[detail]}", table_column=cut),
+            console=self.console, transient=True, expand=True,
         )  # fmt: skip
         label = f"{literal(self._run)} task {task}/{tasks}"
         self._bar.add_task(label, total=steps, detail="")
@@ -147,13 +182,21 @@ class ConsoleDisplay(Progress):
         self._process_steps += 1
         self._steps = strategy.task_steps  # including those of an earlier process
         now = time.monotonic()
-        if self._bar is None or now - self._shown < _REFRESH_SECONDS:
+        if self._bar is None:
+            return
+        if self._steps == self._total:  # what follows may take longer than a step
+            label = f"scoring and measuring: {self._bar.tasks[0].description}"
+            self._bar.update(
+                self._bar.task_ids[0], description=label, completed=self._steps, detail=""
+            )
+            return
+        if now - self._shown < _REFRESH_SECONDS:
             return
         self._shown = now
         epoch = 1 + (self._steps - 1) * self._epochs // max(1, self._total)
         speed = self._images / (now - self._started)
         detail = (
-            f"epoch {epoch}/{self._epochs} step {self._steps}/{self._total}"
+            f" epoch {epoch}/{self._epochs} step {self._steps}/{self._total}"
             f" loss {strategy.loss.item():.3f} {speed:.0f} images/s"
         )
         self._bar.update(self._bar.task_ids[0], completed=self._steps, detail=detail)
@@ -166,7 +209,7 @@ class ConsoleDisplay(Progress):
             trained = f", trained in {seconds:.1f} s"
             if self._process_steps == self._steps:
                 trained += f" at {self._images / max(1e-9, seconds):.0f} images/s"
-        shown = "-" if accuracy is None else f"{accuracy:.1f} %"
+        shown = "-" if accuracy is None else f"{accuracy:z.1f} %"
         self.note(f"{self._run} task {task}/{tasks}: accuracy over classes seen {shown}{trained}")
 
     def stop(self) -> None:

@@ -1,18 +1,14 @@
 """Curves over tasks and the accuracy matrix, as reproducible PNG and SVG (no dates, no ids)."""
 
-import contextlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from cl_clipfit.errors import UserError
+from cl_clipfit.report.display import remove_figure
 from cl_clipfit.report.style import (
     MARKERS,
     PALETTE,
@@ -23,6 +19,13 @@ from cl_clipfit.report.style import (
     save_figure,
 )
 from cl_clipfit.report.tables import by_strategy, columns, value
+from cl_clipfit.runtime.lean_imports import any_backend
+
+with any_backend():
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 ZERO_SHOT = "zero-shot"
 _ONE_TASK = ("base-to-novel", "transfer")  # protocols that usually have a single task
@@ -147,9 +150,7 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
     trained = {name: group for name, group in groups.items() if name != ZERO_SHOT}
     panels = _curve_names(results)
     if not panels:
-        for kind in ("png", "svg"):
-            with contextlib.suppress(OSError):
-                path.with_name(f"{path.name}.{kind}").unlink()
+        remove_figure(path)
         return
     with matplotlib.rc_context(STYLE):
         figure = new_figure(3.1 * len(panels), 3.2)
@@ -180,7 +181,8 @@ def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
     axes = figure.subplots()
     for index, (name, group) in enumerate(groups.items()):
         rows = np.array([[value(r, column) for column in titles] for r in group], dtype=float)
-        middle, low, high = rows.mean(0), rows.min(0), rows.max(0)
+        low, high = rows.min(0), rows.max(0)
+        middle = rows.mean(0).clip(low, high)  # rounded, the mean of equal values is another one
         places = np.arange(len(titles)) + 0.5 * ((index + 0.5) / len(groups) - 0.5)
         axes.errorbar(
             places, middle, (middle - low, high - middle), label=plain_text(name), linestyle="none",

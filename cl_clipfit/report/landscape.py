@@ -3,12 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 from rich.table import Table
 
 from cl_clipfit.report.display import literal
@@ -21,6 +16,14 @@ from cl_clipfit.report.style import (
     run_title,
     save_figure,
 )
+from cl_clipfit.runtime.lean_imports import any_backend
+
+with any_backend():
+    import matplotlib
+    from matplotlib import patheffects
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import Bbox
 
 KINDS = ("train", "test")
 SHORTEST_AXIS = {"loss": 0.1, "accuracy": 10.0}  # smaller ranges are widened, to look flat
@@ -49,11 +52,11 @@ def lines_table(landscape: dict[str, Any], result: dict[str, Any]) -> Table:
     for name in _shown(landscape):
         lines = [landscape["lines"][kind][name] for kind in KINDS]
         ends = [
-            f"{line[key][0]:.{digits}f} to {line[key][-1]:.{digits}f}"
+            f"{line[key][0]:z.{digits}f} to {line[key][-1]:z.{digits}f}"
             for line in lines
             for key, digits in (("loss", 3), ("accuracy", 1))
         ]
-        table.add_row(name, *(f"{line['barrier']:.3f}" for line in lines), *ends)
+        table.add_row(name, *(f"{line['barrier']:z.3f}" for line in lines), *ends)
     return table
 
 
@@ -126,7 +129,7 @@ def plot_lines(landscape: dict[str, Any], result: dict[str, Any], path: Path) ->
             for place, kind in enumerate(KINDS):
                 barrier = landscape["lines"][kind][name]["barrier"]
                 axes[0][index].text(
-                    0.97, 0.97 - 0.09 * place, f"barrier {barrier:.3f}", ha="right", va="top",
+                    0.97, 0.97 - 0.09 * place, f"barrier {barrier:z.3f}", ha="right", va="top",
                     transform=axes[0][index].transAxes, fontsize=8, color=PALETTE[place],
                 )  # fmt: skip
         handles, labels = axes[0][0].get_legend_handles_labels()

@@ -4,12 +4,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-
 from cl_clipfit.errors import printable
+from cl_clipfit.runtime.lean_imports import any_backend
 from cl_clipfit.storage.run_folder import stream_name, write_atomic
+
+with any_backend():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colour-blind safe palette, highest contrast first; markers differ as well.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

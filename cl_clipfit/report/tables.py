@@ -85,7 +85,7 @@ def _cell(values: Sequence[float | None], between: str = " ") -> str:
     measured = [v for v in values if v is not None]
     if not measured:
         return "-"
-    mean = f"{statistics.fmean(measured):.1f}"
+    mean = f"{statistics.fmean(measured):z.1f}"
     return f"{mean}{between}± {confidence_interval(measured):.1f}" if len(measured) > 1 else mean
 
 

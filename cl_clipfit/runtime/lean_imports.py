@@ -7,11 +7,15 @@ TorchDynamo for one function.
 """
 
 import contextlib
+import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -33,6 +37,7 @@ DEFERRED = (
     "torchmetrics.functional",
     "wandb",
 )
+_AVALANCHE_CONFIG = "avalanche.benchmarks.datasets.dataset_utils"
 
 
 class _Name:
@@ -82,6 +87,7 @@ def lean_imports() -> Iterator[None]:
 
     They are removed from `sys.modules` at its end, and import the real module when it is used.
     """
+    _read_avalanche_config()
     stand_ins = {name: _StandIn(name) for name in DEFERRED if name not in sys.modules}
     for name, stand_in in stand_ins.items():
         package, _, child = name.rpartition(".")
@@ -95,3 +101,59 @@ def lean_imports() -> Iterator[None]:
     finally:
         for name in stand_ins:
             del sys.modules[name]
+
+
+def _read_avalanche_config() -> None:
+    """Run the module that reads `~/.avalanche/config.json`, in case it would fail on import.
+
+    It writes that file if it is missing, which not every home allows; without a home it would write
+    a folder `~` here, and two first imports at once may read half a file. Then it gets a temporary
+    home, and its default settings.
+    """
+    package = find_spec("avalanche")
+    if "avalanche" in sys.modules or package is None or package.origin is None:
+        return
+    file = Path(package.origin).parent / "benchmarks" / "datasets" / "dataset_utils.py"
+    spec = spec_from_file_location(_AVALANCHE_CONFIG, file)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        Path.home()  # raises if there is none
+        spec.loader.exec_module(module)
+    except (OSError, RuntimeError, ValueError):
+        with tempfile.TemporaryDirectory() as home, _environment("HOME", home):
+            spec.loader.exec_module(module)
+        module.set_dataset_root("~/.avalanche/data")  # as its default
+        sys.modules[_AVALANCHE_CONFIG] = module
+
+
+@contextlib.contextmanager
+def any_backend() -> Iterator[None]:
+    """Import Matplotlib in a `with` block, whatever backend the environment names.
+
+    Notebooks set MPLBACKEND for all that they start, and the import fails for a backend that is not
+    installed. The figures here use none.
+    """
+    if "matplotlib" in sys.modules:
+        yield
+        return
+    with _environment("MPLBACKEND", None):
+        yield
+    backend = os.environ.get("MPLBACKEND")
+    if backend:
+        with contextlib.suppress(ValueError):
+            sys.modules["matplotlib"].rcParams["backend"] = backend
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """Set or remove an environment variable in a `with` block."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before

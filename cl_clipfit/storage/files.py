@@ -208,6 +208,6 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(header)
     for row in rows:
         writer.writerow(
-            ["" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in row]
+            ["" if v is None else f"{v:z.4f}" if isinstance(v, float) else v for v in row]
         )
     return out.getvalue()

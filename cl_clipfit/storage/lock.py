@@ -221,6 +221,19 @@ def _describe_self() -> bytes:
     return seal({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
 
 
+def _describe(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}, since {holder['since']},"
+
+
+def writer(folder: Path) -> str | None:
+    """Return which other process is writing a folder, in words; None if there is none."""
+    with contextlib.suppress(OSError):
+        holder = _holder((folder / LOCK).read_bytes())
+        if holder is not None and _is_alive(holder):
+            return _describe(holder)
+    return None
+
+
 def _holder(text: bytes) -> dict[str, Any] | None:
     """Return the content of a lock file; None if it is empty or damaged."""
     try:
@@ -252,9 +265,7 @@ def _busy(path: Path) -> BusyError:
     holder = None
     with contextlib.suppress(OSError):
         holder = _holder(path.read_bytes())
-    who = "another process, which its lock does not name,"
-    if holder:
-        who = f"process {holder['pid']} on {holder['host']}, since {holder['since']},"
+    who = _describe(holder) if holder else "another process, which its lock does not name,"
     return BusyError(
         f"{path.parent}: {who} is writing it: wait for it, or stop that process; if it has ended"
         f" and this error remains, remove {path}"

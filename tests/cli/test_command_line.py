@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,20 @@ def test_config_yaml_repeats_the_run(tmp_path: Path) -> None:
     assert json.loads(again.read_text())["accuracy_matrix"] == first["accuracy_matrix"]
 
 
+@pytest.mark.parametrize("option", ["template", "strategy", "probe", "set"])
+def test_text_that_looks_like_json_is_text(option: str) -> None:
+    texts = ["{}", " {}", "[{}]", '["a {}", "b {}"]', '{"a":1}', "null", "a {}"]
+    assert parse(f"--{option}", *texts) == {option: texts}
+    assert parse(f"--{option}={texts[0]}") == {option: texts[:1]}
+
+
+def test_a_list_is_no_number_and_a_path_of_its_letters(refused: Callable[..., str]) -> None:
+    for given in ("[1, 2]", "{}"):
+        assert "--seed: input should be a valid integer" in refused("--seed", given)
+    assert parse("--plugin", '["a.py"]') == {"plugin": [Path('["a.py"]')]}
+    assert '--mode ["mean"]: unknown' in refused("bank", "eval", "x", "--mode", '["mean"]')
+
+
 def test_options_win_over_the_config_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("scenario: tiny-stream\nstrategy: [zero-shot]\ntasks: 5\nshots: 4\nseed: [3]\n")
@@ -354,3 +369,23 @@ def test_run_py_outside_of_the_environment_says_what_to_type(tmp_path: Path) -> 
     assert done.returncode != 0
     assert "make demo" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("predict", "unknown command 'predict', commands are bank, list, info, merge"),
+        ("train --lr 1", "unknown command 'train', commands are bank, list"),
+        ("bank lst x", "unknown command 'bank lst', commands are list, show, diff, export, eval"),
+        ("--lr 1e-4 5e-4", "'5e-4' is one value too many for --lr, and no command: commands are"),
+        ("--epochs=3 train", "'train' is one value too many for --epochs, and no command"),
+        ("--quiet yes", "'yes' is one value too many for --quiet"),
+        ("verify a b", "verify: 'b' is one argument too many"),
+        ("verify a --replay b", "'b' is one value too many for --replay"),
+        ("bank show x 1 2", "bank show: '2' is one argument too many"),
+    ],
+)
+def test_a_word_that_is_no_command_is_said_as_that(
+    words: str, message: str, refused: Callable[..., str]
+) -> None:
+    assert f"error: {message}" in refused(*words.split())

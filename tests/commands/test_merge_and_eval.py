@@ -234,10 +234,53 @@ def test_bank_eval_prints_and_keeps_a_table(run: Path, capsys: pytest.CaptureFix
         )
         == 0
     )
-    assert "rule=nearest-mean" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "rule=nearest-mean" in shown
+    assert [line for line in shown.splitlines() if line.startswith("scores: ")] == [
+        f"scores: {run}/bank-eval.{kind}" for kind in ("json", "csv")
+    ]
     kept = json.loads((run / "bank-eval.json").read_text())
     assert [mode["mode"] for mode in kept["modes"]] == ["latest", "routed"]
     assert (run / "bank-eval.csv").read_text().count("\n") == 3
+
+
+@pytest.fixture(scope="module")
+def one_shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with a training image of each class."""
+    folder = tmp_path_factory.mktemp("one-shot")
+    command = [*TINY, *PROBED, "--strategy", "image-norms", "--shots", "1", "--device", "cpu"]
+    assert main([*command, "--output", str(folder), "--quiet"]) == 0
+    return only(folder, "*-image-norms-*")
+
+
+@pytest.mark.parametrize("modes", [("all",), ("latest", "routed"), ("routed", "mean")])
+def test_modes_that_can_be_computed_are_shown_and_the_others_have_a_reason(
+    one_shot: Path, modes: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bank", "eval", str(one_shot), "--mode", *modes, *PLUGIN]) == 0
+    reason = "routed cannot be computed: --mode routed: the gaussian rule needs a class with two"
+    assert f"warning: {reason}" in capsys.readouterr().err
+    kept = json.loads((one_shot / "bank-eval.json").read_text())
+    asked = ALL if modes == ("all",) else modes
+    assert [mode["mode"] for mode in kept["modes"]] == [m for m in asked if m != "routed"]
+    assert [*kept["not_computed"]] == ["routed"]
+    assert main(["verify", str(one_shot)]) == 0
+
+
+def test_a_mode_alone_that_cannot_be_computed_is_an_error(
+    one_shot: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bank", "eval", str(one_shot), "--mode", "routed", *PLUGIN]) == 2
+    assert "use nearest-mean" in capsys.readouterr().err
+    assert main(["merge", str(one_shot), "--method", "ties", *PLUGIN]) == 0
+    merged = only(one_shot.parent, "*-image-norms+ties-*")
+    assert main(["bank", "eval", str(merged), "--mode", "all", *PLUGIN]) == 0
+
+
+def test_one_task_needs_no_covariance_to_route_to_it(run: Path) -> None:
+    statistics = [{"means": torch.zeros(1, 16)}]
+    features = torch.randn(5, 16)
+    assert evaluation(run)._route(features, statistics).tolist() == [0] * 5
 
 
 def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +297,7 @@ def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[st
     assert main(["merge", str(run), "--method", "mean", *PLUGIN]) == 0
     assert "complete, shown again" in capsys.readouterr().err
     assert main(["--config", str(merged / "config.yaml")]) == 2
-    assert "repeat it with run.py merge" in capsys.readouterr().err
+    assert "run.py merge" in capsys.readouterr().err
 
 
 def test_mergetune_continues_a_finished_run(run: Path) -> None:

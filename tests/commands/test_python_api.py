@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from cl_clipfit import RunConfig, UserError, load_scenario, open_run, run
-from tests.support.tiny import PLUGIN
+from cl_clipfit.cli.app import main
+from cl_clipfit.report import figures
+from tests.support.tiny import PLUGIN, TINY
 
 CONFIG: dict[str, Any] = {
     "scenario": "tiny-stream", "tasks": 3, "plugin": PLUGIN[1:], "device": "cpu",
@@ -68,3 +70,20 @@ def test_shots_differ_by_seed() -> None:
 def test_what_is_wrong_is_one_sentence(call: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_figures_and_tables_that_fail_end_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("cannot draw")
+
+    for name in ("plot_run", "plot_changes", "plot_comparison"):
+        monkeypatch.setattr(figures, name, fail)
+    (tmp_path / "tiny-stream-comparison.csv").mkdir()
+    assert main([*TINY, "--strategy", "zero-shot", "--output", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "run folder" in shown.out
+    for name in ("curves", "what_moved", "tiny-stream-comparison"):
+        assert f"warning: the figure {name} is missing: ValueError: cannot draw" in shown.err
+    assert "warning: cannot write" in shown.err

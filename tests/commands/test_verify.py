@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,10 @@ from cl_clipfit import metrics
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.cli.app import main
 from cl_clipfit.commands import verify
+from cl_clipfit.errors import program
 from cl_clipfit.experiment.reopen import MERGED_FROM
+from cl_clipfit.storage.files import seal
+from cl_clipfit.storage.lock import LOCK
 from cl_clipfit.storage.manifest import MANIFEST, write_manifest
 from tests.support.tiny import PLUGIN, TINY
 
@@ -146,7 +150,8 @@ def test_a_merged_run_and_evaluations_of_banks(
     assert found.startswith("bank-eval.json, modes.1.chosen_labels: metrics: forgetting is ")
     file.write_text("{")
     write_manifest(copy)
-    assert problems(capsys, copy)[0] == "bank-eval.json is damaged: repeat run.py bank eval"
+    (found, *_) = problems(capsys, copy)
+    assert found == f"bank-eval.json is damaged: repeat {program()} bank eval"
 
 
 def test_what_a_plugin_adds_to_a_result_is_no_table_of_the_run(
@@ -159,10 +164,10 @@ def test_what_a_plugin_adds_to_a_result_is_no_table_of_the_run(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[]", "bank-eval.json is damaged: repeat run.py bank eval"),
-        ("{}", "bank-eval.json is damaged: repeat run.py bank eval"),
-        ('{"modes": 3}', "bank-eval.json is damaged: repeat run.py bank eval"),
-        ('{"modes": [3]}', "bank-eval.json is damaged: repeat run.py bank eval"),
+        ("[]", "bank-eval.json is damaged: repeat "),
+        ("{}", "bank-eval.json is damaged: repeat "),
+        ('{"modes": 3}', "bank-eval.json is damaged: repeat "),
+        ('{"modes": [3]}', "bank-eval.json is damaged: repeat "),
         ('{"modes": [{}]}', "result.json is not what a run writes: tables cannot be checked: Key"),
     ],
 )
@@ -238,6 +243,32 @@ def test_no_run_and_no_result(
         (run / "result.json").write_text(text)
         write_manifest(run)
         assert len(problems(capsys, run)) == 1
+
+
+@pytest.mark.parametrize("state", ["in progress", "killed", "stopped"])
+def test_a_run_that_has_not_ended_is_said_as_that(
+    run: Path, refused: Callable[..., str], state: str
+) -> None:
+    """No advice that would discard its checkpoints."""
+    (run / "result.json").unlink()
+    (run / MANIFEST).unlink()
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        if state != "stopped":
+            holder = {"pid": other.pid, "host": socket.gethostname(), "since": "today"}
+            (run / LOCK).write_bytes(seal(holder))
+        if state == "killed":
+            other.kill()
+            other.wait()
+        line = refused("verify", run)
+    finally:
+        other.kill()
+        other.wait()
+    assert "--fresh" not in line
+    if state == "in progress":
+        assert f"the run is in progress: process {other.pid} on {socket.gethostname()}" in line
+    else:
+        assert "this run was interrupted: repeat the command that started it" in line
 
 
 def test_files_of_another_run(run: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:

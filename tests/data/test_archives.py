@@ -20,6 +20,7 @@ import pytest
 from cl_clipfit import DataRequest, UserError
 from cl_clipfit.data.fetch import download, unpacking
 from cl_clipfit.data.fetch.archives import Archive, Located, obtain
+from cl_clipfit.errors import program
 from tests.support.archives import unpack
 from tests.support.official import serve
 
@@ -431,7 +432,7 @@ def test_by_hand_without_network_and_wrong_contents(
         get([Archive("", "", name="x.tar")])
     assert str(caught.value) == (
         f"my-set: x.tar cannot be downloaded: put it at {place}, or anywhere else. Then run"
-        " offline: python run.py --scenario my-set --data-dir PATH --model"
+        f" offline: {program()} --scenario my-set --data-dir PATH --model"
         " ARCH:TAG:PATH_TO_WEIGHTS. See the manual"
     )
     pack(place, FILES)

@@ -246,8 +246,10 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, source:
     (tmp_path / "file").write_text("")
     frozen, shown = encoder(build_named(), tmp_path / "file" / "cache")
     assert frozen.features(source.test.images).shape == (48, 16)
-    assert shown.encoded == 1
-    assert "features are not kept: cannot write" in shown.notes[0]
+    assert frozen.features(source.test.images[:9]).shape == (9, 16)
+    assert shown.encoded == 2
+    (note,) = shown.notes
+    assert "features are not kept: cannot write" in note
 
 
 @pytest.mark.parametrize("at", [0, 5, 200, -1])

@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,15 @@ from rich.table import Table
 from cl_clipfit import metrics
 from cl_clipfit.errors import UserError
 from cl_clipfit.report import figures
-from cl_clipfit.report.display import ConsoleDisplay, say
-from cl_clipfit.report.tables import COLUMNS, comparison_csv, modes_csv, modes_table, results_table
+from cl_clipfit.report.display import ConsoleDisplay, drawing, say
+from cl_clipfit.report.tables import (
+    COLUMNS,
+    comparison_csv,
+    confidence_interval,
+    modes_csv,
+    modes_table,
+    results_table,
+)
 from tests.support.results import result
 
 
@@ -321,3 +329,63 @@ def test_protocols_of_one_task_show_their_columns(drawn: list[Figure]) -> None:
     assert points == [[50, 41, 45], [70, 61, 65]]
     spread = axes.containers[1].lines[2][0].get_segments()[0]
     assert [float(end[1]) for end in spread] == [60, 80]
+
+
+@pytest.mark.parametrize("value", [72.3, 0.1, 100 / 3, 87.65432109876543, 0.0, 1e-300])
+@pytest.mark.parametrize("seeds", [2, 3, 7, 10])
+def test_equal_values_have_no_spread(drawn: list[Figure], value: float, seeds: int) -> None:
+    """The mean of three times 72.3, as NumPy rounds it, is larger than 72.3."""
+    assert confidence_interval([value] * seeds) == 0.0
+    curves = {key: [None, 1.0] for key in ("accuracy", "forgetting", "retention", "zero_shot")}
+    runs = [result("full", seed) for seed in range(seeds)]
+    numbers = dict.fromkeys(("base", "novel", "harmonic_mean"), value)
+    for run in runs:
+        run |= {"protocol": "base-to-novel", "metrics": numbers, "curves": curves}
+    figures.plot_comparison(runs, Path("x"))
+    (bars,) = drawn[0].axes[0].containers
+    assert list(bars.lines[0].get_ydata()) == [value] * 3
+    assert {end for ends in bars.lines[2][0].get_segments() for _, end in ends} == {value}
+
+
+def test_a_figure_that_fails_is_a_line_and_leaves_no_old_one(tmp_path: Path) -> None:
+    for kind in ("png", "svg", "csv"):
+        (tmp_path / f"x.{kind}").write_text("old")
+    said: list[str] = []
+    with drawing(tmp_path / "x", said.append):
+        raise ValueError("'yerr' must not contain negative values")
+    assert said == ["the figure x is missing: ValueError: 'yerr' must not contain negative values"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_zero_has_no_sign() -> None:
+    one = outcome(None)
+    one["metrics"] = dict.fromkeys(COLUMNS, -0.0) | {"retention": -0.04}
+    assert cells(results_table([one]))[1:6] == ["0.0"] * 5
+    assert ",0.0000,0.0000,0.0000,0.0000,-0.0400," in comparison_csv([one], ["folder"])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("label", ["clipfit", "mergetune:host=coop,kd_weight=2,lr=1e-3 seed 12345"])
+def test_the_live_line_keeps_the_time_left_and_says_that_it_scores(width: int, label: str) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    display = ConsoleDisplay(console)
+    display.start_run(label)
+    display.start_task(1, 5, 5, 230)
+
+    def line(step: int) -> str:
+        display._shown = 0.0
+        display.step(SimpleNamespace(mb_y=[0] * 32, task_steps=step, loss=torch.tensor(0.1)))
+        assert display._bar is not None
+        text = io.StringIO()
+        Console(file=text, width=width, force_terminal=True, color_system=None).print(
+            display._bar.get_renderable()
+        )
+        return text.getvalue()
+
+    try:
+        assert line(10).startswith("-:--:-- ")  # not known yet
+        last = line(230)
+    finally:
+        display.stop()
+    assert last.startswith("0:00:00 ")
+    assert "scoring and measuring: " in last

@@ -14,6 +14,7 @@ from cl_clipfit.cli.app import main
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.data.fetch.download import file_hash
 from cl_clipfit.data.images.lazy import ImageFiles
+from cl_clipfit.errors import program
 from cl_clipfit.experiment.prepare import prepare
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.display import ConsoleDisplay
@@ -136,5 +137,5 @@ def test_without_network_every_data_set_says_what_to_do(
     if name in DOWNLOADED:
         assert "the host name cannot be resolved (offline?). Download http" in line
         assert f"put it at {tmp_path / 'data'}" in line
-        assert f"Then run offline: python run.py --scenario {name} --data-dir" in line
+        assert f"Then run offline: {program()} --scenario {name} --data-dir" in line
     assert not (tmp_path / "r").exists()

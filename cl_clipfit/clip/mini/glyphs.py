@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cl_clipfit.clip.mini import draw
+from cl_clipfit.runtime.lean_imports import any_backend
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTER_NAMES = tuple("abcdefghijklmnopqrstuvwxyz")
@@ -29,8 +30,10 @@ HELD_OUT_FONTS = ("DejaVuSans-BoldOblique", "DejaVuSerif-BoldItalic", "cmtt10")
 @cache
 def _font_masks(font: str) -> dict[str, Tensor]:
     """Draw every digit and letter of one font, scaled to fill a centred 44-pixel box."""
-    import matplotlib
     from PIL import Image, ImageDraw, ImageFont
+
+    with any_backend():
+        import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
     if not path.is_file():

@@ -18,7 +18,7 @@ from cl_clipfit.data.fetch.download import (
 )
 from cl_clipfit.data.fetch.unpacking import LIMIT_BYTES, new_folder, unpack_into
 from cl_clipfit.data.source import DataRequest
-from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.errors import UserError, is_file, program
 from cl_clipfit.storage.files import reading, sha256, write_atomic, writing
 
 MARKER = ".cl_clipfit.json"
@@ -82,15 +82,16 @@ def obtain(
     """
     files: list[Path] | None = None
     stamps: list[Any] = []
-    home = cache_folder() / name
-    root = home / "files"
     official = [a.checksum and full_checksum(a.checksum) for a in archives]
     digests = ["" if request.unverified else checksum for checksum in official]
-    if request.data_dir is not None:
-        if folder := _unpacked_in(request.data_dir, name, archives, expected):
-            request.note(f"{name}: the files in {folder} are used unverified; results say so")
-            return Located(folder, {"kind": "folder", "verified": False})
-        files = _archives_in(request.data_dir, name, archives, expected)
+    given = request.data_dir
+    if given is not None and (folder := _unpacked_in(given, name, archives, expected)):
+        request.note(f"{name}: the files in {folder} are used unverified; results say so")
+        return Located(folder, {"kind": "folder", "verified": False})
+    home = cache_folder() / name
+    root = home / "files"
+    if given is not None:
+        files = _archives_in(given, name, archives, expected)
         digests, stamps = _verify(archives, files, home, request)
         root = _place_for(home, official, digests)
     if not _is_kept(root, archives, expected, digests):
@@ -157,7 +158,7 @@ def _fetch(name: str, archive: Archive, home: Path, request: DataRequest, help: 
     """Return the archive in the cache, downloading it if it is missing."""
     target = home / archive.name
     elsewhere = (
-        f"or anywhere else. Then run offline: python run.py --scenario {name} --data-dir PATH"
+        f"or anywhere else. Then run offline: {program()} --scenario {name} --data-dir PATH"
         " --model ARCH:TAG:PATH_TO_WEIGHTS"
     )
     if not archive.url and not is_file(target):

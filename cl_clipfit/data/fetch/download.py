@@ -35,12 +35,19 @@ class _DiskError(Exception):
 
 
 def cache_folder() -> Path:
-    """Return the folder for data sets: CL_CLIPFIT_DATA, or else a folder in the user's cache."""
-    given = os.environ.get("CL_CLIPFIT_DATA")
-    if given:
-        return Path(given).expanduser()
+    """Return the folder for data sets: CL_CLIPFIT_DATA, or else a folder in the user's cache.
+
+    Raises:
+        UserError: it is in the home folder, and the user has none.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "cl_clipfit"
+    folder = os.environ.get("CL_CLIPFIT_DATA") or f"{cache}/cl_clipfit"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder}: there is no home folder: set CL_CLIPFIT_DATA to a folder for data sets"
+        ) from error
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
