@@ -16,6 +16,7 @@ strategy, or the annotation of the first parameter of `load(options: MyOptions, 
 
 import ast
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -265,9 +266,15 @@ def _folder(kind: Kind) -> list[Entry]:
     return [describe(f, kind, f"{package}.{f.stem}") for f in files if not f.name.startswith("_")]
 
 
+@functools.cache
+def _entry_points(group: str, path: tuple[str, ...]) -> list[importlib.metadata.EntryPoint]:
+    """Return those of all packages on a path; to read them takes longer than all else here."""
+    return [*importlib.metadata.entry_points(group=group)]
+
+
 def _installed(kind: Kind) -> list[Entry]:
     entries = []
-    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUPS[kind]):
+    for point in _entry_points(ENTRY_POINT_GROUPS[kind], tuple(sys.path)):
         try:
             spec = importlib.util.find_spec(point.module)
         except Exception as error:  # find_spec imports parent packages, which may raise anything

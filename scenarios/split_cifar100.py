@@ -6,6 +6,7 @@
 from pathlib import Path
 
 from cl_clipfit import DataRequest, Options, Source, UserError
+from cl_clipfit.data.fetch.archives import how_to_run_offline
 from cl_clipfit.data.fetch.download import cache_folder, download
 from cl_clipfit.data.formats.cifar import CIFAR100, CifarData, read_archive, read_unpacked
 from cl_clipfit.data.formats.folders import read_known_classes
@@ -50,10 +51,7 @@ def _download(request: DataRequest) -> Path:
         target = cache_folder() / CIFAR100.archive
         return download(CIFAR100.url, target, CIFAR100.sha256, request)
     except UserError as error:
-        raise UserError(
-            f"{error}, or anywhere else. Then run offline: python run.py --scenario {NAME}"
-            f" --data-dir PATH_TO_IT --model {MODEL}:PATH_TO_WEIGHTS"
-        ) from error
+        raise UserError(f"{error}, or anywhere else. {how_to_run_offline(NAME, MODEL)}") from error
 
 
 def _source(data: CifarData, kind: str, request: DataRequest) -> Source:

@@ -1,5 +1,6 @@
 """Shared pieces: a tiny random CLIP and a tiny stream of generated images."""
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import CLIPClassifier
@@ -16,7 +16,7 @@ from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.training.strategy import CLIPStrategy
-from tests.support.tiny import SAVE_FIGURE, build_source, build_tiny
+from tests.support.tiny import PLOT_CHANGES, PLOT_RUN, SAVE_FIGURE, build_source, build_tiny
 
 
 @pytest.fixture
@@ -33,14 +33,27 @@ def source() -> Source:
 def _quick_figures() -> Iterator[None]:
     """Let figures be a line of text: to draw takes longer than to train the tiny model."""
 
-    def write(figure: Figure, path: Path) -> None:
+    def write(figure: object, path: Path) -> None:
         for kind in ("png", "svg"):
-            write_atomic(path.with_name(f"{path.name}.{kind}"), f"{len(figure.axes)} panels\n")
+            write_atomic(path.with_name(f"{path.name}.{kind}"), "a figure\n")
+
+    def write_changes(result: dict[str, Any], path: Path, changes: Any = None, **_: str) -> None:
+        if any(result["change_by_layer"] if changes is None else changes):
+            write(result, path)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (figures, landscapes):
             patch.setattr(module, "save_figure", write)
+        patch.setattr(figures, "plot_run", write)
+        patch.setattr(figures, "plot_changes", write_changes)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_collections() -> None:
+    """Leave what was imported out of every garbage collection of a run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -48,6 +61,8 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures as every command does."""
     for module in (figures, landscapes):
         monkeypatch.setattr(module, "save_figure", SAVE_FIGURE)
+    monkeypatch.setattr(figures, "plot_run", PLOT_RUN)
+    monkeypatch.setattr(figures, "plot_changes", PLOT_CHANGES)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,7 +24,7 @@ from cl_clipfit.report.tables import comparison_csv, results_table
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
-from cl_clipfit.storage.files import removing, write_atomic
+from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.lock import hold, hold_when_free
 from cl_clipfit.storage.result import Result
 from cl_clipfit.storage.run_folder import (
@@ -101,9 +101,8 @@ def _compare(config: RunConfig, results: list[Result], progress: Progress) -> No
     figure = config.output / _comparison_name(results)
     with hold_when_free(config.output):  # the files of two commands must not mix
         for kind in ("csv", "png", "svg"):
-            path = _comparison(config, results, kind)
-            with removing(path):
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _comparison(config, results, kind).unlink()
         with drawing(figure, progress.warn):
             plot_comparison(contents, figure)
         try:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cl_clipfit.errors import UserError
+
 if TYPE_CHECKING:
     from cl_clipfit.clip import CLIPClassifier
     from cl_clipfit.training.strategy import CLIPStrategy
@@ -36,6 +38,8 @@ def diagonal_fisher(
         for image in images.split(1):
             logits = strategy.training_logits(image.to(strategy.device))
             odds = logits.detach().softmax(1).cpu()
+            if not odds.isfinite().all():
+                raise UserError("the Fisher cannot be estimated: logits are NaN or infinite")
             label = torch.multinomial(odds, 1, generator=generator)[:, 0].to(logits.device)
             gradients = text.gradients(F.cross_entropy(logits, label), parameters)
             for total, gradient in zip(totals, gradients, strict=True):

@@ -195,8 +195,7 @@ def _plan_continued(command: Command, registry: Registry, scenario: Entry, spec:
     keys = {*fields, *host.options_class().model_fields, *Recipe.model_fields}
     for key in (key for given in of_host for key in given if key not in keys):
         raise UserError(
-            f"{label}: neither {name} nor its host {host.name} has an option '{key}'."
-            f" {nearest(key, keys)}"
+            f"{label}: neither {name} nor its host has an option '{key}'. {nearest(key, keys)}"
         )
     recipe, host_options = make_settings(
         config, scenario, host, command.settings_of(host.name) | of_host[0], of_host[1]

@@ -1,5 +1,6 @@
 """Mistakes in names and paths are found before PyTorch is imported."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,11 @@ from cl_clipfit.experiment.names import architectures, check_names
 from cl_clipfit.registry import KINDS, Kind, Registry
 
 EARLY = """
-import sys
+import json, sys
 from cl_clipfit.cli.app import main
-assert main(sys.argv[1:]) == 2
+codes = [main(command.split()) for command in json.loads(sys.argv[1])]
 heavy = {"avalanche", "matplotlib", "open_clip", "sklearn", "torch", "torchvision"} & {*sys.modules}
-sys.exit(f"imported: {heavy}" if heavy else 0)
+print(json.dumps([codes, sorted(heavy)]))
 """
 MISTAKES = {
     "--strategy clipfitt": "unknown strategy 'clipfitt'. Did you mean 'clipfit'?",
@@ -29,7 +30,7 @@ MISTAKES = {
     "--model cl_clipfit/clip": "is a folder: --model local-dir:cl_clipfit/clip",
     "--strategy CLIPFit": "unknown strategy 'CLIPFit'. Did you mean 'clipfit'?",
     "--set clipfit.kdweight=2": "clipfit has no option 'kdweight'. Did you mean 'kd_weight'?",
-    "--strategy mergetune:kdweight=2": "no option 'kdweight'. Did you mean 'kd_weight'?",
+    "--strategy mergetune:kdweight=2": "nor its host has an option 'kdweight'. Did",
     "--scenario mtil:oder=2": "mtil has no option 'oder'. Did you mean 'order'?",
     "--set split-digits.shots=2": "split-digits has no option 'shots'.",
     "--scenario folder --data-dir nowhere": "--data-dir nowhere: there is no such file or folder",
@@ -40,13 +41,14 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_answered_before_anything_heavy_is_imported(command: str) -> None:
+def test_mistakes_are_answered_before_anything_heavy_is_imported() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", EARLY, *command.split()], capture_output=True, text=True, check=False
-    )
-    assert MISTAKES[command] in done.stderr
-    assert done.returncode == 0, done.stderr
+        [sys.executable, "-c", EARLY, json.dumps([*MISTAKES])],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for line, message in zip(done.stderr.splitlines(), MISTAKES.values(), strict=True):
+        assert message in line
+    assert json.loads(done.stdout) == [[2] * len(MISTAKES), []]
 
 
 def test_architectures_are_those_of_open_clip() -> None:
@@ -71,7 +73,7 @@ def test_right_names_and_keys_pass(tmp_path: Path) -> None:
     label = ["mergetune:host=coop,context_tokens=4", "mine:anything=1"]
     for model in ("mini", "ViT-B-32:openai", "hf-hub:some/one", "local-dir:here", "a/b.json:c.pt"):
         check_names(RunConfig(strategy=label, set=recipe, plugin=[plugin], model=model))
-    with pytest.raises(UserError, match="no option"):
+    with pytest.raises(UserError, match="an option"):
         check_names(RunConfig(strategy=["mergetune:contexttokens=4"]))
 
 

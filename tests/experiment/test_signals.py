@@ -311,7 +311,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert run(*arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
     return line
 

@@ -34,6 +34,7 @@ MINE = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n"
 
 
 SAVE_FIGURE = figures.save_figure
+PLOT_RUN, PLOT_CHANGES = figures.plot_run, figures.plot_changes
 
 
 STREAM = """

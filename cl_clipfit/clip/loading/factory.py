@@ -1,6 +1,7 @@
 """Build a `CLIPClassifier` from a model name: `mini`, `ARCH:TAG`, `ARCH[:TAG]:FILE`, ..."""
 
 import contextlib
+import functools
 import hashlib
 import warnings
 from contextlib import AbstractContextManager
@@ -204,11 +205,21 @@ def _load_message(source: _Source, error: Exception) -> str:
     )
 
 
+@functools.cache
+def _mini_tokenizer() -> Any:
+    """Return the tokenizer of the mini CLIP, which takes longer to create than the model."""
+    import open_clip
+
+    return open_clip.get_tokenizer(MINI)
+
+
 def _tokenizer(source: _Source) -> Any:
     import open_clip
 
     try:
         with patient_hub(), building(source.config):
+            if source.architecture == MINI:
+                return _mini_tokenizer()
             return open_clip.get_tokenizer(source.architecture)
     except ImportError as error:
         raise UserError(

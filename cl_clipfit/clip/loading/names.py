@@ -126,8 +126,8 @@ def activation_doubt(architecture: str, weights: Weights) -> str:
     """
     import open_clip
 
-    twin = _twin(architecture)
-    if weights.tag or not twin:
+    twin = "" if weights.tag or architecture == MINI else _twin(architecture)
+    if not twin:
         return ""
     built = _uses_quick_gelu(architecture)
     others = [

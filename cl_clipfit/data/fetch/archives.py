@@ -154,13 +154,18 @@ def _archives_in(
     return files
 
 
+def how_to_run_offline(name: str, model: str = "ARCH:TAG") -> str:
+    """Return a sentence with the command that runs a scenario on files that are already here."""
+    return (
+        f"Then run offline: {program()} --scenario {name} --data-dir PATH"
+        f" --model {model}:PATH_TO_WEIGHTS"
+    )
+
+
 def _fetch(name: str, archive: Archive, home: Path, request: DataRequest, help: str) -> Path:
     """Return the archive in the cache, downloading it if it is missing."""
     target = home / archive.name
-    elsewhere = (
-        f"or anywhere else. Then run offline: {program()} --scenario {name} --data-dir PATH"
-        " --model ARCH:TAG:PATH_TO_WEIGHTS"
-    )
+    elsewhere = f"or anywhere else. {how_to_run_offline(name)}"
     if not archive.url and not is_file(target):
         raise UserError(
             f"{name}: {archive.name} cannot be downloaded: put it at {target}, {elsewhere}"
