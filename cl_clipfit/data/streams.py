@@ -190,31 +190,33 @@ def build_scenario(
     train, test = _choose_images(source, trained, shots, validation, limit, seed)
     train, names = _arrived(train, layout), [source.class_names[c] for c in layout.order]
     needed = {c for classes in layout.task_classes[:trained] for c in classes}
-    _check_every_class(train.labels, names, "training", needed)
-    if trains:
-        train = load(train)
-        _check_every_class(train.labels, names, "readable training", needed)
-    test = load(_arrived(test, layout))
     # Validation images come from the training images, so only from trained classes.
     tested = range(len(names)) if validation is None else needed
+    train = _load_training(train, names, needed, load if trains else None)
+    test = load(_arrived(test, layout))
     _check_every_class(test.labels, names, "test", tested)
     if blurry is not None:
         train = replace(train, tasks=_blur(train, blurry, trained))
     experiences, of_task = _cut(_tasks(train), trained, online)
     return Scenario(
-        name=name,
-        class_names=names,
+        name=name, class_names=names, train=train, test=test, experiences=experiences,
         templates=tuple(templates or _ordered_templates(source, layout)),
-        class_order=layout.order,
-        task_classes=layout.task_classes,
-        task_names=layout.task_names,
-        train=train,
-        test=test,
-        experiences=experiences,
-        experience_tasks=of_task,
+        class_order=layout.order, task_classes=layout.task_classes, task_names=layout.task_names,
+        experience_tasks=of_task, warnings=source.warnings,
         origin={**source.origin, "sha256": source.sha256},
-        warnings=source.warnings,
-    )
+    )  # fmt: skip
+
+
+def _load_training(
+    train: ImageSet, names: list[str], needed: set[int],
+    load: Callable[[ImageSet], ImageSet] | None,
+) -> ImageSet:  # fmt: skip
+    """Load the training images unless `load` is None; refuse a class without any."""
+    _check_every_class(train.labels, names, "training", needed)
+    if load is not None:
+        train = load(train)
+        _check_every_class(train.labels, names, "readable training", needed)
+    return train
 
 
 def _choose_images(

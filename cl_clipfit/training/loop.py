@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
-from cl_clipfit.config.options import Recipe, ScopeOptions
+from cl_clipfit.config.options import Recipe
 from cl_clipfit.errors import StrategyWarning, UserError
 from cl_clipfit.runtime import signals
 from cl_clipfit.runtime.determinism import Seeds
 from cl_clipfit.runtime.lean_imports import lean_imports
 from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, fits, release
 from cl_clipfit.runtime.rng import rng_state, set_rng_state
+from cl_clipfit.training.checks import check_classes, check_labels, doubt_of_loss
 from cl_clipfit.training.features import StepFeatures, keep_columns
 from cl_clipfit.training.journal import Journal
 from cl_clipfit.training.loss_watch import LossWatch
@@ -249,7 +250,9 @@ class TrainingLoop(SupervisedTemplate):
         batch, before = list(self.mbatch), self.model.micro_batch
         state = rng_state(self, self.device)
         while not fits(passes):
-            self.model.micro_batch = self._fewer_images(len(batch[0]))
+            self.model.micro_batch = _fewer_images(
+                self.model.micro_batch, len(batch[0]), self.micro_batch_given
+            )
             self.mb_output, self.features, self.mbatch = None, None, list(batch)
             self.optimizer.zero_grad()
             self.loss = self._make_empty_loss()
@@ -258,23 +261,9 @@ class TrainingLoop(SupervisedTemplate):
         if self.model.micro_batch != before:
             self.warn(f"out of memory: {self.model.micro_batch} images at a time from now on")
 
-    def _fewer_images(self, batch_size: int) -> int:
-        size = min(self.model.micro_batch or batch_size, batch_size)
-        if size == 1:
-            raise UserError(f"out of memory in training, with one image at a time: {NEEDS_LESS}")
-        if self.micro_batch_given:
-            raise UserError(
-                f"out of memory with --micro-batch {self.model.micro_batch}: give a smaller one,"
-                f" or auto; {NEEDS_LESS}"
-            )
-        return (size + 1) // 2
-
     def warn(self, text: str) -> None:
-        """Record a warning once; a run shows it and keeps it in `result.json`.
-
-        Other code is shown Python's `StrategyWarning`.
-        """
-        if text not in self.warnings:
+        """Record a warning once, unless it is empty: for `result.json`, or shown by Python."""
+        if text and text not in self.warnings:
             self.warnings.append(text)
             if self.shows_warnings:
                 warnings.warn(text, StrategyWarning, stacklevel=2)
@@ -288,16 +277,10 @@ class TrainingLoop(SupervisedTemplate):
         """
         if self._continues_task():
             return  # another experience of the same task: keep its selection and optimiser
-        classes = getattr(self.experience, "classes_in_this_experience", None)
-        if classes is None:
-            raise ValueError(
-                "the experience does not know its classes: wrap the benchmark in Avalanche's"
-                " with_classes_timeline"
-            )
         self.task_number, self.task_steps = self.tasks_seen + 1, 0
-        self.task_classes = sorted(getattr(self.experience, "task_classes", classes))
+        self.task_classes = list(check_classes(self.experience))
         self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
-        self._check_labels()
+        self.warn(check_labels(self.experience, self.task_classes, self.model.class_names))
         self.model.to(self.device)
         if self.learning == "gradient":
             self.select()
@@ -307,32 +290,7 @@ class TrainingLoop(SupervisedTemplate):
 
     def warn_of_one_class(self) -> None:
         """Warn if the loss of the current task ranks one class, and thus teaches nothing."""
-        if len(self.label_space()) == 1:
-            more = isinstance(self.options, ScopeOptions) and self.options.ce_scope == "task"
-            self.warn(
-                "the cross-entropy of a task that ranks one class is 0, and nothing is learned from"
-                f" it: give tasks more classes{', or set ce_scope=seen' if more else ''}"
-            )
-
-    def _check_labels(self) -> None:
-        """Refuse labels without a name, and warn of a benchmark that changes what they mean."""
-        benchmark = getattr(self.experience, "benchmark", None)
-        if getattr(benchmark, "class_ids_from_zero_in_each_exp", False):
-            raise ValueError(
-                "labels start at 0 in every experience, but they index class_names: make the"
-                " benchmark without class_ids_from_zero_in_each_exp"
-            )
-        mapping = list(getattr(benchmark, "class_mapping", ()))
-        renumbers = getattr(benchmark, "class_ids_from_zero_from_first_exp", False)
-        if renumbers and mapping != sorted(mapping):
-            self.warn(
-                "the benchmark numbers classes in order of arrival: check that class_names follow"
-                " it, or make the benchmark without class_ids_from_zero_from_first_exp"
-            )
-        names = len(self.model.class_names)
-        for label in (self.task_classes[0], self.task_classes[-1]):
-            if not 0 <= label < names:
-                raise ValueError(f"label {label} has no name: class_names holds {names} names")
+        self.warn(doubt_of_loss(self.label_space(), self.options))
 
     def _before_training_exp(self, **kwargs: object) -> None:
         super()._before_training_exp(**kwargs)
@@ -404,3 +362,20 @@ class TrainingLoop(SupervisedTemplate):
         """Evaluate on experiences as Avalanche does, encoding the class prompts once."""
         with self.model.cached_text():
             return super().eval(*args, **kwargs)
+
+
+def _fewer_images(micro_batch: int | None, batch_size: int, given: bool) -> int:
+    """Return how many images to encode at a time where memory did not do.
+
+    Raises:
+        UserError: it was one image already, or the user has set the number.
+    """
+    size = min(micro_batch or batch_size, batch_size)
+    if size == 1:
+        raise UserError(f"out of memory in training, with one image at a time: {NEEDS_LESS}")
+    if given:
+        raise UserError(
+            f"out of memory with --micro-batch {micro_batch}: give a smaller one, or auto;"
+            f" {NEEDS_LESS}"
+        )
+    return (size + 1) // 2
