@@ -15,14 +15,19 @@ from types import ModuleType
 from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_LIBRARIES = tuple(
-    {
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+_LIBRARIES = {
+    Path(folder).resolve()
+    for folder in (
+        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
         *site.getsitepackages(),
         site.getusersitepackages(),
         str(_PACKAGE),
-    }
-)
+    )
+}
+
+
+def _is_library(file: Path) -> bool:
+    return any(file.resolve().is_relative_to(folder) for folder in _LIBRARIES)
 
 
 @functools.cache
@@ -49,7 +54,7 @@ def imported_files(module: ModuleType) -> Iterator[tuple[str, Path]]:
             if imported is None or file is None or name in seen:
                 continue
             seen.add(name)
-            if name.partition(".")[0] == package or not file.startswith(_LIBRARIES):
+            if name.partition(".")[0] == package or not _is_library(Path(file)):
                 queue.append(imported)
                 yield name, Path(file)
 
@@ -91,7 +96,7 @@ def files_read(folder: Path) -> Iterator[set[Path]]:
         for file in opened:
             with contextlib.suppress(OSError):
                 file = file.resolve()
-                is_code = file.suffix in (".py", ".pyc") or str(file).startswith(_LIBRARIES)
+                is_code = file.suffix in (".py", ".pyc") or _is_library(file)
                 if file.is_file() and file.is_relative_to(folder) and not is_code:
                     files.add(file)
 

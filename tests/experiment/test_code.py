@@ -12,6 +12,7 @@ from cl_clipfit import registry
 from cl_clipfit.cli.app import main
 from cl_clipfit.experiment import identity, run
 from cl_clipfit.registry import describe
+from cl_clipfit.runtime import code_files
 from cl_clipfit.training import journal
 from tests.support.tiny import PLUGIN, TINY
 
@@ -86,6 +87,21 @@ def test_libraries_and_unused_files_are_not_part_of_it(tmp_path: Path, process: 
     entry = describe(plugin)
     entry.load()
     assert (entry.uses, entry.code_hash) == ({}, entry.sha256)
+
+
+def test_a_folder_whose_name_begins_like_that_of_a_library_is_none(
+    tmp_path: Path, process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_files, "_LIBRARIES", {tmp_path / "lib"})
+    for folder in ("lib", "lib_mine"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"helper_{folder}.py").write_text("SCALE = 1")
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("import helper_lib, helper_lib_mine")
+    entry = describe(plugin)
+    entry.load()
+    assert {*entry.uses} == {"helper_lib_mine.py"}
 
 
 def test_a_process_keeps_the_code_that_it_imported(tmp_path: Path, process: Any) -> None:
