@@ -53,6 +53,7 @@ class Entry:
         summary: first line of its docstring.
         about: its upper-case literals.
         keys: names of the options that its file declares.
+        bases: names of the classes that those in its file derive from.
         module: importable module name; "" for a `--plugin` file.
         error: why it cannot be read; "" if it can.
         sha256: hash of the file as it was read, since an edited method is a different method.
@@ -66,6 +67,7 @@ class Entry:
     summary: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
     module: str = ""
     error: str = ""
     sha256: str = ""
@@ -218,6 +220,7 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         return entry
     entry.summary = (ast.get_docstring(tree) or "").split("\n")[0]
     entry.about = _literals(tree)
+    entry.bases = tuple(name for names in bases.values() for name in names)
     entry.keys = tuple(
         field.target.id
         for node, names in bases.items()
@@ -234,8 +237,7 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
         )
         entry.name = file.stem.replace("_", "-")
     loads = any(isinstance(n, ast.FunctionDef) and n.name == "load" for n in tree.body)
-    derived = any("Strategy" in name for names in bases.values() for name in names)
-    if kind is None and loads and not derived:
+    if kind is None and loads and not any("Strategy" in name for name in entry.bases):
         entry.kind = "scenarios"
     return entry
 

@@ -89,9 +89,8 @@ def _check_keys(command: Command, registry: Registry) -> None:
         if entry is None or not entry.module.startswith("cl_clipfit."):
             continue  # what a plug-in takes is known when it is imported
         for key in (key for key in settings if key not in keys):
-            continues = "ContinuedOptions" in entry.file.read_text()
             right = entry.keys if entry.kind == "scenarios" else keys
             lacks = f"{name} has no option"
-            if continues:
+            if "ContinuedOptions" in entry.bases:
                 lacks = f"neither {name} nor its host has an option"
             raise UserError(f"--set {name}.{key}: {lacks} '{key}'. {nearest(key, right)}")
