@@ -33,8 +33,8 @@ class GDAClip(ClosedFormStrategy):
 
     def scores(self, images: Tensor) -> Tensor:
         """Score images (B, ...): (B, K)."""
-        text = self.model(images)
+        features = self.model.image_features(images)
+        text = self.model.logits(features, self.model.text_features())
         if self.head is None:
             return text
-        gaussian = super().scores(images)
-        return fused(text, gaussian, (1.0, self.options.weight))
+        return fused(text, self.head_scores(features), (1.0, self.options.weight))

@@ -16,6 +16,7 @@ from cl_clipfit.experiment.stream_plan import Compute
 from cl_clipfit.runtime.determinism import explain_nondeterminism
 from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, out_of_memory
 from cl_clipfit.runtime.rng import seed_everything
+from cl_clipfit.training.checks import doubt_of_loss
 from cl_clipfit.training.strategy import CLIPStrategy
 
 
@@ -107,7 +108,7 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
         strategy.task_classes, strategy.seen_classes = list(classes), list(classes)
         try:
             strategy.select()
-            strategy.warn_of_one_class()
+            strategy.warn(doubt_of_loss(strategy.label_space(), strategy.options))
             if plan.host:
                 strategy.zero_shot_point()
         except Exception as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 from cl_clipfit.heads.linear import LinearHead
 from cl_clipfit.heads.statistics import Statistics
 from cl_clipfit.runtime.out_of_memory import encode_images
+from cl_clipfit.training.features import read_samples
 from cl_clipfit.training.strategy import CLIPStrategy
 
 _CHUNK = 1024  # images that are read and encoded together
@@ -41,15 +42,13 @@ class ClosedFormStrategy(CLIPStrategy):
         """Map image features (N, d) of unit length to those of the head (N, D); default: none."""
         return features
 
-    def check_model_and_optimizer(self, **kwargs: object) -> None:
-        """Add the images of an experience; a task may arrive in several."""
-        super().check_model_and_optimizer(**kwargs)
+    def add_experience(self) -> None:
+        """Add the statistics of the images of an experience."""
         data, classes = self.experience.dataset, len(self.model.class_names)
         for start in range(0, len(data), _CHUNK):
-            rows = [data[i][:2] for i in range(start, min(start + _CHUNK, len(data)))]
-            images, labels = zip(*rows, strict=True)
-            features = self.embed(encode_images(self, torch.stack(images)))
-            added = Statistics.of(features, torch.tensor(labels), classes)
+            images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
+            features = self.embed(encode_images(self, images))
+            added = Statistics.of(features, labels, classes)
             self.statistics = added if self.statistics is None else self.statistics + added
 
     def after_task(self) -> None:
@@ -61,8 +60,12 @@ class ClosedFormStrategy(CLIPStrategy):
         """Score images (B, ...) by the head: (B, K); zero-shot before the first task."""
         if self.head is None:
             return super().scores(images)
-        features = self.embed(self.model.image_features(images).cpu())
-        return self.head(features).to(images.device, torch.float32)
+        return self.head_scores(self.model.image_features(images))
+
+    def head_scores(self, features: Tensor) -> Tensor:
+        """Score image features (B, d) of unit length by the head: (B, K), in fp32."""
+        assert self.head is not None
+        return self.head(self.embed(features.cpu())).to(features.device, torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics, from which the head is fitted again."""

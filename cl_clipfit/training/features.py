@@ -1,8 +1,9 @@
 """Features of a training step, the workload of a task, and labels as an index."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ def keep_columns(logits: Tensor, classes: Sequence[int]) -> Tensor:
     index = label_index(classes, logits.device)
     kept = logits.index_select(1, index)
     return torch.full_like(logits, -torch.inf).index_copy(1, index, kept)
+
+
+def read_samples(data: Any, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Return images (N, ...) and labels int64 (N,) of a data set of Avalanche, on the CPU."""
+    images, labels = zip(*(data[index][:2] for index in indices), strict=True)
+    return torch.stack(images), torch.tensor(labels)
 
 
 def label_index(classes: Sequence[int], device: torch.device) -> Tensor:

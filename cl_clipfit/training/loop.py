@@ -73,8 +73,9 @@ class TrainingLoop(SupervisedTemplate):
     """
 
     learning: ClassVar[Learning] = "gradient"
-    """How the method learns: by "gradient" steps of an optimiser; in "closed-form", without
-    gradients, in `after_task`; or "none": its predictions never change, and it is scored once."""
+    """How the method learns: by "gradient" steps of an optimiser; in "closed-form", in the hooks
+    `add_experience` and `after_task`; or "none": its predictions never change, so it is scored
+    once."""
 
     # Set by Avalanche's template.
     model: CLIPClassifier
@@ -105,6 +106,7 @@ class TrainingLoop(SupervisedTemplate):
     scores: Callable[[Tensor], Tensor]
     in_batches: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
     before_task: Callable[[], None]
+    add_experience: Callable[[], None]
     add_gradients: Callable[[], None]
     after_step: Callable[[], None]
     after_task: Callable[[], None]
@@ -284,13 +286,9 @@ class TrainingLoop(SupervisedTemplate):
         self.model.to(self.device)
         if self.learning == "gradient":
             self.select()
-            self.warn_of_one_class()
+            self.warn(doubt_of_loss(self.label_space(), self.options))
             self.before_task()
             self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
-
-    def warn_of_one_class(self) -> None:
-        """Warn if the loss of the current task ranks one class, and thus teaches nothing."""
-        self.warn(doubt_of_loss(self.label_space(), self.options))
 
     def _before_training_exp(self, **kwargs: object) -> None:
         super()._before_training_exp(**kwargs)
@@ -322,6 +320,8 @@ class TrainingLoop(SupervisedTemplate):
     def _train_exp(self, experience: object, eval_streams: object = None, **kwargs: Any) -> None:
         if self.learning == "gradient":
             self._run_epochs(self.train_epochs, piece=True, **kwargs)
+        elif self.learning == "closed-form":
+            self.add_experience()
 
     def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: Any) -> None:
         """Run the epochs that no earlier process has finished according to the journal."""

@@ -13,7 +13,13 @@ from cl_clipfit.config.options import Options, Recipe, ScopeOptions
 from cl_clipfit.runtime.determinism import Seeds
 from cl_clipfit.runtime.out_of_memory import in_batches
 from cl_clipfit.training import snapshot
-from cl_clipfit.training.features import StepFeatures, Workload, keep_columns, label_index
+from cl_clipfit.training.features import (
+    StepFeatures,
+    Workload,
+    keep_columns,
+    label_index,
+    read_samples,
+)
 from cl_clipfit.training.loop import TrainingLoop, silent_evaluator
 
 
@@ -32,6 +38,7 @@ class CLIPStrategy(TrainingLoop):
     - `before_task()`: before the optimiser of a task is built;
     - `add_gradients()`: after the backward pass of a step, for terms that need passes of their own;
     - `after_step()`: after every optimiser step;
+    - `add_experience()`: learns from an experience without gradients ("closed-form");
     - `after_task()`: after the last step of a task; `train_stage(recipe)` there trains on the
       task's data again;
     - `scores(images)` and `probe_features(names, templates)`: how the finished method classifies;
@@ -198,6 +205,9 @@ class CLIPStrategy(TrainingLoop):
     def before_task(self) -> None:
         """Do something before the optimiser of a task is built; default nothing."""
 
+    def add_experience(self) -> None:
+        """Learn from `self.experience` in closed form; a task may arrive in several of them."""
+
     def add_gradients(self) -> None:
         """Add to the gradients of a step, after the backward pass of its loss; default nothing."""
 
@@ -331,5 +341,4 @@ class CLIPStrategy(TrainingLoop):
             order = torch.cat([order[targets == label][:limit] for label in targets.unique()])
         else:
             order = order[:count]
-        images, labels = zip(*(data[i][:2] for i in order.sort().values.tolist()), strict=True)
-        return torch.stack(images), torch.tensor(labels)
+        return read_samples(data, order.sort().values.tolist())
