@@ -307,7 +307,8 @@ def test_steps_take_turns(capsys: pytest.CaptureFixture, monkeypatch: pytest.Mon
 def test_step_and_text_need_no_avalanche() -> None:
     code = "import sys; sys.modules['avalanche'] = None; from benchmarks import step, text"
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
+    assert done.returncode == 0
 
 
 def test_text_takes_turns(capsys: pytest.CaptureFixture) -> None:

@@ -164,7 +164,7 @@ def initial_values(seed: int) -> tuple[list[float], list[float]]:
 
 
 def test_one_seed_is_one_stream_of_draws(noisy: list[str], tmp_path: Path) -> None:
-    """Initial values are the first draws, and training goes on where they end."""
+    """Initial values are the first draws, and training continues where they end."""
     (first,) = drawn(tmp_path, noisy, "--seed", "4")
     values, coming = initial_values(4)
     assert first["start"] == [values] * 2

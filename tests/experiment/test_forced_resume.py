@@ -1,4 +1,4 @@
-"""What may go on with a run that was stopped, and what must not be taken for it."""
+"""What may resume a stopped run, and what must be refused."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""A run that was killed or stopped goes on, and ends as it would have, bit for bit."""
+"""A killed or stopped run is resumed, and ends as an uninterrupted one, bit for bit."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What plug-ins remember, what is recorded of them, and what a run that goes on says of both."""
+"""The state that plug-ins keep, what is recorded of them, and what a resumed run says of both."""
 
 import json
 import shutil
@@ -116,7 +116,7 @@ def test_all_code_that_ran_is_recorded(tmp_path: Path) -> None:
         assert known[Path(file).name] == sha256(Path(file).read_bytes())
 
 
-# ---- what goes on with what ----------------------------------------------------------------------
+# ---- what can be resumed with what ---------------------------------------------------------------
 
 
 def test_fewer_epochs_than_were_begun_take_nothing_from_the_next_task(

@@ -212,7 +212,7 @@ def test_the_same_command_goes_on_and_says_where(
 def test_the_advice_does_not_forget_the_other_runs_of_a_command(
     tmp_path: Path, at: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--resume` goes on with one run; the seeds after it would never be run."""
+    """`--resume` resumes one run; the seeds after it would never be run."""
     seeds = [*TRAINED, *EPOCHS, "--seed", "0", "1", "2"]
     at(CLIPStrategy, "compute_loss", 3, signal.SIGINT)
     assert run(*seeds, output=tmp_path) == 130

@@ -41,7 +41,7 @@ def flat(values: Named) -> Tensor:
 
 
 def same_bits(one: Named, other: Named) -> bool:
-    """Tell whether values are equal, signs of zeros included."""
+    """Return whether values are equal, signs of zeros included."""
     return list(one) == list(other) and all(
         torch.equal(value.view(torch.int32), other[name].view(torch.int32))
         for name, value in one.items()

@@ -18,7 +18,7 @@ from cl_clipfit.scenarios.domain_incremental import DomainOptions
 
 
 def draw(root: Path, counts: dict[str, int], suffix: str = ".png") -> Path:
-    """Write `counts[class]` small images a class."""
+    """Write `counts[class]` small images per class."""
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for number in range(count):

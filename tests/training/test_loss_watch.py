@@ -1,4 +1,4 @@
-"""A loss that is no number: the run stops and names the batch, or leaves the batch out."""
+"""A NaN or infinite loss: the run stops and names the batch, or skips it."""
 
 import json
 import math

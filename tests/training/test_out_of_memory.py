@@ -283,7 +283,7 @@ WAITS = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.is_nonze
 
 
 def from_list(index: Any) -> bool:
-    """Tell whether an index is a list, or chosen by a mask: both read or write from the host."""
+    """Return whether an index is a list, or chosen by a mask: both read or write from the host."""
     parts = index if isinstance(index, tuple) else (index,)
     return any(isinstance(p, list) or getattr(p, "dtype", None) == torch.bool for p in parts)
 

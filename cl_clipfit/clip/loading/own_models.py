@@ -63,7 +63,7 @@ def find_own_model(name: str, weights: str) -> OwnModel:
             raise UserError(f"--model {name} needs weights: {name}:FILE")
         for file in (name, weights):
             if not is_file(file):
-                raise UserError(f"--model {name}:{weights}: there is no file {file}")
+                raise UserError(f"--model {name}:{weights}: {file} does not exist")
         config = Path(name).absolute()
         label = config.parent.name if config.name == CONFIG else config.stem
         return OwnModel(label, Path(name), Path(weights))
