@@ -43,6 +43,10 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
     from cl_clipfit.experiment.reopen import open_run as open_run
     from cl_clipfit.methods.closed_form import ClosedFormStrategy as ClosedFormStrategy
+    from cl_clipfit.methods.closed_form import RandomFeaturesOptions as RandomFeaturesOptions
+    from cl_clipfit.methods.closed_form import RandomFeaturesStrategy as RandomFeaturesStrategy
+    from cl_clipfit.methods.closed_form import RandomRidgeStrategy as RandomRidgeStrategy
+    from cl_clipfit.methods.closed_form import StatisticsStrategy as StatisticsStrategy
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
@@ -50,11 +54,13 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
     from cl_clipfit.runtime.determinism import Seeds as Seeds
+    from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
     from cl_clipfit.storage.result import Result as Result
     from cl_clipfit.training import selection as selection
     from cl_clipfit.training.features import StepFeatures as StepFeatures
     from cl_clipfit.training.features import Workload as Workload
     from cl_clipfit.training.features import label_index as label_index
+    from cl_clipfit.training.features import read_samples as read_samples
     from cl_clipfit.training.strategy import CLIPStrategy as CLIPStrategy
 
 # In a checkout, strategies/ and scenarios/ are next to the package; installed, inside it.
@@ -73,6 +79,10 @@ _HOMES = {
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",
     "ClosedFormStrategy": "cl_clipfit.methods.closed_form",
+    "RandomFeaturesOptions": "cl_clipfit.methods.closed_form",
+    "RandomFeaturesStrategy": "cl_clipfit.methods.closed_form",
+    "RandomRidgeStrategy": "cl_clipfit.methods.closed_form",
+    "StatisticsStrategy": "cl_clipfit.methods.closed_form",
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
     "Count": "cl_clipfit.config.options",
@@ -105,6 +115,8 @@ _HOMES = {
     "label_index": "cl_clipfit.training.features",
     "nearest": "cl_clipfit.errors",
     "one_after_the_other": "cl_clipfit.data.composed",
+    "encode_images": "cl_clipfit.runtime.out_of_memory",
+    "read_samples": "cl_clipfit.training.features",
     "glyphs": "cl_clipfit.clip.mini.glyphs",
     "merging": "cl_clipfit.merging",
     "metrics": "cl_clipfit.metrics",

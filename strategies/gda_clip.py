@@ -3,7 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
-from cl_clipfit import ClosedFormStrategy, NotNegative, Options
+from cl_clipfit import NotNegative, Options, StatisticsStrategy
 from cl_clipfit.heads.fusion import fused
 from cl_clipfit.heads.linear import LinearHead, gda_head
 from cl_clipfit.heads.statistics import Statistics
@@ -21,13 +21,13 @@ class GDAOptions(Options):
     )
 
 
-class GDAClip(ClosedFormStrategy):
+class GDAClip(StatisticsStrategy):
     """Zero-shot logits plus weight * Gaussian scores; classes not seen yet have only the former."""
 
     options_class = GDAOptions
     options: GDAOptions
 
-    def fit(self, statistics: Statistics) -> LinearHead:
+    def solve(self, statistics: Statistics) -> LinearHead:
         """Return the Gaussian head."""
         return gda_head(statistics)
 

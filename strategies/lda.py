@@ -5,7 +5,7 @@ from typing import Annotated
 from annotated_types import Gt, Le
 from pydantic import Field
 
-from cl_clipfit import ClosedFormStrategy, Options
+from cl_clipfit import Options, StatisticsStrategy
 from cl_clipfit.heads.linear import LinearHead, lda_head
 from cl_clipfit.heads.statistics import Statistics
 
@@ -24,12 +24,12 @@ class LDAOptions(Options):
     )
 
 
-class LDA(ClosedFormStrategy):
+class LDA(StatisticsStrategy):
     """Gaussian classes of equal priors that share a shrunk covariance, without text."""
 
     options_class = LDAOptions
     options: LDAOptions
 
-    def fit(self, statistics: Statistics) -> LinearHead:
+    def solve(self, statistics: Statistics) -> LinearHead:
         """Return the discriminant functions."""
         return lda_head(statistics, self.options.shrinkage)

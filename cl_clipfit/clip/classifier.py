@@ -158,7 +158,7 @@ class CLIPClassifier(TunableModule):
 
         Args:
             images: uint8 (B, 3, H, W) of any size, preprocessed here; or float, as the tower
-                expects it; or float (B, d), already encoded.
+                expects it; or float (B, d), already encoded, or rows of `image_rows`.
 
         Returns:
             (B, d).
@@ -166,7 +166,7 @@ class CLIPClassifier(TunableModule):
         if self._given_images is not None and images is self._given_images[0]:
             return self._given_images[1]
         if images.dim() == 2:
-            return F.normalize(images, dim=-1)
+            return F.normalize(self._features_of(images), dim=-1)
         source, inputs = self._embedded or (None, images)
         embedded = source is images
         if not embedded:
@@ -178,6 +178,32 @@ class CLIPClassifier(TunableModule):
             for chunk in inputs.split(self.micro_batch)
         ]
         return F.normalize(torch.cat(features), dim=-1)
+
+    @torch.no_grad()
+    def image_rows(self, images: Tensor, class_tokens: int) -> Tensor:
+        """Encode images, and append the class tokens of the last blocks: the input of a head.
+
+        Args:
+            images: as in `image_features`; rows that were encoded already are returned unchanged.
+            class_tokens: number of blocks; only towers of open_clip's ViT have them, others return
+                features alone.
+
+        Returns:
+            (B, d + blocks * width); the features and each class token have unit length.
+        """
+        if images.dim() == 2:
+            return images
+        if not (class_tokens and self._towers.knows_image(self.clip)):
+            return self.image_features(images)
+        features, tokens = self._towers.encode_with_tokens(
+            self.clip, self._pixels(images), class_tokens, self._how
+        )
+        rows = F.normalize(features, dim=-1), F.normalize(tokens, dim=-1).flatten(1)
+        return torch.cat(rows, 1)
+
+    def _features_of(self, rows: Tensor) -> Tensor:
+        """Return the features in rows of `image_rows`: what precedes the class tokens."""
+        return rows[:, : getattr(self.clip.visual, "output_dim", None)]  # only a ViT has tokens
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Preprocess uint8 images; refuse other integers, and warn of floats of another range."""

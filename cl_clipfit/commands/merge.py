@@ -204,8 +204,10 @@ class BankMerger(Learner):
 def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
     """Return the plan of MERGETUNE over the run's strategy."""
     registry, plan = finished.prepared.registry, finished.plan
-    if plan.host is not None:
-        raise UserError(f"{finished.path}: {plan.strategy.name} has merged already")
+    if plan.base is not None:
+        raise UserError(
+            f"{finished.path}: {plan.strategy.name} builds on {plan.base.strategy.name} already"
+        )
     if finished.prepared.stream.settings.online is not None:
         raise UserError(
             f"{finished.path}: MERGETUNE trains on a task's images again, and this run saw them"
@@ -231,5 +233,5 @@ def _continued(finished: FinishedRun, assignments: Sequence[str]) -> RunPlan:
     _, options = make_settings(config, scenario, entry, given)
     return RunPlan(
         plan.label, entry, cls.over(plan.cls), options, plan.recipe, plan.seed, plan.seeds,
-        host=plan.strategy, host_options=plan.options, changed=changed,
+        base=plan, changed=changed,
     )  # fmt: skip

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cl_clipfit import __version__
 from cl_clipfit.clip import CLIPClassifier
-from cl_clipfit.config.options import Recipe
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
@@ -59,39 +58,40 @@ class FrozenImages:
         self.model, self.device, self.display = model, device, display
         self.cache = cache or FeatureCache()
         self.batch_size = BATCH
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[tuple[str, int], Tensor] = {}
         self._keeps = True  # until the cache refuses features
 
     def encode(
-        self, scenario: Scenario, probes: Mapping[str, Source], recipe: Recipe | None
-    ) -> tuple[Scenario, dict[str, Source]]:
-        """Replace test images, probes and unaugmented training images by their features.
+        self, scenario: Scenario, probes: Mapping[str, Source], train: bool, class_tokens: int = 0
+    ) -> tuple[Scenario, dict[str, Source]]:  # fmt: skip
+        """Replace test images, probes and, if they are used as they are, training images.
 
         Args:
             scenario: the stream.
             probes: data sets scored zero-shot.
-            recipe: how the method trains; None if it does not.
+            train: whether to encode the training images, which are not augmented then.
+            class_tokens: blocks whose class tokens follow the features; see `image_rows`.
         """
-        train = scenario.train.images
-        if recipe is not None and recipe.augmentation == "none":
-            train = self.features(train)
-        scenario = scenario.with_images(train, scenario.test.images)
-        return with_features(scenario, probes, self.features)
+        encode = partial(self.features, class_tokens=class_tokens)
+        if train:
+            scenario = scenario.with_images(encode(scenario.train.images), scenario.test.images)
+        return with_features(scenario, probes, encode)
 
     def known(self, images: Any) -> Tensor | None:
         """Return the features (N, d) of images that this command has already encoded, else None."""
-        return self._known.get(images_key(images)) if self._known else None
+        return self._known.get((images_key(images), 0)) if self._known else None
 
-    def features(self, images: Any) -> Tensor:
-        """Return (N, d), unit length, on the CPU."""
+    def features(self, images: Any, class_tokens: int = 0) -> Tensor:
+        """Return (N, d), unit length, on the CPU; with class tokens, rows of `image_rows`."""
         if isinstance(images, Tensor) and images.dim() == 2:
             return images
-        found_by = images_key(images)
+        found_by = images_key(images), class_tokens
         if found_by not in self._known:
-            key = {**self._key(), "images": found_by}
+            key = {**self._key(), "images": found_by[0]}
+            key |= {"class_tokens": class_tokens} if class_tokens else {}
             features = self.cache.get(key, len(images))
             if features is None:
-                features = encode_images(self, images)
+                features = encode_images(self, images, class_tokens)
                 # The last bits of smaller batches differ.
                 if self._keeps and self.batch_size == BATCH:
                     self._keep(key, features)

@@ -161,7 +161,7 @@ class Scorer:
     @cached_property
     def _pretrained_features(self) -> tuple[Scenario, Mapping[str, Source]]:
         assert self.encoder is not None
-        return self.encoder.encode(self.scenario, self.probes, None)
+        return self.encoder.encode(self.scenario, self.probes, train=False)
 
 
 @dataclass

@@ -62,7 +62,7 @@ def build_strategy(
                 device=compute.device,
                 seeds=plan.seeds,
                 plugins=list(plugins),
-                **({"host_options": plan.host_options} if plan.host else {}),
+                **plan.base_options(),
             )
         strategy.shows_warnings = False
         return strategy
@@ -109,7 +109,7 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
         try:
             strategy.select()
             strategy.warn(doubt_of_loss(strategy.label_space(), strategy.options))
-            if plan.host:
+            if plan.repeats_images:
                 strategy.zero_shot_point()
         except Exception as error:
             raise UserError(failure(plan, error)) from error
@@ -121,7 +121,7 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
 def failure(plan: RunPlan, error: Exception, task: int = 0) -> str:
     """Return one line: what failed, and where in the method's file; task 0 is before the first."""
     name = plan.strategy.name
-    files = [entry.file.resolve() for entry in (plan.strategy, plan.host) if entry]
+    files = [p.strategy.file.resolve() for p in (plan, *plan.bases)]
     frames = traceback.extract_tb(error.__traceback__)
     inside = [f for f in frames if Path(f.filename).resolve() in files]
     where = f" ({Path(inside[-1].filename).name}, line {inside[-1].lineno})" if inside else ""

@@ -56,7 +56,7 @@ def run_digest(
             "templates": stream.settings.template,
             "probes": [[probe.name, probe.code_hash] for probe in stream.probes],
             "strategy": [run.strategy.name, run.strategy.code_hash, run.options.model_dump()],
-            "host": _host_digest(run),
+            "host": _describe_base(run),
             "recipe": run.recipe.model_dump() if run.recipe else None,
             "seed": run.seed,
             "model": [identity.architecture, identity.pretrained, identity.weights_sha256],
@@ -77,10 +77,11 @@ def code_has_changed(result: Mapping[str, Any]) -> bool:
     return environment.get("cl_clipfit_sha256", package_hash()) != package_hash()
 
 
-def _host_digest(run: RunPlan) -> list[Any] | None:
-    if run.host is None or run.host_options is None:
+def _describe_base(run: RunPlan) -> list[Any] | None:
+    if (base := run.base) is None:
         return None
-    return [run.host.name, run.host.code_hash, run.host_options.model_dump()]
+    below = [_describe_base(base)] if base.base else []
+    return [base.strategy.name, base.strategy.code_hash, base.options.model_dump(), *below]
 
 
 def config_of(stream: StreamPlan, run: RunPlan, command: Command) -> dict[str, Any]:
@@ -131,14 +132,16 @@ def _order(order: str | None) -> str | None:
 
 
 def _assignments(stream: StreamPlan, run: RunPlan, command: Command) -> list[str]:
-    """Return all options of the scenario, the method and its host in the form of `--set`."""
+    """Return all options of the scenario, the method and its bases in the form of `--set`."""
     recipe = run.recipe.model_dump() if run.recipe else {}
     options = [
         (stream.entry.name, stream.options.model_dump(mode="json")),
         (run.strategy.name, run.options.model_dump(mode="json")),
-        ((run.host or run.strategy).name, {k: v for k, v in recipe.items() if k not in _RECIPE}),
+        (
+            [run, *run.bases][-1].strategy.name,
+            {k: v for k, v in recipe.items() if k not in _RECIPE},
+        ),
+        *((base.strategy.name, base.options.model_dump(mode="json")) for base in run.bases),
     ]
-    if run.host and run.host_options:
-        options.append((run.host.name, run.host_options.model_dump(mode="json")))
     options += [(e.name, command.settings_of(e.name)) for e in (*stream.parts, *stream.probes)]
     return [f"{n}.{key}={format_setting(v)}" for n, vs in options for key, v in vs.items()]

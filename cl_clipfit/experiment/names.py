@@ -93,4 +93,6 @@ def _check_keys(command: Command, registry: Registry) -> None:
             lacks = f"{name} has no option"
             if "ContinuedOptions" in entry.bases:
                 lacks = f"neither {name} nor its host has an option"
+            elif "base" in entry.keys:
+                lacks = f"neither {name} nor its base has an option"
             raise UserError(f"--set {name}.{key}: {lacks} '{key}'. {nearest(key, right)}")

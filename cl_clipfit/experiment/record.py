@@ -159,16 +159,18 @@ def _cut(stream: StreamPlan) -> dict[str, Any]:
 
 def _code(stream: StreamPlan, plan: RunPlan) -> list[Entry]:
     """Return the files that the run uses, and all plug-ins, since they could change anything."""
-    used = (stream.entry, *stream.parts, *stream.probes, plan.strategy, plan.host)
-    entries = [entry for entry in used if entry is not None]
+    used = (stream.entry, *stream.parts, *stream.probes, plan.strategy)
+    entries = [*used, *(base.strategy for base in plan.bases)]
     return [*entries, *(entry for entry in stream.plugins if entry not in entries)]
 
 
 def describe_host(plan: RunPlan) -> dict[str, Any] | None:
-    """Return name and options of the strategy that was continued; None if there is none."""
-    if plan.host is None or plan.host_options is None:
+    """Return name and options of the strategy that it builds on; None if there is none."""
+    base = plan.base
+    if base is None:
         return None
-    return {"name": plan.host.name, "options": plan.host_options.model_dump(mode="json")}
+    described = {"name": base.strategy.name, "options": base.options.model_dump(mode="json")}
+    return {**described, "host": describe_host(base)} if base.base else described
 
 
 def describe_merge(strategy: CLIPStrategy, record: RunRecord) -> dict[str, Any] | None:

@@ -71,7 +71,9 @@ class Run:
     ) -> None:
         started = time.perf_counter()
         if encoder is not None and "image" not in plan.cls.towers:
-            scenario, probes = encoder.encode(scenario, probes, plan.recipe)
+            scenario, probes = encoder.encode(
+                scenario, probes, plan.reads_train_images_as_they_are, plan.cls.class_tokens
+            )
         self.stream, self.plan, self.scenario = stream, plan, scenario
         self.probes, self.folder, self.progress = probes, folder, progress
         self.task = 0  # current task, counted from 1; 0 before the first
@@ -237,7 +239,7 @@ class Run:
                 " and prompts"
             )
         values = sum(p.numel() for p in self.strategy.selection.values())
-        copies = 2 if self.plan.host else 1  # the host's weights are kept too
+        copies = 2 if self.plan.repeats_images else 1  # the host's weights are kept too
         gigabytes = 4 * values * copies * self.scenario.trained_tasks / 1e9
         if gigabytes > 1:
             self.progress.note(f"{name}: its bank will take about {gigabytes:.1f} GB")

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from cl_clipfit.clip.feature_classifier import FEATURES
+from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.options import Options, Recipe, make_options
 from cl_clipfit.config.parsing import Command, Spec, parse_command
 from cl_clipfit.errors import UserError, nearest
@@ -29,8 +31,7 @@ class RunPlan:
         recipe: how it trains; None if it does not.
         seed: seed of the draw of shots, and default of all other seeds.
         seeds: seeds of data order and initialisation.
-        host: the strategy that it continues, if any; `recipe` is the host's then.
-        host_options: the host's options.
+        base: the strategy that it trains, if it builds on another; `recipe` is that one's then.
         changed: the settings that differ from the method's defaults on the stream, by name.
     """
 
@@ -41,9 +42,19 @@ class RunPlan:
     recipe: Recipe | None
     seed: int = 0
     seeds: Seeds = field(default_factory=lambda: Seeds(0, 0))
-    host: Entry | None = None
-    host_options: Options | None = None
+    base: "RunPlan | None" = None
     changed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads_train_images_as_they_are(self) -> bool:
+        """Whether it learns from images that are not augmented."""
+        if self.recipe is None:
+            return bool(self.cls.learning == "closed-form")
+        return self.recipe.augmentation == "none"
+
+    def base_options(self) -> dict[str, Options]:
+        """Return the options of the strategies below it, by the argument that takes them."""
+        return {f"{above.cls.base_option}_options": below.options for above, below in pairs(self)}
 
     def other_seeds(self) -> dict[str, int]:
         """Return, by option, the seeds that differ from the run's seed."""
@@ -52,8 +63,21 @@ class RunPlan:
 
     def settings(self) -> dict[str, Any]:
         """Return the recipe and all options, by name."""
-        parts = (self.recipe, self.host_options, self.options)
-        return {k: v for part in parts if part for k, v in part.model_dump(mode="json").items()}
+        below = self.base.settings() if self.base else {}
+        parts = (self.recipe, self.options)
+        return below | {
+            k: v for part in parts if part for k, v in part.model_dump(mode="json").items()
+        }
+
+    @property
+    def repeats_images(self) -> bool:
+        """Whether it trains on a task's images again after the task."""
+        return any(plan.cls.repeats_images for plan in (self, *self.bases))
+
+    @property
+    def bases(self) -> list["RunPlan"]:
+        """The strategies below it, the nearest first."""
+        return [self.base, *self.base.bases] if self.base else []
 
 
 @dataclass(frozen=True)
@@ -117,22 +141,24 @@ def _changed(
     """Return the settings of a plan that differ from its method's defaults on the stream."""
     unset = {"epochs": None, "batch_size": None, "lr": None, "recipe": "default"}
     bare = replace(command, config=command.config.model_copy(update=unset), assigned={})
-    spec = Spec("", plan.strategy.name, {"host": plan.host.name} if plan.host else {})
+    below = {p.cls.base_option: b.strategy.name for p, b in pairs(plan)}
+    spec = Spec("", plan.strategy.name, below)
     try:
         default = _fit_stream(_plan(bare, registry, stream.data, spec), stream, bare, spec)
     except UserError:  # an option without a default
         return plan.settings()
     before = default.settings()
-    if plan.host:
-        before["host"] = plan.strategy.options_class().model_fields["host"].default
+    for above, _ in pairs(plan):
+        option = above.cls.base_option
+        before[option] = above.strategy.options_class().model_fields[option].default
     return {key: value for key, value in plan.settings().items() if value != before.get(key)}
 
 
 def _check_assigned(command: Command, stream: StreamPlan, plans: list[RunPlan]) -> None:
     """Refuse `--set` for a name that no run of the command uses."""
-    hosts = [plan.host.name for plan in plans if plan.host]
+    bases = [base.strategy.name for plan in plans for base in plan.bases]
     members = [entry.name for entry in (*stream.parts, *stream.probes)]
-    names = {stream.entry.name, *members, *(plan.strategy.name for plan in plans), *hosts}
+    names = {stream.entry.name, *members, *(plan.strategy.name for plan in plans), *bases}
     for name in command.assigned:
         if name not in names:
             raise UserError(f"--set {name}: not part of this run. {nearest(name, names)}")
@@ -152,7 +178,7 @@ def _fit_stream(plan: RunPlan, stream: StreamPlan, command: Command, spec: Spec)
         )
     if stream.settings.online is None or plan.recipe is None:
         return plan
-    if plan.host is not None:
+    if plan.repeats_images:
         raise UserError(
             f"--strategy {plan.label}: it trains on a task's images again, and with --online they"
             " are seen once"
@@ -165,55 +191,78 @@ def _fit_stream(plan: RunPlan, stream: StreamPlan, command: Command, spec: Spec)
     return replace(plan, recipe=plan.recipe.model_copy(update=once))
 
 
-def _plan(command: Command, registry: Registry, scenario: Entry, spec: Spec) -> RunPlan:
-    """Plan a strategy, without a seed."""
+def _plan(
+    command: Command, registry: Registry, scenario: Entry, spec: Spec,
+    passed: Mapping[str, Any] | None = None,
+) -> RunPlan:  # fmt: skip
+    """Plan a strategy, without a seed.
+
+    Args:
+        command: the parsed command.
+        registry: strategies and scenarios.
+        scenario: the stream.
+        spec: name and settings of the strategy.
+        passed: settings that `--set` gives to a strategy that builds on it.
+    """
     name, config = spec.name, command.config
     entry, cls = registry.get("strategies", name), registry.strategy_class(name)
-    given = command.settings_of(name)
+    given = command.settings_of(name) | dict(passed or {})
+    if cls.base_option:
+        return _plan_over(command, registry, scenario, spec, given)
     if cls.learning != "gradient":
-        options = make_options(entry.options_class(), given | dict(spec.settings), name)
+        options = _options_of(config, scenario, entry, given | dict(spec.settings))
         return RunPlan(spec.text, entry, cls, options, None)
-    if cls.needs_host:
-        return _plan_continued(command, registry, scenario, spec)
     recipe, options = make_settings(config, scenario, entry, given, spec.settings)
     return RunPlan(spec.text, entry, cls, options, recipe)
 
 
-def _plan_continued(command: Command, registry: Registry, scenario: Entry, spec: Spec) -> RunPlan:
-    """Plan a strategy that continues a host; settings that it does not have go to the host."""
-    name, config, label = spec.name, command.config, spec.text
-    entry, cls = registry.get("strategies", name), registry.strategy_class(name)
+def _options_of(
+    config: RunConfig, scenario: Entry, entry: Entry, given: Mapping[str, Any]
+) -> Options:
+    """Return the options of a strategy that has no recipe: those of its file, then those given."""
+    published = config.recipe == "published" and "PUBLISHED" in entry.about
+    layers = file_layers(config, scenario, entry) if published else []
+    declared = {key: value for _, layer, _ in layers for key, value in layer.items()}
+    return make_options(entry.options_class(), {**declared, **given}, entry.name)
+
+
+def _plan_over(
+    command: Command, registry: Registry, scenario: Entry, spec: Spec, given: Mapping[str, Any]
+) -> RunPlan:
+    """Plan a strategy that builds on another; settings that it does not have go to that one."""
+    entry, cls = registry.get("strategies", spec.name), registry.strategy_class(spec.name)
     fields = entry.options_class().model_fields
-    layers = (command.settings_of(name), spec.settings)
-    of_host = [{k: v for k, v in given.items() if k not in fields} for given in layers]
-    of_method = [{k: v for k, v in given.items() if k in fields} for given in layers]
-    for where, layer, of_strategy in file_layers(config, scenario, entry):
+    layers = (given, spec.settings)
+    passed, inline = [{k: v for k, v in g.items() if k not in fields} for g in layers]
+    of_method = [{k: v for k, v in g.items() if k in fields} for g in layers]
+    for where, layer, of_strategy in file_layers(command.config, scenario, entry):
         if of_strategy and (unknown := set(layer) - set(fields)):
-            raise UserError(f"{where}: the recipe is the host's, leave out {min(unknown)}")
-    _, options = make_settings(config, scenario, entry, *of_method)
-    host, host_cls = find_host(registry, name, options.host)  # type: ignore[attr-defined]
-    keys = {*fields, *host.options_class().model_fields, *Recipe.model_fields}
-    for key in (key for given in of_host for key in given if key not in keys):
+            raise UserError(
+                f"{where}: the recipe is the {cls.base_option}'s, leave out {min(unknown)}"
+            )
+    _, options = make_settings(command.config, scenario, entry, *of_method)
+    base = getattr(options, cls.base_option)
+    if text := cls.refuses(registry.strategy_class(base)):
+        raise UserError(f"{spec.name}.{cls.base_option}={base}: {base} {text}")
+    keys = [*fields, *_keys_below(registry, base, passed | inline), *Recipe.model_fields]
+    for key in (key for key in (*passed, *inline) if key not in keys):
         raise UserError(
-            f"{label}: neither {name} nor its host has an option '{key}'. {nearest(key, keys)}"
+            f"{spec.text}: neither {spec.name} nor its {cls.base_option} has an option '{key}'."
+            f" {nearest(key, keys)}"
         )
-    recipe, host_options = make_settings(
-        config, scenario, host, command.settings_of(host.name) | of_host[0], of_host[1]
-    )
-    return RunPlan(
-        label, entry, cls.over(host_cls), options, recipe, host=host, host_options=host_options
-    )
+    below = _plan(command, registry, scenario, Spec(base, base, inline), passed)
+    return RunPlan(spec.text, entry, cls.over(below.cls), options, below.recipe, base=below)
 
 
-def find_host(registry: Registry, name: str, host: str) -> tuple[Entry, type[Any]]:
-    """Return the strategy that `name` continues, and its class.
+def _keys_below(registry: Registry, name: str, given: Mapping[str, Any]) -> list[str]:
+    """Return the options of a strategy, and of those it builds on."""
+    fields = registry.get("strategies", name).options_class().model_fields
+    option = registry.strategy_class(name).base_option
+    if option is None:
+        return [*fields]
+    return [*fields, *_keys_below(registry, given.get(option, fields[option].default), given)]
 
-    Raises:
-        UserError: it is unknown, trains nothing, or continues another method itself.
-    """
-    entry, cls = registry.get("strategies", host), registry.strategy_class(host)
-    if cls.learning != "gradient":
-        raise UserError(f"{name}.host={host}: {host} trains nothing that could be continued")
-    if cls.needs_host:
-        raise UserError(f"{name}.host={host}: {host} continues another method itself")
-    return entry, cls
+
+def pairs(plan: RunPlan) -> list[tuple[RunPlan, RunPlan]]:
+    """Return each plan that builds on another with that one."""
+    return list(pairwise([plan, *plan.bases]))

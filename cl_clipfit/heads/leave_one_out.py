@@ -1,5 +1,7 @@
 """Exact scores of each feature by the head that was fitted without it, in closed form."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,8 +46,50 @@ def ridge_scores(
     return (scores - leverage * targets) / (1 - leverage) + unseen_bias(statistics)
 
 
+def ridge_losses(
+    statistics: Statistics, features: Tensor, labels: Tensor, penalties: Sequence[float]
+) -> Tensor:
+    """Return the sum of squared errors of `ridge_scores` over the classes seen, by penalty.
+
+    One eigendecomposition of G serves all penalties.
+
+    Args:
+        statistics: of all features, these among them.
+        features: (N, D).
+        labels: (N,).
+        penalties: P of them, each above 0.
+
+    Returns:
+        fp64 (P,).
+    """
+    seen = statistics.seen
+    values, vectors = torch.linalg.eigh(statistics.gram)
+    x, sums = features.double() @ vectors, statistics.sums[seen] @ vectors
+    targets = F.one_hot(labels, len(seen)).double()[:, seen]
+    losses = []
+    for penalty in penalties:
+        solved = x / (values.clamp(min=0) + penalty)
+        leverage = (x * solved).sum(1, keepdim=True)
+        # score - h y over 1 - h, minus y, is score - y over 1 - h
+        losses.append(((solved @ sums.T - targets) / (1 - leverage)).square().sum())
+    return torch.stack(losses)
+
+
+Eigen = tuple[Tensor, Tensor]  # values (D,) and vectors (D, D), by column
+
+
+def scatter_eigen(statistics: Statistics) -> Eigen:
+    """Return the eigenvalues and eigenvectors of the scatter within classes, for `lda_scores`."""
+    values, vectors = torch.linalg.eigh(statistics.scatter())
+    return values, vectors
+
+
 def lda_scores(
-    statistics: Statistics, features: Tensor, labels: Tensor, shrinkage: float = 0.3
+    statistics: Statistics,
+    features: Tensor,
+    labels: Tensor,
+    shrinkage: float = 0.3,
+    eigen: Eigen | None = None,
 ) -> Tensor:
     """Return the leave-one-out scores (N, K) of `linear.lda_head`.
 
@@ -59,10 +103,11 @@ def lda_scores(
         features: (N, D), each of a class with at least two.
         labels: (N,).
         shrinkage: as in `linear.lda_head`.
+        eigen: the result of `scatter_eigen`, to share it between several shrinkages.
     """
     x, means = features.double(), statistics.means()
     free = statistics.number - int(statistics.seen.sum()) - 1
-    values, vectors = torch.linalg.eigh(statistics.scatter())
+    values, vectors = eigen or scatter_eigen(statistics)
     counts = statistics.counts[labels].double()
     v = x - means[labels]
     loss = counts / (counts - 1)

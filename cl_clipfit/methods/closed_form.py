@@ -5,67 +5,98 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from cl_clipfit.heads.linear import LinearHead
+from cl_clipfit.config.options import Count, Options
+from cl_clipfit.heads.leave_one_out import ridge_losses
+from cl_clipfit.heads.linear import LinearHead, ridge_head
+from cl_clipfit.heads.projection import random_features, random_projection
 from cl_clipfit.heads.statistics import Statistics
 from cl_clipfit.runtime.out_of_memory import encode_images
 from cl_clipfit.training.features import read_samples
 from cl_clipfit.training.strategy import CLIPStrategy
 
+PENALTIES = tuple(10.0**exponent for exponent in range(-4, 5))
 _CHUNK = 1024  # images that are read and encoded together
 
 
 class ClosedFormStrategy(CLIPStrategy):
-    """Add up statistics of the features of every task, and fit a head to their sum.
+    """Learn from the encoded images of every task once, and replace the head after it.
 
-    A method implements `fit`, and `embed` if its head works on other features than those of the
-    image tower. Before the first task it is zero-shot CLIP; classes not seen yet are never chosen
-    after it. Probes are scored zero-shot.
+    A method implements `add` and `fit`, the state, and `embed` if its head works on other features
+    than the rows of `CLIPClassifier.image_rows`, which have as many class tokens as `class_tokens`
+    says. Before the first task it is zero-shot CLIP; classes not seen yet are never chosen after
+    it. Probes are scored zero-shot.
 
     Attributes:
-        statistics: sums over all images so far; None before the first task.
-        head: scores features (N, D); None before the first task.
+        head: scores features (N, M); None before the first task.
     """
 
     learning = "closed-form"
     compares_text = False
     towers = ()
-    statistics: Statistics | None = None
     head: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
-    def fit(self, statistics: Statistics) -> LinearHead:
-        """Return the head for the statistics of all images so far."""
+    def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
+        """Learn from features (N, M) of the head with labels (N,), of `classes` in the stream."""
 
-    def embed(self, features: Tensor) -> Tensor:
-        """Map image features (N, d) of unit length to those of the head (N, D); default: none."""
-        return features
+    @abstractmethod
+    def fit(self) -> LinearHead:
+        """Return the head for everything so far."""
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """Map rows (N, D) of encoded images to the features of the head (N, M); default: none."""
+        return rows
 
     def add_experience(self) -> None:
-        """Add the statistics of the images of an experience."""
+        """Add the images of an experience."""
         data, classes = self.experience.dataset, len(self.model.class_names)
         for start in range(0, len(data), _CHUNK):
             images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
-            features = self.embed(encode_images(self, images))
-            added = Statistics.of(features, labels, classes)
-            self.statistics = added if self.statistics is None else self.statistics + added
+            self.add(self.embed(encode_images(self, images, self.class_tokens)), labels, classes)
 
     def after_task(self) -> None:
         """Fit the head to everything seen so far."""
-        assert self.statistics is not None
-        self.head = self.fit(self.statistics)
+        self.head = self.fit()
 
     def scores(self, images: Tensor) -> Tensor:
         """Score images (B, ...) by the head: (B, K); zero-shot before the first task."""
         if self.head is None:
             return super().scores(images)
-        return self.head_scores(self.model.image_features(images))
+        return self.head_scores(self.model.image_rows(images, self.class_tokens))
 
-    def head_scores(self, features: Tensor) -> Tensor:
-        """Score image features (B, d) of unit length by the head: (B, K), in fp32."""
+    def head_scores(self, rows: Tensor) -> Tensor:
+        """Score rows (B, D) of encoded images by the head: (B, K), in fp32."""
         assert self.head is not None
-        return self.head(self.embed(features.cpu())).to(features.device, torch.float32)
+        return self.head(self.embed(rows.cpu())).to(rows.device, torch.float32)
+
+
+class StatisticsStrategy(ClosedFormStrategy):
+    """Fit the head to `Statistics`, sums over the stream that are exact in any order of tasks.
+
+    A method implements `solve`.
+
+    Attributes:
+        statistics: sums over all images so far; None before the first task.
+    """
+
+    statistics: Statistics | None = None
+
+    @abstractmethod
+    def solve(self, statistics: Statistics) -> LinearHead:
+        """Return the head for the statistics of all images so far."""
+
+    def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
+        """Add to the statistics."""
+        added = Statistics.of(features, labels, classes)
+        self.statistics = added if self.statistics is None else self.statistics + added
+
+    def fit(self) -> LinearHead:
+        """Return the head of the statistics."""
+        assert self.statistics is not None
+        return self.solve(self.statistics)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics, from which the head is fitted again."""
@@ -75,4 +106,63 @@ class ClosedFormStrategy(CLIPStrategy):
         """Restore the statistics and the head."""
         if state:
             self.statistics = Statistics.from_state({n: t.cpu() for n, t in state.items()})
-            self.head = self.fit(self.statistics)
+            self.head = self.fit()
+
+
+class RandomFeaturesOptions(Options):
+    """Settings of methods on random features."""
+
+    width: Count = Field(2000, description="random features M; the sums hold M^2 numbers")
+
+
+class RandomFeaturesStrategy(ClosedFormStrategy):
+    """Fit the head to random features relu(x R), with R from the run's seed."""
+
+    options_class = RandomFeaturesOptions
+    _projection: Tensor | None = None
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """Map rows (N, D) to random features (N, width)."""
+        if self._projection is None:
+            width = self.options.width
+            self._projection = random_projection(rows.shape[1], width, self.seeds.init)
+        return random_features(rows, self._projection)
+
+
+class RandomRidgeStrategy(RandomFeaturesStrategy, StatisticsStrategy):
+    """Ridge regression of one-hot targets on random features.
+
+    The penalty is the one of `PENALTIES` with the smallest squared leave-one-out error, which is
+    computed exactly for the images that are added, and summed over the stream.
+
+    Attributes:
+        errors: these sums by penalty, fp64 (P,); None before the first task.
+    """
+
+    errors: Tensor | None = None
+
+    def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
+        """Add to the statistics, and the errors to the sums that choose the penalty."""
+        super().add(features, labels, classes)
+        assert self.statistics is not None
+        errors = ridge_losses(self.statistics, features, labels, PENALTIES)
+        self.errors = errors if self.errors is None else self.errors + errors
+
+    @property
+    def penalty(self) -> float:
+        """The penalty with the smallest sum of errors."""
+        assert self.errors is not None
+        return PENALTIES[int(self.errors.argmin())]
+
+    def solve(self, statistics: Statistics) -> LinearHead:
+        """Return ridge regression with the chosen penalty."""
+        return ridge_head(statistics, self.penalty)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics and the sums of errors."""
+        return super().state_dict() | ({} if self.errors is None else {"errors": self.errors})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them and the head."""
+        self.errors = state["errors"].cpu() if state else None
+        super().load_state_dict({n: t for n, t in state.items() if n != "errors"})

@@ -76,7 +76,8 @@ class ContinuedStrategy(CLIPStrategy):
         **kwargs: as in `CLIPStrategy`; the recipe is the host's.
     """
 
-    needs_host = True
+    base_option = "host"
+    repeats_images = True
     options_class: ClassVar[type[Options]] = ContinuedOptions
     host_class: ClassVar[type[CLIPStrategy]] = CLIPStrategy
     """The host, set by `over`."""
@@ -98,6 +99,13 @@ class ContinuedStrategy(CLIPStrategy):
     def over(cls, host: type[CLIPStrategy]) -> type["ContinuedStrategy"]:
         """Return the class that trains `host` and continues it."""
         return type(f"{cls.__name__}{host.__name__}", (cls, host), {"host_class": host})
+
+    @classmethod
+    def refuses(cls, base: type[CLIPStrategy]) -> str:
+        """Return why a method cannot be continued; "" if it can."""
+        if base.learning != "gradient":
+            return "trains nothing that could be continued"
+        return "builds on another method itself" if base.base_option else ""
 
     def continue_solutions(self, solution: Callable[[int], Values]) -> None:
         """Continue the solutions of a finished host instead of training one.

@@ -104,18 +104,21 @@ class Encoder(Protocol):
 
 
 @torch.no_grad()
-def encode_images(encoder: Encoder, images: Any) -> Tensor:
+def encode_images(encoder: Encoder, images: Any, class_tokens: int = 0) -> Tensor:
     """Encode any number of images with the current weights, in the encoder's batches.
 
     Args:
         encoder: a strategy, or the `FrozenImages` of a command.
         images: (N, ...), a tensor or a sequence that stands for one.
+        class_tokens: blocks whose class tokens follow; see `CLIPClassifier.image_rows`.
 
     Returns:
-        (N, d), unit length, on the CPU.
+        (N, d), unit length, on the CPU; with class tokens the longer rows.
 
     Raises:
         UserError: there is not enough memory for one image.
     """
-    encode = encoder.model.image_features
-    return encoder.in_batches(lambda batch: encode(batch).cpu(), images)
+    model = encoder.model
+    if class_tokens:
+        return encoder.in_batches(lambda batch: model.image_rows(batch, class_tokens).cpu(), images)
+    return encoder.in_batches(lambda batch: model.image_features(batch).cpu(), images)

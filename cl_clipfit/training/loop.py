@@ -318,10 +318,10 @@ class TrainingLoop(SupervisedTemplate):
             arguments["worker_init_fn"] = signals.in_worker
 
     def _train_exp(self, experience: object, eval_streams: object = None, **kwargs: Any) -> None:
+        with torch.no_grad():
+            self.add_experience()  # a resumed run restores its outcome with the first epoch
         if self.learning == "gradient":
             self._run_epochs(self.train_epochs, piece=True, **kwargs)
-        elif self.learning == "closed-form":
-            self.add_experience()
 
     def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: Any) -> None:
         """Run the epochs that no earlier process has finished according to the journal."""

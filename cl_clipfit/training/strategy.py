@@ -91,12 +91,19 @@ class CLIPStrategy(TrainingLoop):
     `model.image_features`, and they are encoded once; without both, it also runs on features that
     were computed elsewhere."""
 
+    class_tokens: ClassVar[int] = 0
+    """Without "image" in `towers`: the number of blocks whose class tokens it reads as well."""
+
     compares_text: ClassVar[bool] = True
     """False for a method that does not classify by the features of class prompts."""
 
-    needs_host: ClassVar[bool] = False
-    """True for a method that continues another one: its classmethod `over(host)` returns a class
-    that trains both, and its options have a field `host`."""
+    base_option: ClassVar[str | None] = None
+    """The option that names the method which it builds on. Its classmethod `over(base)` returns a
+    class that trains both, `refuses(base)` says which cannot be used, and its argument NAME_options
+    takes the settings of that method."""
+
+    repeats_images: ClassVar[bool] = False
+    """True for a method that trains on a task's images again after the task."""
 
     options_class: ClassVar[type[Options]] = Options
     """The method's settings, which `--set NAME.key=value` accepts."""

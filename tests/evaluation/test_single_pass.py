@@ -33,9 +33,9 @@ from cl_clipfit.evaluation.landscape import (
 from cl_clipfit.evaluation.scoring import Scorer, score
 from cl_clipfit.experiment.build import select_first
 from cl_clipfit.experiment.run import Run
+from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import Compute
 from cl_clipfit.registry import Registry
-from cl_clipfit.runtime.determinism import Seeds
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.run_folder import RunFolder
 from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
@@ -86,15 +86,13 @@ def make_run(
     """Return a run of a strategy over two tasks, with two probes."""
     entry, cls = REGISTRY.get("strategies", name), cls or CLASSES[name]
     options = options or entry.options_class()()
-    host = REGISTRY.get("strategies", options.host) if cls.needs_host else None
-    if host:
-        cls = cls.over(CLASSES[host.name])
+    base = None
+    if cls.base_option:
+        below = REGISTRY.get("strategies", getattr(options, cls.base_option))
+        base = RunPlan(below.name, below, CLASSES[below.name], below.options_class()(), None)
+        cls = cls.over(base.cls)
     recipe = None if cls.learning == "none" else Recipe(epochs=1, batch_size=24, lr=0.02)
-    plan: Any = SimpleNamespace(
-        cls=cls, recipe=recipe, options=options, seed=0, label=name, strategy=entry,
-        host=host, host_options=host.options_class()() if host else None,
-        seeds=Seeds(0, 0),
-    )  # fmt: skip
+    plan = RunPlan(name, entry, cls, options, recipe, base=base)
     stream: Any = SimpleNamespace(
         compute=Compute(torch.device("cpu")), settings=StreamSettings(), on_nan="stop"
     )
@@ -140,7 +138,7 @@ def test_a_row_of_all_tables_takes_one_pass_for_each_image_tower(
         assert found == [0] * (TASKS + 1)
         return
     sets = 1 + len(run.strategy.compared())  # of weights, all with an image tower of their own
-    assert sets == (3 if CLASSES[name].needs_host else 1)
+    assert sets == (3 if CLASSES[name].repeats_images else 1)
     assert before == 0
     assert found == [ROW] + [sets * ROW] * TASKS
     for board in (run.record.board, *run.record.compared.values()):
@@ -287,7 +285,7 @@ def test_a_method_with_a_forward_pass_of_its_own_gets_its_own_features(
     model = named(tiny)
     encoder = make_encoder(model, tmp_path)
     scenario = build_scenario("s", source, tasks=TASKS)
-    encoder.encode(scenario, {}, None)
+    encoder.encode(scenario, {}, train=False)
     strategy = cls(model=named(tiny), class_names=scenario.class_names, recipe=Recipe())
     plain = CLIPStrategy(model=named(tiny), class_names=scenario.class_names, recipe=Recipe())
     strategy.select()

@@ -21,6 +21,7 @@ from cl_clipfit.heads.linear import (
     shrunk_covariance,
 )
 from cl_clipfit.heads.projection import random_features, random_projection
+from cl_clipfit.heads.recursive import RecursiveRidge
 from cl_clipfit.heads.statistics import Statistics
 
 CLASSES, DIM = 5, 7
@@ -136,17 +137,14 @@ def test_ridge_over_tasks_is_that_of_all_data_at_once() -> None:
 
 def test_ridge_is_the_recursion_of_acil() -> None:
     x, y = data()
-    targets = torch.nn.functional.one_hot(y).double()
-    inverse, weight = torch.eye(DIM).double() / 0.7, torch.zeros(DIM, CLASSES).double()
-    for i in y.argsort().split(9):  # Zhuang et al. 2022, eq. 12 and 13
-        part = x[i]
-        gain = torch.linalg.inv(torch.eye(len(i)) + part @ inverse @ part.T)
-        inverse = inverse - inverse @ part.T @ gain @ part @ inverse
-        weight = weight + inverse @ part.T @ (targets[i] - part @ weight)
-    head = ridge_head(Statistics.of(x, y), 0.7)
-    torch.testing.assert_close(head.weight, weight.T, rtol=1e-9, atol=1e-9)
+    solution = RecursiveRidge.empty(DIM, CLASSES + 1, 0.7)
+    for part in y.argsort().split(9):
+        solution = solution.updated(x[part], y[part])
+    expected = ridge_head(Statistics.of(x, y, CLASSES + 1), 0.7)
+    torch.testing.assert_close(solution.head.weight, expected.weight, rtol=1e-9, atol=1e-9)
+    assert torch.equal(solution.head.bias, expected.bias)
     with pytest.raises(ValueError, match="above 0"):
-        ridge_head(Statistics.of(x, y), 0.0)
+        RecursiveRidge.empty(DIM, CLASSES, 0.0)
 
 
 def test_class_means_and_the_gaussian_head_by_hand() -> None:
@@ -196,6 +194,17 @@ def test_leave_one_out_is_that_of_brute_force(name: str, number: int, dim: int) 
         rest = torch.arange(len(y)) != row
         brute = fit(Statistics.of(x[rest], y[rest], CLASSES))(x[row : row + 1])
         torch.testing.assert_close(closed[row : row + 1], brute, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("number", "dim"), [(40, DIM), (3, 40)])
+def test_errors_of_many_penalties_are_those_of_each(number: int, dim: int) -> None:
+    x, y = data(number, dim=dim)
+    statistics, penalties = Statistics.of(x, y, CLASSES + 1), (0.01, 1.0, 30.0)
+    losses = leave_one_out.ridge_losses(statistics, x[::2], y[::2], penalties)
+    for loss, penalty in zip(losses, penalties, strict=True):
+        scores = leave_one_out.ridge_scores(statistics, x[::2], y[::2], penalty)[:, :CLASSES]
+        expected = (scores - torch.nn.functional.one_hot(y[::2], CLASSES)).square().sum()
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
 def test_a_lone_feature_of_a_class_cannot_be_left_out() -> None:

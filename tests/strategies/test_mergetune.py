@@ -425,7 +425,7 @@ REGISTRY = Registry([Path("examples/image_norms.py")])
 CLASSES = {
     entry.name: REGISTRY.strategy_class(entry.name) for entry in REGISTRY.entries("strategies")
 }
-TRAINED = [n for n, c in CLASSES.items() if c.learning == "gradient" and not c.needs_host]
+TRAINED = [n for n, c in CLASSES.items() if c.learning == "gradient" and not c.base_option]
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -92,6 +92,14 @@ class Towers:
                 features = clip.encode_image(images)
         return features.float() if how.precision == "bf16" else features
 
+    def encode_with_tokens(
+        self, clip: Any, images: Tensor, count: int, how: Pass
+    ) -> tuple[Tensor, Tensor]:
+        """Encode images with a tower that `knows_image`; see `vision.encode_with_tokens`."""
+        arithmetic = self._arithmetic(0, how)
+        embedded = vision.embed_patches(clip.visual, images, arithmetic)
+        return vision.encode_with_tokens(clip.visual, embedded, arithmetic, count)
+
     def encode_prompts(
         self, clip: Any, prompts: Sequence[Tensor], context: Tensor | None, how: Pass
     ) -> Tensor:

@@ -75,6 +75,38 @@ def encode_embedded(
     return pooled if visual.proj is None else pooled @ visual.proj
 
 
+def encode_with_tokens(
+    visual: Any, embedded: Tensor, arithmetic: Arithmetic, count: int
+) -> tuple[Tensor, Tensor]:
+    """Encode the output of `embed_patches`, and return class tokens as well.
+
+    Args:
+        visual: a tower that satisfies `known_tower`.
+        embedded: (B, N, width).
+        arithmetic: of the tower.
+        count: blocks whose class tokens are returned, the last ones; at most all.
+
+    Returns:
+        features (B, d), not normalised, and the class tokens after each of the last `count` blocks,
+        (B, blocks, width), in the order of the blocks.
+    """
+    samples = len(embedded)
+    rows = norm(visual.ln_pre, embedded.flatten(0, 1), samples)
+    blocks = list(visual.transformer.resblocks)
+    by_token = visual.pool_type == "tok"
+    first = max(len(blocks) - count, 0)
+    tokens = []
+    for index, block in enumerate(blocks):
+        if by_token and block is blocks[-1]:
+            rows = _last_block(block, rows, samples, arithmetic)
+        else:
+            rows = arithmetic.run([block], rows, samples)
+        if index >= first:
+            tokens.append(rows.view(samples, -1, rows.shape[1])[:, 0])
+    pooled = _pool(visual, rows, samples)
+    return pooled if visual.proj is None else pooled @ visual.proj, torch.stack(tokens, 1)
+
+
 def _last_block(block: Any, rows: Tensor, samples: int, arithmetic: Arithmetic) -> Tensor:
     """Return the class tokens (B, width) after a block."""
     width, heads = rows.shape[1], block.attn.num_heads

@@ -1,0 +1,108 @@
+"""Stack: any method beside a Gaussian head on zero-shot features, weighted by leave-one-out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cl_clipfit import CLIPStrategy, Count, Options, encode_images, read_samples
+from cl_clipfit.heads.stacking import StackedHead
+
+NAME = "stack"
+PAPER = "this project (docs/method.md); stacking: Wolpert 1992, Neural Networks 5"
+NEEDS = "sums of zero-shot features and their products (statistics), and what its base keeps"
+
+CHUNK = 2000  # images whose features and scores are in memory together
+
+
+class StackOptions(Options):
+    """Settings of the stack; other settings of its label go to the base."""
+
+    base: str = Field("clipfit", description="the method that classifies by text")
+    width: Count = Field(1000, description="random features of the head")
+
+
+class Stack(CLIPStrategy):
+    """Train a base method on every task, and fit a Gaussian head to zero-shot features beside it.
+
+    The head's sums grow by every task. Before the base trains on a task, both classify its images:
+    the base as it is, and the head without the image at hand. The losses of their weighted sum
+    choose the weights.
+    """
+
+    base_option = "base"
+    options_class: ClassVar[type[Options]] = StackOptions
+    class_tokens = 2
+    base_class: ClassVar[type[CLIPStrategy]] = CLIPStrategy
+    """The base, set by `over`."""
+
+    def __init__(
+        self, *, options: Any = None, base_options: Options | None = None, **kwargs: Any
+    ) -> None:
+        self.stacking: Any = options or self.options_class()
+        super().__init__(options=base_options or self.base_class.options_class(), **kwargs)
+        self.head: StackedHead | None = None
+
+    @classmethod
+    def over(cls, base: type[CLIPStrategy]) -> type["Stack"]:
+        """Return the class that trains `base` and stacks it with the head."""
+        learning = "gradient" if base.learning == "gradient" else "closed-form"
+        settings = {"base_class": base, "learning": learning}
+        return type(f"{cls.__name__}{base.__name__}", (cls, base), settings)
+
+    @classmethod
+    def refuses(cls, base: type[CLIPStrategy]) -> str:
+        """Return why a method cannot be the base; "" if it can."""
+        if base.learning == "closed-form" or issubclass(base, Stack):
+            return "has a closed-form head itself"
+        return ""
+
+    def add_experience(self) -> None:
+        """Score the images by both, then add them to the head's sums."""
+        super().add_experience()
+        data, base = self.experience.dataset, super().scores
+        for start in range(0, len(data), CHUNK):
+            images, labels = read_samples(data, range(start, min(start + CHUNK, len(data))))
+            rows = self._rows(images)
+            with self.model.cached_text():
+                scores = self.in_batches(lambda batch: base(batch).cpu(), images)
+            self.head = self.head or self._empty_head()
+            self.head.add(rows, labels, scores)
+
+    def _empty_head(self) -> StackedHead:
+        features = self.model.zero_shot_text_features.shape[1]
+        return StackedHead(features, self.stacking.width, self.seeds.init)
+
+    @torch.no_grad()
+    def _rows(self, images: Tensor) -> Tensor:
+        """Encode images (N, ...) by the zero-shot tower: rows (N, D) on the CPU."""
+        with self.model.pretrained_weights():
+            return encode_images(self, images, self.class_tokens)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Score images (B, ...): (B, K)."""
+        scores = super().scores(images)
+        if self.head is None:
+            return scores
+        with self.model.pretrained_weights():
+            rows = self.model.image_rows(images, self.class_tokens)
+        return self.head(scores, rows)
+
+    def score_probe(self, images: Tensor, names: Sequence[str], templates: Any) -> Tensor:
+        """Score a probe by zero-shot CLIP, which the stream has taught nothing about it."""
+        with self.model.pretrained_weights():
+            return super().score_probe(images, names, templates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the base, and the head's sums."""
+        head = self.head.state_dict() if self.head else None
+        return {**super().state_dict(), "head": head}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        super().load_state_dict({n: v for n, v in state.items() if n != "head"})
+        self.head = self._empty_head() if state["head"] else None
+        if self.head:
+            self.head.load_state_dict(state["head"])

@@ -1,0 +1,136 @@
+"""A Gaussian head stacked on other scores: sums over a stream, leave-one-out choices, scores."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_clipfit.heads import stacking
+from cl_clipfit.heads.fusion import POWERS
+from cl_clipfit.heads.linear import lda_head
+from cl_clipfit.heads.projection import random_features, random_projection
+from cl_clipfit.heads.stacking import SHRINKAGES, StackedHead
+from cl_clipfit.heads.statistics import Statistics
+
+CLASSES, FEATURES, TOKENS, WIDTH = 6, 8, 5, 30
+
+
+def images(number: int = 60, noise: float = 0.8, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return rows of unit blocks around class centres, and labels: several of every class."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(number) % CLASSES
+    centres = torch.randn(CLASSES, FEATURES + TOKENS, generator=torch.Generator().manual_seed(9))
+    rows = centres[labels] + noise * torch.randn(number, FEATURES + TOKENS, generator=draw)
+    return torch.cat([F.normalize(b, dim=1) for b in rows.split([FEATURES, TOKENS], 1)], 1), labels
+
+
+def head() -> StackedHead:
+    return StackedHead(FEATURES, WIDTH, seed=4)
+
+
+def other(rows: Tensor, seed: int = 1) -> Tensor:
+    """Return scores of another classifier: unrelated to the labels."""
+    draw = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(len(rows), CLASSES, generator=draw)
+
+
+def tasks(labels: Tensor) -> list[Tensor]:
+    """Return the images of three tasks of two classes."""
+    return [((labels == first) | (labels == first + 1)).nonzero().flatten() for first in (0, 2, 4)]
+
+
+def test_losses_are_those_of_brute_force() -> None:
+    rows, labels = images(18)
+    scores, stack = other(rows), head()
+    seen: list[int] = []
+    expected = torch.zeros_like(stack.losses)
+    for task in tasks(labels):
+        stack.add(rows[task], labels[task], scores[task])
+        seen += task.tolist()
+        classes = sorted(set(labels[seen].tolist()))
+        projected = random_features(rows, random_projection(rows.shape[1], WIDTH, 4))
+        for space, x in enumerate((rows[:, :FEATURES], projected)):
+            for s, shrinkage in enumerate(SHRINKAGES):
+                for image in task.tolist():
+                    rest = [i for i in seen if i != image]
+                    fitted = lda_head(Statistics.of(x[rest], labels[rest], CLASSES), shrinkage)
+                    z_h = fitted(x[image : image + 1])[:, classes]
+                    z_t = scores[image : image + 1, classes].double()
+                    target = torch.tensor([classes.index(int(labels[image]))])
+                    for i, a in enumerate(POWERS):
+                        for j, b in enumerate(POWERS):
+                            loss = F.cross_entropy(a * z_t + b * z_h, target)
+                            expected[space, s, i, j] += loss
+    torch.testing.assert_close(stack.losses, expected, rtol=1e-7, atol=1e-7)
+    chosen = stack.choice
+    best = expected.flatten().argmin()
+    position = torch.unravel_index(best, expected.shape)
+    space, shrinkage, a, b = (int(i) for i in position)
+    assert (chosen.space, chosen.shrinkage) == (space, SHRINKAGES[shrinkage])
+    assert chosen.powers == (POWERS[a], POWERS[b])
+
+
+def test_a_useless_classifier_gets_no_say_and_a_perfect_one_all_of_it() -> None:
+    rows, labels = images(noise=0.2)
+    useless, perfect = other(rows), 10 * F.one_hot(labels, CLASSES).float()
+    stack = head()
+    for task in tasks(labels):
+        stack.add(rows[task], labels[task], useless[task])
+    first, second = stack.choice.powers
+    assert first < second
+    assert (stack(useless, rows).argmax(1) == labels).float().mean() > 0.95
+    rows, labels = images(noise=50.0)  # features that say nothing
+    stack = head()
+    stack.add(rows, labels, perfect)
+    assert stack.choice.powers[1] == min(POWERS)
+    assert (stack(perfect, rows).argmax(1) == labels).all()
+
+
+def test_classes_not_seen_keep_their_probability() -> None:
+    rows, labels = images()
+    scores, stack = other(rows), head()
+    assert torch.equal(stack(scores, rows), scores)
+    first = tasks(labels)[0]
+    stack.add(rows[first], labels[first], scores[first])
+    both = stack(scores, rows)
+    before, after = scores.softmax(1), both.softmax(1)
+    torch.testing.assert_close(after[:, 2:], before[:, 2:])
+    torch.testing.assert_close(after[:, :2].sum(1), before[:, :2].sum(1))
+    assert not torch.allclose(after[:, :2], before[:, :2])
+
+
+def test_the_state_restores_every_score_and_nothing_else_does() -> None:
+    rows, labels = images()
+    scores, stack, again = other(rows), head(), head()
+    stack.add(rows, labels, scores)
+    again.load_state_dict(stack.state_dict())
+    assert torch.equal(again(scores, rows), stack(scores, rows))
+    again.add(rows, labels, scores)
+    stack.add(rows, labels, scores)
+    assert torch.equal(again.losses, stack.losses)
+    state = stack.state_dict()
+    for wrong in ({"losses": state["losses"][:1]}, {"statistics": state["statistics"][:1]}):
+        with pytest.raises(ValueError, match="stacked head"):
+            again.load_state_dict({**state, **wrong})
+
+
+@pytest.mark.parametrize("count", [1, CLASSES], ids=["one class", "one image per class"])
+def test_with_nothing_to_choose_from_both_count(count: int) -> None:
+    rows, labels = images(CLASSES)
+    stack = head()
+    stack.add(rows[:count], labels[:count], other(rows)[:count])
+    assert stack.choice.powers == (1.0, 1.0)
+    assert stack(other(rows), rows).isfinite().all()
+
+
+def test_losses_of_very_many_images_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = images()
+    monkeypatch.setattr(stacking, "SAMPLE", 20)
+    scores, stack, again = torch.zeros(len(rows), CLASSES), head(), head()
+    stack.add(rows, labels, scores)
+    again.add(rows, labels, scores)
+    assert torch.equal(stack.losses, again.losses)
+    # With equal scores the loss at the smallest power of the head is close to ln K per image.
+    assert float(stack.losses[0, -1, 0, 0]) < 20 * math.log(CLASSES)
