@@ -1,7 +1,6 @@
 """Analytic learning: recursive ridge regression on random features of frozen image features."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -40,11 +39,11 @@ class Analytic(RandomFeaturesStrategy):
         assert self.solution is not None
         return self.solution.head
 
-    def state_dict(self) -> dict[str, Any]:
+    def head_state(self) -> dict[str, Tensor]:
         """Return the solution."""
         return {} if self.solution is None else dict(vars(self.solution))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the solution and the head."""
         if state:
             self.solution = RecursiveRidge(**{name: t.cpu() for name, t in state.items()})

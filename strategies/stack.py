@@ -39,11 +39,14 @@ class Stack(CLIPStrategy):
     """The base, set by `over`."""
 
     def __init__(
-        self, *, options: Any = None, base_options: Options | None = None, **kwargs: Any
-    ) -> None:
+        self, *, options: Any = None, base_options: Options | None = None,
+        host_options: Options | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         self.stacking: Any = options or self.options_class()
+        if host_options is not None:  # of a base that continues a host
+            kwargs["host_options"] = host_options
         super().__init__(options=base_options or self.base_class.options_class(), **kwargs)
-        self.head: StackedHead | None = None
+        self.gaussian: StackedHead | None = None
 
     @classmethod
     def over(cls, base: type[CLIPStrategy]) -> type["Stack"]:
@@ -68,8 +71,8 @@ class Stack(CLIPStrategy):
             rows = self._rows(images)
             with self.model.cached_text():
                 scores = self.in_batches(lambda batch: base(batch).cpu(), images)
-            self.head = self.head or self._empty_head()
-            self.head.add(rows, labels, scores)
+            self.gaussian = self.gaussian or self._empty_head()
+            self.gaussian.add(rows, labels, scores)
 
     def _empty_head(self) -> StackedHead:
         features = self.model.zero_shot_text_features.shape[1]
@@ -84,25 +87,36 @@ class Stack(CLIPStrategy):
     def scores(self, images: Tensor) -> Tensor:
         """Score images (B, ...): (B, K)."""
         scores = super().scores(images)
-        if self.head is None:
+        if self.gaussian is None:
             return scores
         with self.model.pretrained_weights():
             rows = self.model.image_rows(images, self.class_tokens)
-        return self.head(scores, rows)
+        return self.gaussian(scores, rows)
+
+    def probe_features(self, names: Sequence[str], templates: Any) -> Tensor:
+        """Encode class names of a probe by zero-shot CLIP: (K, d)."""
+        return self.model.zero_shot_names(names, templates)
 
     def score_probe(self, images: Tensor, names: Sequence[str], templates: Any) -> Tensor:
-        """Score a probe by zero-shot CLIP, which the stream has taught nothing about it."""
+        """Score a probe by zero-shot CLIP: the stream says nothing about its classes."""
         with self.model.pretrained_weights():
             return super().score_probe(images, names, templates)
 
+    def head_state(self) -> dict[str, Tensor]:
+        """Return the head's sums."""
+        return self.gaussian.state_dict() if self.gaussian else {}
+
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the head."""
+        self.gaussian = self._empty_head() if state else None
+        if self.gaussian:
+            self.gaussian.load_state_dict(state)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the base, and the head's sums."""
-        head = self.head.state_dict() if self.head else None
-        return {**super().state_dict(), "head": head}
+        return {**super().state_dict(), "head": self.head_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         super().load_state_dict({n: v for n, v in state.items() if n != "head"})
-        self.head = self._empty_head() if state["head"] else None
-        if self.head:
-            self.head.load_state_dict(state["head"])
+        self.load_head_state(state["head"])

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 SCHEMA = 1
 INDEX = "index.json"
 IDENTITY = ("architecture", "pretrained", "weights_sha256")
-Kind = Literal["values", "host", "statistics"]
+Kind = Literal["values", "host", "statistics", "head"]
 _LARGEST_SIZE = 1 << 40  # of a dimension, and of a file in bytes: far above any model
 _MOST_DIMENSIONS = 16
 _Shape = Annotated[
@@ -51,8 +51,10 @@ class Index(_Strict):
     @field_validator("tasks")
     @classmethod
     def _check_tasks(cls, tasks: list[_Record]) -> list[_Record]:
-        if any(t.task != number or "values" not in t.files for number, t in enumerate(tasks, 1)):
-            raise ValueError("tasks must be numbered from 1 and have values")
+        if any(t.task != number for number, t in enumerate(tasks, 1)):
+            raise ValueError("tasks must be numbered from 1")
+        if not all(t.files.keys() & {"values", "head"} for t in tasks):
+            raise ValueError("tasks must have values or a head")
         return tasks
 
 

@@ -120,32 +120,39 @@ class DeltaBank:
         parents: Iterable[str] = (),
         host: Mapping[str, Tensor] | None = None,
         statistics: Mapping[str, Tensor] | None = None,
+        head: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Add a task, atomically: if this fails, the bank is unchanged.
 
         Args:
-            values: trained values by parameter name; half precision becomes float32, exactly.
+            values: trained values by parameter name; half precision becomes float32, exactly. None
+                if there is a head.
             classes: names of the task's classes.
             parents: its origins.
             host: values of the base method of a merge, with the same names and shapes.
             statistics: tensors with any names and shapes.
+            head: the sums of a closed-form head after the task, of any types.
 
         Raises:
-            ValueError: no values, names or shapes that differ from those of the first task, or
+            ValueError: no values and no head, names or shapes unlike those of the first task, or
                 float64, which would be rounded.
             UserError: the folder cannot be written.
         """
         task, stored, files = len(self) + 1, {"values": _prepare(values)}, {}
         selection = self.index["selection"] or _shapes(stored["values"])
-        if not selection:
+        if not selection and not head:
             raise ValueError(f"task {task} trained no parameter: there is nothing to store")
         if host is not None:
             stored["host"] = _prepare(host)
         for kind, tensors in stored.items():
             if wrong := _difference(_shapes(tensors), selection):
                 raise ValueError(f"{kind} of task {task} do not fit the bank: {wrong}")
+        if not selection:
+            del stored["values"]
         if statistics is not None:
             stored["statistics"] = _prepare(statistics)
+        if head:
+            stored["head"] = {name: value.cpu().contiguous() for name, value in head.items()}
         for kind, tensors in stored.items():
             name, data = _file_name(task, kind), save(tensors)
             write_atomic(self.folder / name, data)
@@ -173,7 +180,7 @@ class DeltaBank:
 
         Args:
             task: numbered from 1.
-            kind: "values", "host" or "statistics".
+            kind: "values", "host", "statistics" or "head".
 
         Raises:
             UserError: no such task or kind, or the file is damaged.
@@ -185,7 +192,8 @@ class DeltaBank:
             )
         path = self.folder / _file_name(task, kind)
         written, selection = files[kind]["bytes"], self.index["selection"]
-        if kind != "statistics" and written > (most := _most_bytes(selection)):
+        free = kind in ("statistics", "head")  # of any names and shapes
+        if not free and written > (most := _most_bytes(selection)):
             raise UserError(
                 f"{path} does not fit its index: it has {written:,} bytes, and a task's parameters"
                 f" take at most {most:,}; train again"
@@ -200,7 +208,7 @@ class DeltaBank:
             tensors = load(data)
         except (SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"{path} is not a safetensors file: train again") from error
-        if kind == "statistics":  # names and shapes differ between tasks
+        if free:
             return tensors
         if wrong := _difference(_shapes(tensors), selection):
             raise UserError(f"{path} does not fit its index: {wrong}; train again")

@@ -315,6 +315,12 @@ class CLIPClassifier(TunableModule):
         """Encode names that are not classes of this model: (len(names), d), unit length."""
         return self.encode_prompts(self.tokenize(names, templates))
 
+    @torch.no_grad()
+    def zero_shot_names(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
+        """Encode names as zero-shot CLIP does, without learned context words: as `encode_names`."""
+        with self.pretrained_weights():
+            return self.encode_prompts(self._prompts(names, templates))
+
     @contextlib.contextmanager
     def cached_text(self) -> Iterator[None]:
         """Encode the text only once in a `with` block, in which no weight may change."""

@@ -106,6 +106,7 @@ class BankEvaluation:
             self._evaluate_chosen(result)
         else:
             for task in range(1, self.tasks + 1):
+                self.run.load_head(task)
                 result.board.add(self._score(self.values_after(mode, task)))
         return result
 
@@ -164,6 +165,7 @@ class BankEvaluation:
         result.batches = "mixed" if mix else "one task at a time"
         scorer = _mixed if mix else _one_at_a_time
         for task in range(1, self.tasks + 1):
+            self.run.load_head(task)
             if features is None:
                 choices = torch.where(true_tasks < task, true_tasks, self.tasks)
             else:

@@ -64,6 +64,11 @@ def export_bank(
             f"{path}: this run trained '{others[0]}', which is not a parameter of the open_clip"
             " model: a checkpoint of that model cannot hold what was learned"
         )
+    if len(bank) and "head" in bank.index["tasks"][-1]["files"]:
+        raise UserError(
+            f"{path}: this run classifies with a closed-form head, which a checkpoint of the"
+            " open_clip model cannot hold"
+        )
     last = len(bank) if task is None else task
     if not 1 <= last <= len(bank):
         raise UserError(f"--task {last}: the bank {bank.folder} holds {len(bank)} tasks")

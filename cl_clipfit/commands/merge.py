@@ -187,6 +187,7 @@ class BankMerger(Learner):
         else:
             values = self.evaluation.values_after(self.method, task)
             self.strategy.model.load_values(values)
+            self.evaluation.run.load_head(task, self.strategy)
 
     def size(self, task: int) -> tuple[int, int]:
         """Return no epochs and no steps: there is no progress bar."""

@@ -17,7 +17,7 @@ STATISTICS_IMAGES = 2000  # per task: enough for its means, and cheap compared w
 
 
 class BankWriter:
-    """Writes the bank of a run; does nothing for a run that does not train.
+    """Writes the bank of a run; does nothing for a run that does not learn.
 
     Args:
         folder: of the run.
@@ -31,7 +31,7 @@ class BankWriter:
     ) -> None:
         self.folder, self.strategy, self.scenario = folder, strategy, scenario
         self.label = plan.label
-        self.writes = plan.recipe is not None and strategy.model.identity is not None
+        self.writes = strategy.learning != "none" and strategy.model.identity is not None
         self.bank: DeltaBank | None = None
 
     def open(self, finished: int | None) -> None:
@@ -63,7 +63,11 @@ class BankWriter:
             return
         classes = [self.scenario.class_names[c] for c in self.scenario.task_classes[task - 1]]
         sources = [*parents, *([f"task-{task:03d}-host"] if host else [])]
-        self.bank.append(self.strategy.selection, classes, sources, host, self._statistics(task))
+        trained, head = self.strategy.selection, self.strategy.head_state()
+        if not (trained or head):
+            return
+        statistics = self._statistics(task) if trained else None
+        self.bank.append(trained, classes, sources, host, statistics, head)
 
     def verify(self) -> None:
         """Check that no file of an earlier task is missing or changed."""

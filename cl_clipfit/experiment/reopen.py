@@ -50,6 +50,26 @@ class FinishedRun:
         seen = (c for classes in tasks[:task] for c in classes)
         self.strategy.seen_classes = list(dict.fromkeys(seen))
 
+    def load_head(self, task: int, strategy: CLIPStrategy | None = None) -> None:
+        """Give a strategy the closed-form head of a task, counted from 1; nothing without one.
+
+        Args:
+            task: of the bank.
+            strategy: default: the run's.
+
+        Raises:
+            UserError: the bank's file does not hold such a head.
+        """
+        if "head" not in self.bank.index["tasks"][task - 1]["files"]:
+            return
+        try:
+            (strategy or self.strategy).load_head_state(self.bank.load(task, "head"))
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.bank.folder}: the head of task {task} is not what {self.plan.label} writes:"
+                " train again"
+            ) from error
+
 
 def open_run(
     path: Path | str, progress: Progress | None = None, device: str | None = None
@@ -85,8 +105,8 @@ def open_run(
     # model_copy does not validate: the folder exists, whatever its name.
     prepared = prepare(config.model_copy(update={"output": path.parent}), progress)
     plan = prepared.plans[0]
-    if plan.recipe is None:
-        raise UserError(f"{path}: {plan.label} trains nothing, so there is no bank")
+    if plan.cls.learning == "none":
+        raise UserError(f"{path}: {plan.label} learns nothing, so there is no bank")
     _check_same(path, result, prepared, plan, trained_on, progress)
     scenario = prepared.scenario(plan.seed)
     strategy = build_strategy(

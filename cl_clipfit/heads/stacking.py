@@ -8,7 +8,6 @@ task. The losses of a grid of weights are summed over the stream, and only the s
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,8 @@ from cl_clipfit.heads.statistics import Statistics
 
 SHRINKAGES = (0.03, 0.1, 0.3)
 SPACES = ("features", "random features")
-SAMPLE = 2000  # images per call whose losses are summed: enough for a choice among few
+# Scores (images times classes) per call whose losses are summed: enough for a choice among few.
+MOST_SCORES = 200_000
 
 
 @dataclass(frozen=True)
@@ -119,24 +119,30 @@ class StackedHead:
         shared = fused(inside, head, choice.powers).log_softmax(1)
         return scores.index_copy(1, seen, inside.logsumexp(1, keepdim=True) + shared)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the sums, from which everything else follows."""
-        return {"losses": self.losses, "statistics": [s.state_dict() for s in self.statistics]}
+        return {"losses": self.losses} | {
+            f"{space}/{name}": tensor
+            for space, statistics in zip(SPACES, self.statistics, strict=False)
+            for name, tensor in statistics.state_dict().items()
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the sums.
 
         Raises:
             ValueError: they are not those of a stacked head.
         """
-        losses = state["losses"].cpu()
-        if losses.shape != self.losses.shape or len(state["statistics"]) not in (0, len(SPACES)):
+        tensors = {name: tensor.cpu() for name, tensor in state.items()}
+        losses = tensors.pop("losses")
+        parts = [
+            {n.rpartition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{space}/")}
+            for space in SPACES
+        ]
+        if losses.shape != self.losses.shape or not (all(parts) or not any(parts)):
             raise ValueError("not the sums of a stacked head")
         self.losses, self._head = losses, None
-        self.statistics = [
-            Statistics.from_state({name: tensor.cpu() for name, tensor in sums.items()})
-            for sums in state["statistics"]
-        ]
+        self.statistics = [Statistics.from_state(part) for part in parts if part]
 
 
 def _losses(
@@ -149,12 +155,12 @@ def _losses(
         x: (N, D), features of the images.
         labels: (N,).
         scores: (N, K) of the other classifier.
-        seed: of the draw of images if there are more than `SAMPLE`.
+        seed: of the draw of images if there are very many.
     """
     seen, usable = statistics.seen, several(statistics, labels).nonzero().flatten()
-    if len(usable) > SAMPLE:
+    if len(usable) > (most := MOST_SCORES // max(int(seen.sum()), 1)):
         draw = torch.Generator().manual_seed(seed)
-        usable = usable[torch.randperm(len(usable), generator=draw)[:SAMPLE]]
+        usable = usable[torch.randperm(len(usable), generator=draw)[:most]]
     if int(seen.sum()) < 2 or not len(usable):
         return 0.0
     targets = (seen.cumsum(0) - 1)[labels[usable]]

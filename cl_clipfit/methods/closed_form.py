@@ -46,6 +46,14 @@ class ClosedFormStrategy(CLIPStrategy):
     def fit(self) -> LinearHead:
         """Return the head for everything so far."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, from which the head follows."""
+        return self.head_state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the sums and the head."""
+        self.load_head_state(state)
+
     def embed(self, rows: Tensor) -> Tensor:
         """Map rows (N, D) of encoded images to the features of the head (N, M); default: none."""
         return rows
@@ -98,11 +106,11 @@ class StatisticsStrategy(ClosedFormStrategy):
         assert self.statistics is not None
         return self.solve(self.statistics)
 
-    def state_dict(self) -> dict[str, Any]:
+    def head_state(self) -> dict[str, Tensor]:
         """Return the statistics, from which the head is fitted again."""
         return {} if self.statistics is None else self.statistics.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the statistics and the head."""
         if state:
             self.statistics = Statistics.from_state({n: t.cpu() for n, t in state.items()})
@@ -158,11 +166,11 @@ class RandomRidgeStrategy(RandomFeaturesStrategy, StatisticsStrategy):
         """Return ridge regression with the chosen penalty."""
         return ridge_head(statistics, self.penalty)
 
-    def state_dict(self) -> dict[str, Any]:
+    def head_state(self) -> dict[str, Tensor]:
         """Return the statistics and the sums of errors."""
-        return super().state_dict() | ({} if self.errors is None else {"errors": self.errors})
+        return super().head_state() | ({} if self.errors is None else {"errors": self.errors})
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore them and the head."""
         self.errors = state["errors"].cpu() if state else None
-        super().load_state_dict({n: t for n, t in state.items() if n != "errors"})
+        super().load_head_state({n: t for n, t in state.items() if n != "errors"})

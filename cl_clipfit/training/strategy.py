@@ -46,6 +46,7 @@ class CLIPStrategy(TrainingLoop):
     - `zero_shot_point()`: the values of the selection that stand for zero-shot CLIP;
     - `compared()`: other weights to be scored in addition to the method's own;
     - `workload()`: the cost of a task, if it is more than the recipe's epochs;
+    - `head_state()` and `load_head_state(state)`: the sums of a closed-form head, for the bank;
     - `state_dict()` and `load_state_dict(state)`: the state of the method, for checkpoints.
 
     The class attribute `learning` says whether it learns by "gradient" steps (the default), in
@@ -256,6 +257,13 @@ class CLIPStrategy(TrainingLoop):
     def compared(self) -> dict[str, Mapping[str, Tensor]]:
         """Return other values of the selection to be scored in addition to its own, by name."""
         return {}
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Return the sums of a closed-form head, which the bank keeps; default: there is none."""
+        return {}
+
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the head that `head_state` described; default: there is none."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the method other than weights and RNG state, for checkpoints.
