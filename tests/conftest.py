@@ -12,6 +12,9 @@ import torch
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.source import Source
+from cl_clipfit.heads import stacking
+from cl_clipfit.heads.projection import random_projection
+from cl_clipfit.methods import closed_form
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
 from cl_clipfit.storage.files import write_atomic
@@ -46,6 +49,19 @@ def _quick_figures() -> Iterator[None]:
             patch.setattr(module, "save_figure", write)
         patch.setattr(figures, "plot_run", write)
         patch.setattr(figures, "plot_changes", write_changes)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_random_features() -> Iterator[None]:
+    """Let heads have at most 40 random features: matrices of thousands take seconds."""
+
+    def few(dim: int, width: int, seed: int) -> torch.Tensor:
+        return random_projection(dim, min(width, 40), seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (closed_form, stacking):
+            patch.setattr(module, "random_projection", few)
         yield
 
 
