@@ -76,3 +76,10 @@ class ClosedFormStrategy(CLIPStrategy):
         if state:
             self.statistics = Statistics.from_state({n: t.cpu() for n, t in state.items()})
             self.head = self.fit(self.statistics)
+
+    def name_scores(self, images: Tensor, names: Tensor) -> Tensor:
+        """Score images against other names (P, d): (B, P); -inf if the head alone classifies."""
+        scores = super().name_scores(images, names)
+        if self.head is None or self.compares_text:
+            return scores
+        return torch.full_like(scores, -torch.inf)

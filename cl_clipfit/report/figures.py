@@ -33,6 +33,7 @@ _PANELS = {
     "accuracy": "accuracy over all classes seen (%)",
     "forgetting": "forgetting, all classes (points)",
     "retention": "retention on the probes (points)",
+    "joint_retention": "joint retention (points)",
 }
 
 

@@ -43,6 +43,8 @@ class CLIPStrategy(TrainingLoop):
       task's data again;
     - `scores(images)` and `probe_features(names, templates)`: how the finished method classifies;
       default: zero-shot with the tuned weights;
+    - `joint_scores(images, names)`: how it ranks its classes and other names together; default:
+      `scores(images)` beside `name_scores(images, names)`, which are zero-shot by default;
     - `zero_shot_point()`: the values of the selection that stand for zero-shot CLIP;
     - `compared()`: other weights to be scored in addition to the method's own;
     - `workload()`: the cost of a task, if it is more than the recipe's epochs;
@@ -224,6 +226,19 @@ class CLIPStrategy(TrainingLoop):
     def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
         """Encode class names of a probe, which are not classes of the stream: (K, d)."""
         return self.model.encode_names(names, templates)
+
+    def joint_scores(self, images: Tensor, names: Tensor) -> Tensor:
+        """Score images (B, ...) against all K classes and other names together: (B, K + P).
+
+        Args:
+            images: as in `scores`.
+            names: (P, d), from `probe_features`.
+        """
+        return torch.cat([self.scores(images), self.name_scores(images, names)], 1)
+
+    def name_scores(self, images: Tensor, names: Tensor) -> Tensor:
+        """Score images (B, ...) against other names (P, d), on the scale of `scores`: (B, P)."""
+        return self.model.logits(self.model.image_features(images), names)
 
     def zero_shot_point(self) -> dict[str, Tensor]:
         """Return the values of the selection at which the method is zero-shot CLIP.
