@@ -221,9 +221,9 @@ def _check_tables(path: Path, result: Result) -> Outcome:
                     unseen = name == "accuracy_matrix" and j > t
                     if not _is_share(cell, 0 if unseen else images):
                         problems.append(f"{where}: {name}, row {t}, task {j}: {cell} cannot be")
-        joint = (board.get("joint") or {"stream": []})["stream"]
-        for t, (cell, images) in enumerate(zip(joint, itertools.accumulate(samples, initial=0))):
-            if not _is_share(cell, images):
+        seen = [*itertools.accumulate(samples, initial=0)]
+        for t, cell in enumerate((board.get("joint") or {"stream": []})["stream"]):
+            if not _is_share(cell, seen[t]):
                 problems.append(f"{where}: joint.stream, row {t}: {cell} cannot be")
     return f"tables: {count}, every accuracy a whole number of test images", problems
 
