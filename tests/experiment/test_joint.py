@@ -18,6 +18,7 @@ from cl_clipfit.registry import Registry
 from tests.support.tiny import TINY
 
 STRATEGIES = [entry.name for entry in Registry().entries("strategies")]
+SHORT = {"mergetune": "mergetune:landscape=off,merge_epochs=1"}
 # A probe of one name, which is that of a class of the second task.
 ONE = """
 import torch
@@ -83,9 +84,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         results = {}
         for name in STRATEGIES:
             rows.clear()
-            command = [*TINY, str(folder / "one.py"), "--tasks", "3", "--strategy", name, "--quiet"]
+            command = [*TINY, str(folder / "one.py"), "--strategy", SHORT.get(name, name)]
             probes = ["--probe", "glyph-letters", "one", "--output", str(folder / name)]
-            assert main([*command, "--limit", "20", "--lr", "0.01", *probes][:None]) == 0
+            assert main([*command, "--limit", "2", "--lr", "0.01", "--quiet", *probes]) == 0
             (path,) = (folder / name).glob("*/result.json")
             results[name] = json.loads(path.read_text()), path.parent, next(iter(rows.values()))
     return results
@@ -114,9 +115,9 @@ def test_the_metric_shows_what_retention_does_not(runs: dict[str, Any]) -> None:
     metrics = {name: runs[name][0]["metrics"] for name in STRATEGIES}
     assert metrics["zero-shot"]["joint_retention"] == 0.0
     assert metrics["simplecil"]["retention"] == 0.0  # probes are asked of zero-shot weights
-    assert metrics["simplecil"]["joint_retention"] < -20  # a head that has no other names
+    assert metrics["simplecil"]["joint_retention"] < -10  # a head that has no other names
     joint = runs["simplecil"][0]["joint"]["probes"]
-    assert joint["glyph-letters"][1:] == [0.0] * 3
+    assert joint["glyph-letters"][1:] == [0.0] * 2
     assert (
         runs["simplecil"][0]["joint"]["stream"][1:]
         == runs["simplecil"][0]["curves"]["accuracy"][1:]
@@ -132,12 +133,12 @@ def test_without_probes_there_is_none(tmp_path: Path) -> None:
     assert result["curves"]["joint_retention"] == [None] * 3
 
 
-@pytest.mark.parametrize("method", ["clipfit", "mergetune:landscape=off"])
+@pytest.mark.parametrize("method", ["clipfit", SHORT["mergetune"]])
 def test_a_resumed_run_has_the_same_numbers(
     method: str, tmp_path: Path, stop_at: Callable[[int], None]
 ) -> None:
     small = [*TINY, "--tasks", "3", "--batch-size", "4", "--probe", "glyph-letters", "--quiet"]
-    command = [*small, "--limit", "4", "--strategy", method, "--output"]
+    command = [*small, "--limit", "4", "--lr", "0.01", "--strategy", method, "--output"]
     assert main([*command, str(tmp_path / "whole")]) == 0
     stop_at(2)
     assert main([*command, str(tmp_path / "broken")]) == 143
