@@ -98,7 +98,7 @@ def check_result(result: dict) -> None:
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
         "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
         "warnings", "host", "merge", "digest", "protocol", "stream", "precision", "micro_batch",
-        "compile_seconds", "seeds", "deterministic", "code",
+        "compile_seconds", "seeds", "deterministic", "code", "joint",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [3, 3, 3]
     assert result["accuracy_matrix"][0] == [None] * 2
