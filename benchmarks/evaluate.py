@@ -19,7 +19,8 @@ from benchmarks import timing
 from cl_clipfit.clip import CLIPClassifier, create_classifier
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.evaluation.scoring import Scoreboard, Scorer
+from cl_clipfit.evaluation.scoreboard import Scoreboard
+from cl_clipfit.evaluation.scoring import Scorer
 from cl_clipfit.training.strategy import CLIPStrategy
 
 WAYS = ("stock", "ours_fp32", "ours_bf16")
@@ -77,7 +78,7 @@ def our_row(
     )  # fmt: skip
 
     def row() -> Tensor:
-        ((_, scores),) = Scorer(strategy, scenario, probes, model).score({"": {}})
+        ((_, scores),) = Scorer(strategy, scenario, probes, model).score({"": {}}, [TASKS])
         Scoreboard(scenario).add(scores)
         return scores.test
 
@@ -89,17 +90,17 @@ def encodings_per_image(
 ) -> float:
     """Return how often a row of three tables and two probes encodes an image."""
     probes = {f"probe {i + 1}": probe for i in range(PROBES)}
-    encoded, encode = [0], model.image_features
+    encoded, preprocess = [0], model.preprocess
 
     def counting(images: Tensor) -> Tensor:
-        encoded[0] += len(images) * (images.dim() == 4)
-        return encode(images)
+        encoded[0] += len(images)  # features are not preprocessed
+        return preprocess(images)
 
-    vars(model)["image_features"] = counting
+    vars(model)["preprocess"] = counting
     try:
         our_row(model, scenario, probes, batch_size)()
     finally:
-        del vars(model)["image_features"]
+        vars(model)["preprocess"] = preprocess
     return encoded[0] / (len(scenario.test) + PROBES * len(probe.test))
 
 

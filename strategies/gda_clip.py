@@ -24,6 +24,7 @@ class GDAOptions(Options):
 class GDAClip(StatisticsStrategy):
     """Zero-shot logits plus weight * Gaussian scores; classes not seen yet have only the former."""
 
+    compares_text = True
     options_class = GDAOptions
     options: GDAOptions
 

@@ -1,6 +1,7 @@
 """Stack: any method beside a Gaussian head on zero-shot features, weighted by leave-one-out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,14 @@ class StackOptions(Options):
 
     base: str = Field("clipfit", description="the method that classifies by text")
     width: Count = Field(1000, description="random features of the head")
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """Images and their rows."""
+
+    images: Tensor
+    rows: Tensor
 
 
 class Stack(CLIPStrategy):
@@ -47,6 +56,7 @@ class Stack(CLIPStrategy):
             kwargs["host_options"] = host_options
         super().__init__(options=base_options or self.base_class.options_class(), **kwargs)
         self.gaussian: StackedHead | None = None
+        self._latest: _Encoded | None = None
 
     @classmethod
     def over(cls, base: type[CLIPStrategy]) -> type["Stack"]:
@@ -89,18 +99,30 @@ class Stack(CLIPStrategy):
         scores = super().scores(images)
         if self.gaussian is None:
             return scores
-        with self.model.pretrained_weights():
-            rows = self.model.image_rows(images, self.class_tokens)
-        return self.gaussian(scores, rows)
+        return self.gaussian(scores, self._zero_shot_rows(images))
+
+    def _zero_shot_rows(self, images: Tensor) -> Tensor:
+        """Encode images (B, ...) by the zero-shot tower: rows (B, D); the latest are kept."""
+        if self._latest is None or self._latest.images is not images:
+            with self.model.pretrained_weights():
+                self._latest = _Encoded(images, self.model.image_rows(images, self.class_tokens))
+        return self._latest.rows
 
     def probe_features(self, names: Sequence[str], templates: Any) -> Tensor:
         """Encode class names of a probe by zero-shot CLIP: (K, d)."""
         return self.model.zero_shot_names(names, templates)
 
-    def score_probe(self, images: Tensor, names: Sequence[str], templates: Any) -> Tensor:
-        """Score a probe by zero-shot CLIP: the stream says nothing about its classes."""
-        with self.model.pretrained_weights():
-            return super().score_probe(images, names, templates)
+    def name_features(self, images: Tensor) -> Tensor:
+        """Encode images (B, ...) by zero-shot CLIP, as the names of a probe: (B, d)."""
+        rows = self._zero_shot_rows(images)
+        return rows[:, : self.model.zero_shot_text_features.shape[1]]
+
+    def joint_scores(self, images: Tensor, names: Tensor) -> Tensor:
+        """Score images against all K classes and other names (P, d) together: (B, K + P)."""
+        scores = torch.cat([super().scores(images), self.name_scores(images, names)], 1)
+        if self.gaussian is None:
+            return scores
+        return self.gaussian(scores, self._zero_shot_rows(images))
 
     def head_state(self) -> dict[str, Tensor]:
         """Return the head's sums."""

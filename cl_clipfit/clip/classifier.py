@@ -194,7 +194,7 @@ class CLIPClassifier(TunableModule):
         if images.dim() == 2:
             return images
         if not (class_tokens and self._towers.knows_image(self.clip)):
-            return self.image_features(images)
+            return F.normalize(self._encode_images(self._pixels(images), False), dim=-1)
         features, tokens = self._towers.encode_with_tokens(
             self.clip, self._pixels(images), class_tokens, self._how
         )

@@ -14,7 +14,8 @@ from cl_clipfit.config.merge_settings import BY_NAME, ModeSettings
 from cl_clipfit.data.source import Source
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.fisher import diagonal_fisher
-from cl_clipfit.evaluation.scoring import Scoreboard, Scores, score, zero_shot_probe
+from cl_clipfit.evaluation.scoreboard import Scoreboard, Scores
+from cl_clipfit.evaluation.scoring import Scorer, score
 from cl_clipfit.experiment.reopen import FinishedRun
 from cl_clipfit.merging.methods import merged_values
 from cl_clipfit.metrics.tables import accuracy
@@ -22,7 +23,7 @@ from cl_clipfit.runtime.out_of_memory import encode_images
 from cl_clipfit.training.strategy import CLIPStrategy
 
 Values = dict[str, Tensor]
-Scorer = Callable[..., Tensor]  # _mixed or _one_at_a_time
+ChosenScores = Callable[..., Tensor]  # _mixed or _one_at_a_time
 
 
 @dataclass
@@ -96,18 +97,16 @@ class BankEvaluation:
             mode, BY_NAME[mode].settings(self.settings), Scoreboard(self.run.scenario)
         )
         if self._zero_shot is None:
-            test = score(self.strategy, self.run.scenario, {}, self.base).test
             model, probes = self.run.prepared.model, self.run.prepared.probes
-            with torch.no_grad():
-                baseline = {n: zero_shot_probe(self.strategy, model, p) for n, p in probes.items()}
-            self._zero_shot = Scores(test, baseline)
+            scorer = Scorer(self.strategy, self.run.scenario, probes, model)
+            self._zero_shot = scorer.before_training(self.base)
         result.board.add(self._zero_shot)
         if not BY_NAME[mode].merges:
             self._evaluate_chosen(result)
         else:
             for task in range(1, self.tasks + 1):
                 self.run.load_head(task)
-                result.board.add(self._score(self.values_after(mode, task)))
+                result.board.add(self._score(self.values_after(mode, task), task))
         return result
 
     def values_after(self, mode: str, task: int) -> Values:
@@ -130,8 +129,8 @@ class BankEvaluation:
         values = self.run.bank.load(task)
         return {name: value.to(self.strategy.device) for name, value in values.items()}
 
-    def _score(self, values: Values) -> Scores:
-        return score(self.strategy, self.run.scenario, self.run.prepared.probes, values)
+    def _score(self, values: Values, task: int) -> Scores:
+        return score(self.strategy, self.run.scenario, self.run.prepared.probes, values, [task])
 
     def _estimate_fishers(self, tasks: int) -> None:
         """Estimate the Fisher of every task at its own weights, from its own images."""
@@ -222,7 +221,7 @@ class BankEvaluation:
         return scores.masked_fill(~keep[choices], -torch.inf)
 
     def _probe(
-        self, source: Source, choices: Tensor, scorer: Scorer, candidates: Sequence[Values]
+        self, source: Source, choices: Tensor, scorer: ChosenScores, candidates: Sequence[Values]
     ) -> float:
         names, templates = source.class_names, source.templates
         scores = scorer(

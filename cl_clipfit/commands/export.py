@@ -59,15 +59,15 @@ def export_bank(
     settings = settings or ModeSettings()
     _check_request(file, mode, settings, force)
     bank = open_bank(path)
-    if others := [name for name in bank.index["selection"] if not name.startswith("clip.")]:
-        raise UserError(
-            f"{path}: this run trained '{others[0]}', which is not a parameter of the open_clip"
-            " model: a checkpoint of that model cannot hold what was learned"
-        )
     if len(bank) and "head" in bank.index["tasks"][-1]["files"]:
         raise UserError(
             f"{path}: this run classifies with a closed-form head, which a checkpoint of the"
             " open_clip model cannot hold"
+        )
+    if others := [name for name in bank.index["selection"] if not name.startswith("clip.")]:
+        raise UserError(
+            f"{path}: this run trained '{others[0]}', which is not a parameter of the open_clip"
+            " model: a checkpoint of that model cannot hold what was learned"
         )
     last = len(bank) if task is None else task
     if not 1 <= last <= len(bank):

@@ -221,6 +221,10 @@ def _check_tables(path: Path, result: Result) -> Outcome:
                     unseen = name == "accuracy_matrix" and j > t
                     if not _is_share(cell, 0 if unseen else images):
                         problems.append(f"{where}: {name}, row {t}, task {j}: {cell} cannot be")
+        seen = [*itertools.accumulate(samples, initial=0)]
+        for t, cell in enumerate((board.get("joint") or {"stream": []})["stream"]):
+            if not _is_share(cell, seen[t]):
+                problems.append(f"{where}: joint.stream, row {t}: {cell} cannot be")
     return f"tables: {count}, every accuracy a whole number of test images", problems
 
 
@@ -237,7 +241,9 @@ def _check_metrics(path: Path, result: Result) -> Outcome:
     problems, count, absent = [], 0, dict[str, None]()
     for where, board in _boards(path, result):
         seen, all_classes, task_aware, probes = (board[name] for name in (*TABLES, "probes"))
-        derived = metrics.summarize(seen, all_classes, task_aware, _samples(result), probes)
+        derived = metrics.summarize(
+            seen, all_classes, task_aware, _samples(result), probes, board.get("joint")
+        )
         present, lacking = _split(derived, board["metrics"])
         problems += _differences(f"{where}: metrics", board["metrics"], present, result)
         absent |= dict.fromkeys(lacking)
@@ -250,7 +256,7 @@ def _check_curves(path: Path, result: Result) -> Outcome:
     for where, board in _boards(path, result):
         seen, all_classes, probes = (board[name] for name in (*TABLES[:2], "probes"))
         derived, lacking = _split(
-            metrics.curves(seen, all_classes, samples, probes), board["curves"]
+            metrics.curves(seen, all_classes, samples, probes, board.get("joint")), board["curves"]
         )
         absent |= dict.fromkeys(lacking)
         written = {**board["curves"]}

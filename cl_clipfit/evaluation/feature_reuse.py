@@ -9,7 +9,7 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.encoders.stock import plain
 from cl_clipfit.training.strategy import CLIPStrategy
 
-_SCORING = ("scores", "score_all", "score_probe")
+_SCORING = ("scores", "score_all", "score_probe", "joint_scores", "name_scores", "name_features")
 _SETTING = (bool, int, float, str, tuple)
 
 
@@ -24,9 +24,19 @@ def compares_as_clip(strategy: CLIPStrategy) -> bool:
     )
 
 
-def scores_probes_as_clip(strategy: CLIPStrategy) -> bool:
-    """Return whether a strategy scores probes with the prompts of their own templates."""
-    return all(_is(strategy, name, CLIPStrategy) for name in ("probe_features", "score_probe"))
+def scores_as_zero_shot(strategy: CLIPStrategy) -> bool:
+    """Return whether a strategy that does not learn is zero-shot CLIP on stream and probes."""
+    return compares_as_clip(strategy) and _is(strategy, "probe_features", CLIPStrategy)
+
+
+def scores_in_batches(strategy: CLIPStrategy) -> bool:
+    """Return whether a strategy scores all images and probes as `CLIPStrategy` does."""
+    return all(_is(strategy, name, CLIPStrategy) for name in ("score_all", "score_probe"))
+
+
+def joins_scores(strategy: CLIPStrategy) -> bool:
+    """Return whether the first K columns of `joint_scores` are those of `scores`."""
+    return _is(strategy, "joint_scores", CLIPStrategy)
 
 
 def reads_features(strategy: CLIPStrategy) -> bool:

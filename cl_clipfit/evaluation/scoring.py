@@ -1,39 +1,29 @@
-"""One pass over the test images and the probes, and the accuracy tables that it fills."""
+"""One pass over the test images and the probes."""
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cl_clipfit import metrics
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.evaluation.feature_reuse import encodes_as, reads_features, same_images
+from cl_clipfit.evaluation.feature_reuse import (
+    encodes_as,
+    reads_features,
+    same_images,
+    scores_as_zero_shot,
+    scores_in_batches,
+)
 from cl_clipfit.evaluation.frozen_features import FrozenImages, with_features
-from cl_clipfit.metrics.tables import AccuracyTables, accuracy
-from cl_clipfit.runtime.out_of_memory import Encoder, encode_images
+from cl_clipfit.evaluation.joint_scoring import JointScorer
+from cl_clipfit.evaluation.scoreboard import Scores
+from cl_clipfit.metrics.tables import accuracy
+from cl_clipfit.runtime.out_of_memory import encode_images
 from cl_clipfit.training.strategy import CLIPStrategy
 
 Values = Mapping[str, Tensor]
-_TABLES = ("seen", "all_classes", "task_aware")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of one pass.
-
-    Attributes:
-        test: (N, K) of all test images against all classes.
-        probes: accuracy in percent on each probe.
-    """
-
-    test: Tensor
-    probes: dict[str, float]
 
 
 def score(
@@ -41,6 +31,7 @@ def score(
     scenario: Scenario,
     probes: Mapping[str, Source],
     values: Values | None = None,
+    tasks: Sequence[int] = (),
 ) -> Scores:
     """Score the test images and the probes.
 
@@ -49,29 +40,30 @@ def score(
         scenario: the stream.
         probes: data sets scored zero-shot.
         values: of the selection, to use instead of the current ones.
+        tasks: numbers of tasks seen, ascending, whose joint label spaces are scored too.
     """
     with strategy.model.weights(values or {}):
+        if probes and tasks and scores_in_batches(strategy):
+            return _score_jointly(strategy, JointScorer(strategy, scenario, probes, tasks))
         test = strategy.score_all(scenario.test.images)
-        return Scores(test, {name: score_probe(strategy, p) for name, p in probes.items()})
+        return Scores(test, {name: _score_probe(strategy, p) for name, p in probes.items()})
 
 
-def score_probe(strategy: CLIPStrategy, source: Source) -> float:
+def _score_probe(strategy: CLIPStrategy, source: Source) -> float:
     """Return the zero-shot accuracy in percent on a probe's test images."""
     scores = strategy.score_probe(source.test.images, source.class_names, source.templates)
     return accuracy(scores, source.test.labels)
 
 
-def zero_shot_probe(encoder: Encoder, pretrained: CLIPClassifier, source: Source) -> float:
-    """Return the accuracy on a probe of zero-shot CLIP with the probe's own templates.
-
-    It is the baseline of retention for every method, also for one that replaces the templates.
-    """
-    text = pretrained.encode_names(source.class_names, source.templates)
-    scores = encoder.in_batches(
-        lambda batch: pretrained.logits(pretrained.image_features(batch), text).cpu(),
-        source.test.images,
-    )
-    return accuracy(scores, source.test.labels)
+@torch.no_grad()
+def _score_jointly(strategy: CLIPStrategy, scorer: JointScorer) -> Scores:
+    model, probes = strategy.model.eval(), scorer.probes
+    text = {n: strategy.probe_features(p.class_names, p.templates) for n, p in probes.items()}
+    with model.cached_text():
+        test, stream = scorer.score_test(torch.cat([*text.values()]))
+        encode, join = strategy.name_features, strategy.joint_scores
+        accuracies, joint = scorer.score_probes(model, text, encode, join)
+    return Scores(test, accuracies, scorer.rows(stream, joint))
 
 
 class Scorer:
@@ -96,29 +88,62 @@ class Scorer:
         self.strategy, self.scenario, self.probes = strategy, scenario, probes
         self.pretrained, self.encoder = pretrained, encoder
 
-    def score(self, weights: Mapping[str, Values]) -> Iterator[tuple[str, Scores]]:
+    def score(
+        self, weights: Mapping[str, Values], tasks: Sequence[int] = ()
+    ) -> Iterator[tuple[str, Scores]]:
         """Yield names and scores; sets of weights with the same image features are grouped.
 
         Args:
             weights: by name, values of the selection to use instead of the current ones.
+            tasks: as in `score`.
         """
         for names in self._groups(weights):
             scenario, probes = self._encoded(weights[names[0]], len(names))
             for name in names:
-                yield name, score(self.strategy, scenario, probes, weights[name])
+                yield name, score(self.strategy, scenario, probes, weights[name], tasks)
 
     @torch.no_grad()
     def before_training(self, values: Values) -> Scores:
         """Return the strategy's scores before training, and those of zero-shot CLIP on the probes.
 
+        The latter use each probe's own templates: they are the baseline of retention for every
+        method, also for one that replaces the templates. In the joint label space they are scored
+        for any number of tasks seen; the stream only if the strategy does not learn.
+
         Args:
             values: of the selection before training.
         """
+        strategy, pretrained = self.strategy, self.pretrained
         scenario, probes = self._encoded(values, 1)
-        test = score(self.strategy, scenario, {}, values).test
-        return Scores(
-            test, {n: zero_shot_probe(self.strategy, self.pretrained, p) for n, p in probes.items()}
+        if not probes:
+            return score(strategy, scenario, {}, values)
+        tasks = range(scenario.trained_tasks + 1)
+        scorer = JointScorer(strategy, scenario, probes, tasks)
+        text = {n: pretrained.encode_names(p.class_names, p.templates) for n, p in probes.items()}
+        stream: Sequence[float | None] = [None for _ in tasks]
+        if strategy.learning == "none" and scores_as_zero_shot(strategy):
+            with strategy.model.weights(values), strategy.model.eval().cached_text():
+                test, stream = scorer.score_test(torch.cat([*text.values()]))
+        else:
+            test = score(strategy, scenario, {}, values).test
+        classes = self._zero_shot_classes()
+
+        def joint_scores(images: Tensor, names: Tensor) -> Tensor:
+            features = pretrained.image_features(images)
+            return torch.cat([pretrained.logits(features, t) for t in (classes, names)], 1)
+
+        accuracies, joint = scorer.score_probes(
+            pretrained, text, pretrained.image_features, joint_scores
         )
+        return Scores(test, accuracies, scorer.rows(stream, joint))
+
+    def _zero_shot_classes(self) -> Tensor:
+        """Return the zero-shot text features (K, d) of the stream's classes and templates."""
+        model, scenario = self.strategy.model, self.scenario
+        if model.context is None or isinstance(scenario.templates[0], str):
+            return model.zero_shot_text_features
+        # Learned prompts have one template for all classes.
+        return self.pretrained.encode_names(scenario.class_names, scenario.templates)
 
     def _groups(self, weights: Mapping[str, Values]) -> list[list[str]]:
         groups: list[list[str]] = []
@@ -162,62 +187,3 @@ class Scorer:
     def _pretrained_features(self) -> tuple[Scenario, Mapping[str, Source]]:
         assert self.encoder is not None
         return self.encoder.encode(self.scenario, self.probes, train=False)
-
-
-@dataclass
-class Scoreboard:
-    """The tables of one method on one stream: one row before training, one after every task.
-
-    Attributes:
-        scenario: the stream.
-        tables: accuracy on every task.
-        probes: accuracy on every probe.
-    """
-
-    scenario: Scenario
-    tables: AccuracyTables = field(init=False)
-    probes: dict[str, list[float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.tables = AccuracyTables(self.scenario.test_samples)
-
-    def add(self, scores: Scores) -> None:
-        """Add a row to every table."""
-        scenario = self.scenario
-        labels, tasks = scenario.test.labels, scenario.test_tasks
-        self.tables.append(scores.test, labels, scenario.task_classes, tasks)
-        for name, value in scores.probes.items():
-            self.probes.setdefault(name, []).append(value)
-
-    def state(self) -> dict[str, Any]:
-        """Return the rows of all tables, for a checkpoint."""
-        # As tensors: a thousand tasks give a million numbers.
-        tables = {
-            name: torch.tensor(
-                [[math.nan if v is None else v for v in row] for row in getattr(self.tables, name)],
-                dtype=torch.float64,
-            )
-            for name in _TABLES
-        }
-        return {"tables": tables, "probes": self.probes}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore the rows that `state` returned."""
-        self.probes = state["probes"]
-        for name in _TABLES:
-            rows = state["tables"][name].tolist()
-            getattr(self.tables, name).extend(
-                [None if math.isnan(v) else v for v in row] for row in rows
-            )
-
-    def summary(self) -> dict[str, Any]:
-        """Return tables, metrics and curves, as `result.json` holds them."""
-        t, samples = self.tables, self.scenario.test_samples
-        return {
-            "accuracy_matrix": t.seen,
-            "all_classes_matrix": t.all_classes,
-            "task_aware_matrix": t.task_aware,
-            "metrics": metrics.summarize(t.seen, t.all_classes, t.task_aware, samples, self.probes),
-            "curves": metrics.curves(t.seen, t.all_classes, samples, self.probes),
-            "probes": self.probes,
-        }

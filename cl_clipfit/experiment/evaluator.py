@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cl_clipfit.evaluation.feature_reuse import scores_probes_as_clip
-from cl_clipfit.evaluation.scoring import Scoreboard, Scorer, Scores
+from cl_clipfit.evaluation.feature_reuse import scores_as_zero_shot
+from cl_clipfit.evaluation.scoreboard import Scoreboard, Scores
+from cl_clipfit.evaluation.scoring import Scorer
 from cl_clipfit.experiment.record import RunRecord
 from cl_clipfit.metrics.tables import seen_curve
 
@@ -45,6 +46,7 @@ class Evaluator:
 
     def _evaluate_task(self) -> None:
         record, strategy = self.record, self.scorer.strategy
+        task = len(record.board.tables.seen)
         compared = strategy.compared()
         boards = {_CURRENT: record.board}
         for name in compared:
@@ -53,7 +55,7 @@ class Evaluator:
         if strategy.learning == "none":
             boards[_CURRENT].add(self._unchanged())
             del weights[_CURRENT]
-        for name, scores in self.scorer.score(weights):
+        for name, scores in self.scorer.score(weights, [task]):
             if not boards[name].tables.seen:
                 boards[name].add(self._row_zero())
             boards[name].add(scores)
@@ -67,8 +69,9 @@ class Evaluator:
 
     def _unchanged(self) -> Scores:
         """Return the scores of a method that does not learn, which are computed once."""
-        if self._fixed is None and scores_probes_as_clip(self.scorer.strategy):
+        if self._fixed is None and scores_as_zero_shot(self.scorer.strategy):
             self._fixed = self._row_zero()
         if self._fixed is None:
-            ((_, self._fixed),) = self.scorer.score({_CURRENT: {}})
+            tasks = range(self.scorer.scenario.trained_tasks + 1)
+            ((_, self._fixed),) = self.scorer.score({_CURRENT: {}}, tasks)
         return self._fixed

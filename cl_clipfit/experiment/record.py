@@ -7,7 +7,7 @@ import torch
 
 from cl_clipfit.data.orders import order_seed
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.evaluation.scoring import Scoreboard
+from cl_clipfit.evaluation.scoreboard import Scoreboard
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.registry import Entry

@@ -11,7 +11,8 @@ from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.frozen_features import FrozenImages
-from cl_clipfit.evaluation.scoring import Scoreboard, Scorer
+from cl_clipfit.evaluation.scoreboard import Scoreboard
+from cl_clipfit.evaluation.scoring import Scorer
 from cl_clipfit.experiment.bank_writer import STATISTICS_IMAGES, BankWriter
 from cl_clipfit.experiment.build import build_strategy, failure, select_first
 from cl_clipfit.experiment.estimate import estimate_seconds

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_clipfit.heads.linear import ridge_factor, shrunk_covariance, unseen_bias
+from cl_clipfit.heads.linear import lda_head, ridge_factor, unseen_bias
 from cl_clipfit.heads.statistics import Statistics
 
 
@@ -91,7 +91,18 @@ def lda_scores(
     shrinkage: float = 0.3,
     eigen: Eigen | None = None,
 ) -> Tensor:
-    """Return the leave-one-out scores (N, K) of `linear.lda_head`.
+    """Return the leave-one-out scores (N, K) alone of `lda_scores_and_distances`."""
+    return lda_scores_and_distances(statistics, features, labels, shrinkage, eigen)[0]
+
+
+def lda_scores_and_distances(
+    statistics: Statistics,
+    features: Tensor,
+    labels: Tensor,
+    shrinkage: float = 0.3,
+    eigen: Eigen | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return what `linear.lda_head` gives each feature if it is fitted without it.
 
     Without x of class y, with v = x - mu_y: mu_y loses v / (n_y - 1), the scatter W loses
     n_y / (n_y - 1) v v', and N - K falls by 1. The trace of W changes too, so that Sigma changes by
@@ -104,6 +115,9 @@ def lda_scores(
         labels: (N,).
         shrinkage: as in `linear.lda_head`.
         eigen: the result of `scatter_eigen`, to share it between several shrinkages.
+
+    Returns:
+        scores (N, K), and squared Mahalanobis distances (N,) to the nearest mean.
     """
     x, means = features.double(), statistics.means()
     free = statistics.number - int(statistics.seen.sum()) - 1
@@ -132,19 +146,22 @@ def lda_scores(
     scores = free * (mx - mm / 2) + unseen_bias(statistics)
     without = me[labels] - ve / (counts - 1)[:, None]
     own = products(without, xe) - products(without, without) / 2
-    return scores.scatter(1, labels[:, None], own[:, None])
+    scores = scores.scatter(1, labels[:, None], own[:, None])
+    return scores, products(xe, xe) - 2 * scores.amax(1)
 
 
-def _by_fitting(statistics: Statistics, x: Tensor, labels: Tensor, shrinkage: float) -> Tensor:
-    """Return the scores where too few features are left for a covariance: few enough to fit."""
-    rows = []
+def _by_fitting(
+    statistics: Statistics, x: Tensor, labels: Tensor, shrinkage: float
+) -> tuple[Tensor, Tensor]:
+    """Return the same where too few features are left for a covariance: few enough to fit."""
+    scores, distances = [], []
     for one, label in zip(x, labels, strict=True):
         part = Statistics.of(-one[None], label[None], len(statistics.counts))
         rest = Statistics(
             statistics.gram - part.gram, statistics.sums + part.sums,
             statistics.counts - part.counts,
         )  # fmt: skip
-        means = rest.means()
-        weight = torch.linalg.solve(shrunk_covariance(rest, shrinkage), means.T).T
-        rows.append(weight @ one - (weight * means).sum(1) / 2 + unseen_bias(rest))
-    return torch.stack(rows)
+        head = lda_head(rest, shrinkage)
+        scores.append(head(one[None]))
+        distances.append(head.distances(one[None]))
+    return torch.cat(scores), torch.cat(distances)

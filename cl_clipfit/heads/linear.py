@@ -26,6 +26,22 @@ class LinearHead:
         return features.double() @ self.weight.T + self.bias
 
 
+@dataclass(frozen=True)
+class GaussianHead(LinearHead):
+    """The discriminant functions of Gaussian classes that share a covariance.
+
+    Attributes:
+        factor: the Cholesky factor of the covariance Sigma, fp64 (D, D).
+    """
+
+    factor: Tensor
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Return the squared Mahalanobis distance (N,) of features (N, D) to the nearest mean."""
+        white = torch.linalg.solve_triangular(self.factor, features.double().T, upper=False)
+        return white.square().sum(0) - 2 * self(features).amax(1)
+
+
 def unseen_bias(statistics: Statistics) -> Tensor:
     """Return the bias (K,) that excludes classes without features: -inf for them, else 0."""
     return torch.zeros(len(statistics.counts)).double().masked_fill(~statistics.seen, -torch.inf)
@@ -61,7 +77,7 @@ def shrunk_covariance(statistics: Statistics, shrinkage: float) -> Tensor:
     return (1 - shrinkage) * covariance + shrinkage * variance * identity
 
 
-def lda_head(statistics: Statistics, shrinkage: float = 0.3) -> LinearHead:
+def lda_head(statistics: Statistics, shrinkage: float = 0.3) -> GaussianHead:
     """Return linear discriminant analysis with equal priors (Hastie et al. 2009, eq. 4.10).
 
     Scores are mu_c' Sigma^-1 x - mu_c' Sigma^-1 mu_c / 2, with the covariance of
@@ -70,7 +86,7 @@ def lda_head(statistics: Statistics, shrinkage: float = 0.3) -> LinearHead:
     means = statistics.means()
     factor = torch.linalg.cholesky(shrunk_covariance(statistics, shrinkage))
     weight = torch.cholesky_solve(means.T, factor).T
-    return LinearHead(weight, unseen_bias(statistics) - (weight * means).sum(1) / 2)
+    return GaussianHead(weight, unseen_bias(statistics) - (weight * means).sum(1) / 2, factor)
 
 
 def gda_head(statistics: Statistics) -> LinearHead:

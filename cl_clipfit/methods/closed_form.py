@@ -75,6 +75,13 @@ class ClosedFormStrategy(CLIPStrategy):
             return super().scores(images)
         return self.head_scores(self.model.image_rows(images, self.class_tokens))
 
+    def name_scores(self, images: Tensor, names: Tensor) -> Tensor:
+        """Score images against other names (P, d): (B, P); -inf if the head alone classifies."""
+        scores = super().name_scores(images, names)
+        if self.head is None or self.compares_text:
+            return scores
+        return torch.full_like(scores, -torch.inf)
+
     def head_scores(self, rows: Tensor) -> Tensor:
         """Score rows (B, D) of encoded images by the head: (B, K), in fp32."""
         assert self.head is not None

@@ -1,9 +1,27 @@
 """Accuracy tables and every number derived from them."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from cl_clipfit.metrics import functional
 from cl_clipfit.metrics.functional import TableLike
+
+
+class JointCurves(TypedDict):
+    """Accuracies in the joint label space (`metrics.joint`), in percent, for t = 0..T.
+
+    Attributes:
+        stream: on the test images of tasks 1..t; None if there are none.
+        probes: on each probe.
+        zero_shot: of zero-shot CLIP on each probe.
+    """
+
+    stream: Sequence[float | None]
+    probes: Mapping[str, Sequence[float]]
+    zero_shot: Mapping[str, Sequence[float]]
+
+
+_NO_PROBES = JointCurves(stream=(), probes={}, zero_shot={})
 
 
 def summarize(
@@ -12,8 +30,10 @@ def summarize(
     task_aware: TableLike,
     test_samples: Sequence[int],
     probes: Mapping[str, Sequence[float]],
+    joint: JointCurves | None = None,
 ) -> dict[str, float | None]:
     """Return all metrics of a finished run by name, in percent; None if undefined."""
+    joint = joint or _NO_PROBES
     base, novel = functional.base_accuracy(task_aware), functional.novel_accuracy(task_aware)
     return {
         "average_accuracy": functional.average_accuracy(seen, test_samples),
@@ -31,6 +51,8 @@ def summarize(
         "novel": novel,
         "harmonic_mean": functional.harmonic_mean(base, novel),
         "probe_accuracy": functional.probe_accuracy(probes),
+        "joint_accuracy": functional.joint_accuracy(joint["stream"]),
+        "joint_retention": functional.joint_retention(joint["probes"], joint["zero_shot"]),
     }
 
 
@@ -39,11 +61,18 @@ def curves(
     all_classes: TableLike,
     test_samples: Sequence[int],
     probes: Mapping[str, Sequence[float]],
+    joint: JointCurves | None = None,
 ) -> dict[str, list[float | None]]:
-    """Return the curves to plot over t = 0..T: A_t, forgetting among all classes, retention."""
-    rows = range(len(seen))
+    """Return the curves to plot over t = 0..T: A_t, forgetting among all classes, retention.
+
+    The last two also in the joint label space.
+    """
+    rows, joint = range(len(seen)), joint or _NO_PROBES
+    ranked, zero_shot = joint["probes"], joint["zero_shot"]
     return {
         "accuracy": [functional.seen_accuracy(seen, test_samples, t) for t in rows],
         "forgetting": [functional.forgetting(all_classes, after=t) for t in rows],
         "retention": [functional.retention(probes, after=t) for t in rows],
+        "joint_accuracy": [*joint["stream"]] or [None for _ in rows],
+        "joint_retention": [functional.joint_retention(ranked, zero_shot, t) for t in rows],
     }

@@ -223,3 +223,35 @@ def probe_accuracy(probes: Mapping[str, Sequence[float]]) -> float | None:
         63.0
     """
     return _mean([accuracies[-1] for accuracies in probes.values()])
+
+
+def joint_accuracy(stream: Sequence[float | None]) -> float | None:
+    """Accuracy on the classes seen after the last task, among them and the names of all probes.
+
+    Xu et al. 2024 (RAIL, arXiv 2406.18868, NeurIPS, "X-TAIL"); see `metrics.joint.JointSpace`.
+
+    Args:
+        stream: accuracy on the test images of tasks 1..t in the joint label space, t = 0..T.
+
+    Example:
+        >>> joint_accuracy([None, 80.0, 70.0])
+        70.0
+    """
+    return stream[-1] if stream else None
+
+
+def joint_retention(
+    probes: Mapping[str, Sequence[float]],
+    zero_shot: Mapping[str, Sequence[float]],
+    after: int = -1,
+) -> float | None:
+    """Mean over probes of the accuracy in the joint label space, minus that of zero-shot CLIP.
+
+    Both choose among the classes seen by then and the names of all probes; zero-shot CLIP with the
+    templates of the stream and of each probe.
+
+    Example:
+        >>> joint_retention({"a": [60.0, 40.0]}, {"a": [60.0, 80.0]})
+        -40.0
+    """
+    return _mean([row[after] - zero_shot[name][after] for name, row in probes.items()])

@@ -76,14 +76,19 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
     """
     if len(labels) == 0:
         raise ValueError("accuracy of no samples is undefined")
-    if torch.isnan(scores).any():
-        raise NotANumberError("scores contain NaN: the model has diverged; lower the learning rate")
+    check_scores(scores)
     if classes is None:
         chosen = scores.argmax(1)
     else:
         columns = torch.as_tensor(list(classes), device=scores.device)
         chosen = columns[scores[:, columns].argmax(1)]
     return 100.0 * int((chosen == labels).sum()) / len(labels)
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise `NotANumberError` if a score is NaN."""
+    if torch.isnan(scores).any():
+        raise NotANumberError("scores contain NaN: the model has diverged; lower the learning rate")
 
 
 def seen_curve(

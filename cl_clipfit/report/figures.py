@@ -33,13 +33,17 @@ _PANELS = {
     "accuracy": "accuracy over all classes seen (%)",
     "forgetting": "forgetting, all classes (points)",
     "retention": "retention on the probes (points)",
+    "joint_retention": "joint retention (points)",
 }
 
 
 def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:
     tasks = 0
     for index, (name, group) in enumerate(groups.items()):
-        curves = np.array([r["curves"][key] for r in group], dtype=float)  # None becomes NaN
+        rows = [r["curves"][key] for r in group if key in r["curves"]]
+        if not rows:
+            continue
+        curves = np.array(rows, dtype=float)  # None becomes NaN
         tasks = max(tasks, curves.shape[1] - 1)
         keep = ~np.isnan(curves).all(0)
         steps = np.arange(curves.shape[1])[keep]
@@ -98,16 +102,18 @@ def _matrix(axes: Axes, matrix: Sequence[Sequence[float | None]]) -> None:
 
 
 def _curve_names(results: Sequence[dict[str, Any]]) -> list[str]:
-    return [key for key in _PANELS if any(v is not None for r in results for v in r["curves"][key])]
+    values = {key: [v for r in results for v in r["curves"].get(key, ())] for key in _PANELS}
+    return [key for key in _PANELS if any(v is not None for v in values[key])]
 
 
 def plot_run(result: dict[str, Any], path: Path) -> None:
     """Draw a run's curves and its accuracy matrix over all classes."""
     with matplotlib.rc_context(STYLE):
         panels = _curve_names([result])
-        figure = new_figure(7.2, 6)
-        axes = figure.subplots(2, 2).flatten()
-        for ax in axes[len(panels) : -1]:
+        many = len(panels) > 3
+        figure = new_figure(7.2, 9 if many else 6)
+        *axes, matrix = figure.subplot_mosaic("ab;cd;ee" if many else "ab;cd").values()
+        for ax in axes[len(panels) :]:
             ax.remove()
         for ax, key in zip(axes, panels, strict=False):
             if key == "accuracy" and result["strategy"] != ZERO_SHOT:
@@ -115,7 +121,7 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
             _lines(ax, key, {result["label"]: [result]})
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
-        _matrix(axes[-1], result["all_classes_matrix"])
+        _matrix(matrix, result["all_classes_matrix"])
         figure.suptitle(
             f"{plain_text(result['label'])}, seed {result['seed']}: {run_title(result)}"
         )
@@ -125,7 +131,8 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
 def _check_lengths(groups: Mapping[str, list[dict[str, Any]]]) -> None:
     for name, (first, *others) in groups.items():
         for other in others:
-            if any(len(first["curves"][key]) != len(other["curves"][key]) for key in _PANELS):
+            shared = _PANELS.keys() & first["curves"].keys() & other["curves"].keys()
+            if any(len(first["curves"][key]) != len(other["curves"][key]) for key in shared):
                 raise UserError(
                     f"{name}: seed {other['seed']} has curves of a different length than seed"
                     f" {first['seed']}: repeat the runs with --fresh"
@@ -153,9 +160,10 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
         remove_figure(path)
         return
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(3.1 * len(panels), 3.2)
-        axes = figure.subplots(1, len(panels), squeeze=False)
-        for ax, key in zip(axes[0], panels, strict=True):
+        rows, columns = (2, 2) if len(panels) > 3 else (1, len(panels))
+        figure = new_figure(3.1 * columns, 3.2 * rows)
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for ax, key in zip(axes, panels, strict=True):
             if key == "accuracy" and trained:
                 _zero_shot_line(ax, results)
             _lines(ax, key, trained or groups)
@@ -175,7 +183,7 @@ def _save_compared(figure: Figure, results: Sequence[dict[str, Any]], path: Path
 def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
     """Draw the accuracies of the table: one position per column, one marker per strategy."""
     results = [result for group in groups.values() for result in group]
-    accuracies = {c: t for c, t in columns(results).items() if c != "retention"}
+    accuracies = {c: t for c, t in columns(results).items() if not c.endswith("retention")}
     titles = {c: t for c, t in accuracies.items() if any(value(r, c) is not None for r in results)}
     figure = new_figure(2.4 + 1.1 * len(titles), 3.4)
     axes = figure.subplots()

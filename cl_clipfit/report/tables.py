@@ -21,6 +21,8 @@ COLUMNS = {
     "probe_accuracy": "mean over\nprobes",
     "retention": "retention",
 }
+# Only shown where there are probes; definitions in `metrics.functional`.
+_JOINT = {"joint_accuracy": "joint\naccuracy", "joint_retention": "joint\nreten-\ntion"}
 # For protocols other than class-incremental and domain-incremental streams.
 _COLUMNS = {
     "mtil": {
@@ -40,16 +42,18 @@ _COLUMNS = {
     },
 }
 _PROBE = "probe: "  # prefix of a column that is a probe's last accuracy, not a metric
-_MOST_PROBES = 8
+_MOST_PROBES = 6
 _WIDE = 6  # with more columns, intervals go below their means; rules and cost columns are dropped
-_NARROW: Any = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+_NARROW: Any = {"box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
 
 
 def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Return the columns of the results' protocol: titles by metric or probe."""
     protocol = results[0].get("protocol", "class-incremental")
+    scored = any(value(result, column) is not None for result in results for column in _JOINT)
+    joint = _JOINT if scored else {}
     if protocol != "transfer":
-        return _COLUMNS.get(protocol, COLUMNS)
+        return {**_COLUMNS.get(protocol, COLUMNS), **joint}
     names = _probe_names(results)[:_MOST_PROBES]
     letters = 12 if len(names) < _WIDE - 2 else 10
     probes = {_PROBE + n: "\n".join(map(literal, textwrap.wrap(n, letters))) for n in names}
@@ -58,6 +62,7 @@ def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
         "probe_accuracy": "mean over\nprobes",
         **probes,
         "retention": "retention",
+        **joint,
     }
 
 
@@ -114,7 +119,8 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     table = Table(title=_table_title(results), **layout)
     table.add_column("strategy", overflow="fold")
     for title in shown.values():
-        table.add_column(title, justify="right", overflow="fold")
+        words = title.replace(" ", "\n") if wide else title
+        table.add_column(words, justify="right", overflow="fold")
     if not wide:
         table.add_column("trainable\nparameters", justify="right", overflow="fold")
         table.add_column("seconds\nper run", justify="right", overflow="fold")
@@ -203,10 +209,12 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
     """
     shown = columns([result])
     title = f"{_stream(result)}, bank of {literal(result['label'])}, percent"
-    table = Table(title=title, **(_NARROW if len(shown) >= _WIDE else {}))
+    narrow = len(shown) >= _WIDE
+    table = Table(title=title, **(_NARROW if narrow else {}))
     table.add_column("mode", overflow="fold")
     for title in [*shown.values(), "last, labels of\nchosen task", "routed to\ncorrect task"]:
-        table.add_column(title, justify="right", overflow="fold")
+        words = title.replace(" ", "\n") if narrow else title
+        table.add_column(words, justify="right", overflow="fold")
     for mode in modes:
         settings = ", ".join(f"{key}={value}" for key, value in mode["settings"].items())
         chosen = mode.get("chosen_labels")

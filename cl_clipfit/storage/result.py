@@ -23,6 +23,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+class _Joint(_Section):
+    """Accuracies in the joint label space, one per row of the tables."""
+
+    stream: Values
+    probes: dict[str, Values]
+    zero_shot: dict[str, Values]
+
+
 class _Board(_Section):
     """Tables of one model over a stream, and the metrics computed from them."""
 
@@ -32,13 +40,15 @@ class _Board(_Section):
     metrics: dict[str, float | None]
     curves: dict[str, Values]
     probes: dict[str, Values]
+    joint: _Joint | None = None  # runs of 0.1.0 and without probes have none
 
     @model_validator(mode="after")
     def _check_tables(self) -> Self:
         for table in (self.accuracy_matrix, self.all_classes_matrix, self.task_aware_matrix):
             if len({len(row) for row in table}) != 1 or len(table) != len(self.accuracy_matrix):
                 raise ValueError("tables need one row per task, all of the same length")
-        for name in ("accuracy", "forgetting", "retention"):
+        later = {"joint_accuracy", "joint_retention"} & {*self.curves}
+        for name in ("accuracy", "forgetting", "retention", *sorted(later)):
             if len(self.curves.get(name, [])) != len(self.accuracy_matrix):
                 raise ValueError(f"the curve {name} needs one value per row of the tables")
         return self

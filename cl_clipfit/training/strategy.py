@@ -43,6 +43,9 @@ class CLIPStrategy(TrainingLoop):
       task's data again;
     - `scores(images)` and `probe_features(names, templates)`: how the finished method classifies;
       default: zero-shot with the tuned weights;
+    - `joint_scores(images, names)`: how it ranks its classes and other names together; default:
+      `scores(images)` beside `name_scores(images, names)`, which are cosine similarities of
+      `name_features(images)` by default;
     - `zero_shot_point()`: the values of the selection that stand for zero-shot CLIP;
     - `compared()`: other weights to be scored in addition to the method's own;
     - `workload()`: the cost of a task, if it is more than the recipe's epochs;
@@ -233,6 +236,23 @@ class CLIPStrategy(TrainingLoop):
         """Encode class names of a probe, which are not classes of the stream: (K, d)."""
         return self.model.encode_names(names, templates)
 
+    def joint_scores(self, images: Tensor, names: Tensor) -> Tensor:
+        """Score images (B, ...) against all K classes and other names together: (B, K + P).
+
+        Args:
+            images: as in `scores`.
+            names: (P, d), from `probe_features`.
+        """
+        return torch.cat([self.scores(images), self.name_scores(images, names)], 1)
+
+    def name_scores(self, images: Tensor, names: Tensor) -> Tensor:
+        """Score images (B, ...) against other names (P, d), on the scale of `scores`: (B, P)."""
+        return self.model.logits(self.name_features(images), names)
+
+    def name_features(self, images: Tensor) -> Tensor:
+        """Encode images (B, ...) to be compared with other names: (B, d); default: as any image."""
+        return self.model.image_features(images)
+
     def zero_shot_point(self) -> dict[str, Tensor]:
         """Return the values of the selection at which the method is zero-shot CLIP.
 
@@ -301,7 +321,7 @@ class CLIPStrategy(TrainingLoop):
         text = self.probe_features(names, templates)
         model = self.model
         return self.in_batches(
-            lambda batch: model.logits(model.image_features(batch), text).cpu(), images
+            lambda batch: model.logits(self.name_features(batch), text).cpu(), images
         )
 
     def in_batches(

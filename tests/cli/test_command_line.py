@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,8 +63,8 @@ def test_a_run_leaves_its_folder_and_says_what_it_found(
         check_result(result)
     assert (first["host"], first["merge"], tuned["merge"]) == (None, None, None)
     check_merge(merged)
-    rows = [line.split("│") for line in printed.out.splitlines() if line.startswith("│")]
-    first_column = " ".join(cells[1].strip() for cells in rows)  # cells are folded
+    rows = [re.split(r"\s+-?\d+\.\d", line)[0] for line in printed.out.splitlines()]
+    first_column = " ".join(row.strip() for row in rows)  # cells are folded
     for text in ("wise-ft at the same distance", "host"):  # shown below mergetune, and in the CSV
         assert text in first_column
         assert f"mergetune / {text}," in (tmp_path / "split-digits-comparison.csv").read_text()
@@ -98,7 +99,7 @@ def check_result(result: dict) -> None:
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
         "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
         "warnings", "host", "merge", "digest", "protocol", "stream", "precision", "micro_batch",
-        "compile_seconds", "seeds", "deterministic", "code",
+        "compile_seconds", "seeds", "deterministic", "code", "joint",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [3, 3, 3]
     assert result["accuracy_matrix"][0] == [None] * 2

@@ -207,6 +207,21 @@ def test_errors_of_many_penalties_are_those_of_each(number: int, dim: int) -> No
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize(("number", "dim"), [(40, DIM), (0, DIM), (3, 20)])
+def test_distances_are_mahalanobis_and_left_out_by_brute_force(number: int, dim: int) -> None:
+    x, y = data(number, dim=dim)
+    statistics = Statistics.of(x, y)
+    inverse = torch.linalg.inv(shrunk_covariance(statistics, 0.3))
+    v = x[:, None] - statistics.means()
+    expected = torch.einsum("nkd,de,nke->nk", v, inverse, v).amin(1)
+    torch.testing.assert_close(lda_head(statistics).distances(x), expected)
+    _, left_out = leave_one_out.lda_scores_and_distances(statistics, x, y)
+    for i in range(len(y)):
+        rest = torch.arange(len(y)) != i
+        head = lda_head(Statistics.of(x[rest], y[rest]))
+        torch.testing.assert_close(left_out[i], head.distances(x[i : i + 1])[0], rtol=1e-9, atol=0)
+
+
 def test_a_lone_feature_of_a_class_cannot_be_left_out() -> None:
     statistics = Statistics.of(torch.eye(4), torch.tensor([0, 0, 1, 2]))
     labels = torch.tensor([0, 1, 2])

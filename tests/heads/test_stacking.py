@@ -45,7 +45,7 @@ def test_losses_are_those_of_brute_force() -> None:
     rows, labels = images(18)
     scores, stack = other(rows), head()
     seen: list[int] = []
-    expected = torch.zeros_like(stack.losses)
+    expected, distances = torch.zeros_like(stack.losses), torch.zeros_like(stack.distances)
     for task in tasks(labels):
         stack.add(rows[task], labels[task], scores[task])
         seen += task.tolist()
@@ -56,19 +56,24 @@ def test_losses_are_those_of_brute_force() -> None:
                 for image in task.tolist():
                     rest = [i for i in seen if i != image]
                     fitted = lda_head(Statistics.of(x[rest], labels[rest], CLASSES), shrinkage)
-                    z_h = fitted(x[image : image + 1])[:, classes]
+                    one = x[image : image + 1]
+                    z_h = fitted(one)[:, classes]
+                    log = float(fitted.distances(one).log())
+                    moments = [1.0, log, log * log]
+                    distances[space, s] += torch.tensor(moments, dtype=torch.float64)
                     z_t = scores[image : image + 1, classes].double()
                     target = torch.tensor([classes.index(int(labels[image]))])
                     for i, a in enumerate(POWERS):
                         for j, b in enumerate(POWERS):
                             loss = F.cross_entropy(a * z_t + b * z_h, target)
                             expected[space, s, i, j] += loss
-    torch.testing.assert_close(stack.losses, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(stack.losses, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(stack.distances, distances, rtol=1e-9, atol=1e-9)
     chosen = stack.choice
     best = expected.flatten().argmin()
     position = torch.unravel_index(best, expected.shape)
     space, shrinkage, a, b = (int(i) for i in position)
-    assert (chosen.space, chosen.shrinkage) == (space, SHRINKAGES[shrinkage])
+    assert (chosen.space, chosen.shrinkage) == (space, shrinkage)
     assert chosen.powers == (POWERS[a], POWERS[b])
 
 
@@ -88,17 +93,55 @@ def test_a_useless_classifier_gets_no_say_and_a_perfect_one_all_of_it() -> None:
     assert (stack(perfect, rows).argmax(1) == labels).all()
 
 
-def test_classes_not_seen_keep_their_probability() -> None:
+def learned(rows: Tensor, labels: Tensor, scores: Tensor) -> StackedHead:
+    """Return a head that has learned the first two tasks."""
+    stack = head()
+    for task in tasks(labels)[:2]:
+        stack.add(rows[task], labels[task], scores[task])
+    return stack
+
+
+def test_scores_are_probabilities_and_both_classifiers_share_out_those_of_classes_seen() -> None:
     rows, labels = images()
-    scores, stack = other(rows), head()
-    assert torch.equal(stack(scores, rows), scores)
-    first = tasks(labels)[0]
-    stack.add(rows[first], labels[first], scores[first])
-    both = stack(scores, rows)
-    before, after = scores.softmax(1), both.softmax(1)
-    torch.testing.assert_close(after[:, 2:], before[:, 2:])
-    torch.testing.assert_close(after[:, :2].sum(1), before[:, :2].sum(1))
-    assert not torch.allclose(after[:, :2], before[:, :2])
+    scores = other(rows)
+    assert torch.equal(head()(scores, rows), scores)
+    stack = learned(rows, labels, scores)
+    after = stack(scores, rows)
+    torch.testing.assert_close(after.exp().sum(1), torch.ones(len(rows)))
+    torch.testing.assert_close(after[:, 4:].log_softmax(1), scores[:, 4:].log_softmax(1))
+    a, b = stack.choice.powers
+    x, shrinkage = stack.embed(rows, stack.choice.space), SHRINKAGES[stack.choice.shrinkage]
+    gaussian = lda_head(stack.statistics[stack.choice.space], shrinkage)(x).float()
+    expected = (a * scores + b * gaussian)[:, :4].log_softmax(1)
+    torch.testing.assert_close(after[:, :4].log_softmax(1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_names_count_as_classes_not_seen() -> None:
+    rows, labels = images()
+    scores = other(rows)
+    stack = learned(rows, labels, scores)
+    names = other(rows, seed=5)
+    joint = stack(torch.cat([scores[:, :4], names], 1), rows)
+    swapped = stack(torch.cat([scores[:, :4], names.flip(1)], 1), rows)
+    torch.testing.assert_close(joint[:, :4], swapped[:, :4])
+    torch.testing.assert_close(joint[:, 4:], swapped[:, 4:].flip(1))
+
+
+def test_what_is_far_from_every_class_seen_is_another() -> None:
+    rows, labels = images(240, noise=0.3)
+    stack = head()
+    text = torch.zeros(len(rows), CLASSES)  # does not tell
+    for task in tasks(labels)[:2]:
+        stack.add(rows[task], labels[task], text[task])
+    new, new_labels = images(120, noise=0.3, seed=7)
+    probability = stack(torch.zeros(len(new), CLASSES), new)[:, :4].exp().sum(1)
+    assert (probability[new_labels < 4] > 0.5).float().mean() > 0.9
+    assert (probability[new_labels >= 4] > 0.5).float().mean() < 0.1
+    # An image at a class mean is as near as any, and the odds are then those of the docstring.
+    mean = torch.cat([stack.statistics[0].means()[0], torch.zeros(TOKENS)])[None].float()
+    odds = float(stack._near(torch.zeros(1, dtype=torch.float64), stack.choice))
+    assert odds == pytest.approx(math.log(10 / math.sqrt(2 * math.pi)))
+    assert float(stack(torch.zeros(1, CLASSES), mean)[0, :4].exp().sum()) > 0.5
 
 
 def test_the_state_restores_every_score_and_nothing_else_does() -> None:

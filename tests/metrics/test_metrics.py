@@ -19,6 +19,11 @@ SEEN = [[None, None, None], [80.0, None, None], [70.0, 60.0, None], [90.0, 30.0,
 ALL = [[20.0, 30.0, 40.0], [60.0, 40.0, 45.0], [40.0, 55.0, 35.0], [50.0, 25.0, 50.0]]
 AWARE = [[50.0, 60.0, 70.0], [90.0, 64.0, 66.0], [80.0, 95.0, 58.0], [85.0, 75.0, 90.0]]
 PROBES = {"a": [50.0, 48.0, 46.0, 40.0], "b": [80.0, 81.0, 83.0, 84.0]}
+JOINT = metrics.JointCurves(
+    stream=[None, 60.0, 50.0, 40.0],
+    probes={"a": [45.0, 40.0, 30.0, 10.0], "b": [70.0, 70.0, 60.0, 62.0]},
+    zero_shot={"a": [45.0, 42.0, 40.0, 38.0], "b": [70.0, 66.0, 64.0, 60.0]},
+)
 EXPECTED = {
     "average_accuracy": (80 + (70 * 10 + 60 * 20) / 30 + (900 + 600 + 3500) / 100) / 3,
     "last_accuracy": 50.0,
@@ -35,21 +40,25 @@ EXPECTED = {
     "novel": None,
     "harmonic_mean": None,
     "probe_accuracy": (40 + 84) / 2,
+    "joint_accuracy": 40.0,
+    "joint_retention": ((10 - 38) + (62 - 60)) / 2,
 }
 
 
 def test_summary_equals_the_hand_computed_numbers() -> None:
-    summary = metrics.summarize(SEEN, ALL, AWARE, SAMPLES, PROBES)
+    summary = metrics.summarize(SEEN, ALL, AWARE, SAMPLES, PROBES, JOINT)
     assert summary == pytest.approx(EXPECTED)
 
 
 def test_curves_equal_the_hand_computed_numbers() -> None:
-    curves = metrics.curves(SEEN, ALL, SAMPLES, PROBES)
+    curves = metrics.curves(SEEN, ALL, SAMPLES, PROBES, JOINT)
     assert curves["accuracy"][0] is None
     assert curves["accuracy"][1:] == pytest.approx([80.0, 1900 / 30, 50.0])
     assert curves["forgetting"][:2] == [None, None]
     assert curves["forgetting"][2:] == pytest.approx([60 - 40, 20.0])
     assert curves["retention"] == pytest.approx([0.0, -0.5, -0.5, -3.0])
+    assert curves["joint_accuracy"] == [None, 60.0, 50.0, 40.0]
+    assert curves["joint_retention"] == pytest.approx([0.0, 1.0, -7.0, -13.0])
 
 
 def test_one_task_leaves_undefined_metrics_null() -> None:
@@ -57,6 +66,7 @@ def test_one_task_leaves_undefined_metrics_null() -> None:
     assert {name for name, value in summary.items() if value is None} == {
         "forgetting", "backward_transfer", "forgetting_all_classes", "forward_transfer", "transfer",
         "retention", "base", "novel", "harmonic_mean", "probe_accuracy",
+        "joint_accuracy", "joint_retention",
     }  # fmt: skip
     assert summary["last_accuracy"] == summary["mtil_average"] == summary["mtil_last"] == 70.0
 
@@ -82,7 +92,8 @@ def test_base_to_novel_trains_one_task_and_tests_two() -> None:
     })  # fmt: skip
     curves = metrics.curves(seen, everything, [50, 70], {})
     assert curves == {
-        "accuracy": [None, 84.0], "forgetting": [None, None], "retention": [None, None]
+        "accuracy": [None, 84.0], "forgetting": [None, None], "retention": [None, None],
+        "joint_accuracy": [None, None], "joint_retention": [None, None],
     }  # fmt: skip
 
 
@@ -168,6 +179,7 @@ def test_every_metric_agrees_with_numpy(seed: int) -> None:
     tables = [[[None if np.isnan(v) else float(v) for v in row] for row in table]
               for table in (seen, everything, aware)]  # fmt: skip
     found = metrics.summarize(*tables, samples.tolist(), probes)
+    expected |= {"joint_accuracy": None, "joint_retention": None}  # not given
     assert found == pytest.approx(expected)
 
 

@@ -187,7 +187,7 @@ def test_the_bank_lists_a_head_and_a_merge_keeps_it(
     )
     assert after["accuracy_matrix"][1] == before["accuracy_matrix"][1]  # the mean of one task
     assert (merged / BANK / "task-002-head.safetensors").exists()
-    assert main(["bank", "export", str(runs["mergetune"]), str(tmp_path / "x.pt")]) == 2
+    assert main(["bank", "export", str(runs["mergetune"]), str(tmp_path / "x.pt"), *PLUGIN]) == 2
     assert "closed-form head" in " ".join(capsys.readouterr().err.split())
 
 
