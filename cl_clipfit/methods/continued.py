@@ -106,7 +106,7 @@ class ContinuedStrategy(CLIPStrategy):
         self._solution: Callable[[int], Values] | None = None
         self._previous: Values | None = None  # merged weights of the previous task
         self._trajectory: Values | None = None  # where the host continues in a read-out
-        self._last: Stage | None = None
+        self.last_stage: Stage | None = None
         self._ratio = 1.0  # distance of its merged weights from zero-shot, relative to the host's
         self._task_started = 0.0
 
@@ -158,7 +158,7 @@ class ContinuedStrategy(CLIPStrategy):
         self.prepare_stage(stage)
         self.model.load_values(self.start(stage))
         self._train(stage)
-        self._previous, self._last = self.current_values(), stage
+        self._previous, self.last_stage = self.current_values(), stage
         if self.merge.trajectory == "read-out":
             self._trajectory = host
         self.stage_done()
@@ -268,7 +268,7 @@ class ContinuedStrategy(CLIPStrategy):
 
     def compared(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the host, and the interpolation at the same distance from zero-shot as merged."""
-        stage, merged = self._last, self._previous
+        stage, merged = self.last_stage, self._previous
         if stage is None or merged is None:
             return {}
         ratio = self._ratio if math.isfinite(self._ratio) else 1.0  # the host never left zero-shot
