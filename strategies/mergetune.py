@@ -52,9 +52,11 @@ class MergeTuneOptions(ContinuedOptions):
     anchor: Literal["zero-shot", "previous", "both"] = Field(
         "both", description="solutions the weights are pulled to"
     )
-    lambda_zero_shot: NotNegative = Field(0.1, description="weight of the pull to zero-shot")
+    lambda_zero_shot: NotNegative = Field(
+        0.1, description="pull to zero-shot: alone it leaves exp(-lambda) of the distance"
+    )
     lambda_previous: NotNegative = Field(
-        0.1, description="weight of the pull to the merged weights of the previous task"
+        0.1, description="the same to the merged weights of the previous task"
     )
     metric: Literal["l2", "fisher", "cosine"] | None = Field(
         None,
