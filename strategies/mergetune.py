@@ -1,7 +1,7 @@
 """MERGETUNE: continue a tuned model so that it merges with zero-shot CLIP and earlier tasks."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +15,7 @@ from cl_clipfit import (
     ContinuedStrategy,
     NotNegative,
     Number,
+    Recipe,
     Share,
     Stage,
     Workload,
@@ -22,12 +23,15 @@ from cl_clipfit import (
     label_index,
 )
 from cl_clipfit.merging import (
+    Pull,
     check_path_rule,
+    coefficients,
+    group_squares,
     interpolate,
     path_positions,
-    relative_distance,
+    proximal_step,
 )
-from cl_clipfit.training.losses import cosine_distance
+from cl_clipfit.training.losses import cosine_distance, l2_distance
 
 NAME = "mergetune"
 PAPER = "Wang et al. 2026, arXiv 2601.10497 (ICLR)"
@@ -35,11 +39,10 @@ NEEDS = "the previous task's merged weights"
 PUBLISHED = {
     "host": "coop", "space": "text-features", "anchor": "zero-shot", "lambda_zero_shot": 8.0,
     "beta": 1.0, "alpha": "grid-5", "tau": 1.0, "keep_kd": False, "merge_epochs": 100,
-    "merge_lr": 2e-3,
+    "merge_lr": 2e-3, "merge_batch_size": 128,
 }  # fmt: skip
 
 Values = dict[str, Tensor]
-Pull = Callable[[Mapping[str, Tensor]], Tensor]  # the distance of values from an anchor
 _DRAW_SEED = 2_000_003  # makes the draws of path points independent of data order and crops
 
 
@@ -49,12 +52,16 @@ class MergeTuneOptions(ContinuedOptions):
     anchor: Literal["zero-shot", "previous", "both"] = Field(
         "both", description="solutions the weights are pulled to"
     )
-    lambda_zero_shot: NotNegative = Field(0.003, description="weight of the pull to zero-shot")
-    lambda_previous: NotNegative = Field(
-        0.003, description="weight of the pull to the merged weights of the previous task"
+    lambda_zero_shot: NotNegative = Field(
+        0.1, description="pull to zero-shot: alone it leaves exp(-lambda) of the distance"
     )
-    metric: Literal["l2", "fisher"] = Field(
-        "l2", description="distance to the previous task: plain, or weighted by its Fisher"
+    lambda_previous: NotNegative = Field(
+        0.1, description="the same to the merged weights of the previous task"
+    )
+    metric: Literal["l2", "fisher", "cosine"] | None = Field(
+        None,
+        description="distance: of weights l2 (default), or fisher to the previous task; of text"
+        " features cosine (default) or l2",
     )
     fisher_samples: Annotated[int, Number, Field(ge=1)] = Field(
         256, description="images of a task that its Fisher is estimated from"
@@ -76,16 +83,19 @@ class MergeTuneOptions(ContinuedOptions):
         """Refuse what would have no effect."""
         if self.metric == "fisher" and (self.space != "weights" or self.anchor == "zero-shot"):
             raise ValueError("metric=fisher needs space=weights and an anchor at the previous task")
+        if self.metric == "cosine" and self.space == "weights":
+            raise ValueError("metric=cosine needs space=text-features")
         return self
 
 
 class MergeTune(ContinuedStrategy):
     """Train a host on every task, then continue it with the same loss to the merged weights.
 
-    The objective is `L(w) = L_host(w) + lambda_zero_shot d(w, w1) + lambda_previous d(w, p)
-    + beta mean_alpha L_host(w2 + alpha (w - w2))`, starting at `(1 - tau) s + tau w2`: the
+    Steps on `L_host(w) + beta mean_alpha L_host(w2 + alpha (w - w2))`, from `(1 - tau) s + tau w2`,
+    alternate with proximal steps on `lambda_zero_shot d(w, w1) + lambda_previous d(w, p)`: the
     replay-free objective of Wang et al. 2026, with an additional anchor at the previous task, and
-    distances that are relative within each group of tensors.
+    distances that are relative within each group of tensors. What the host did not move in a task
+    is pulled nowhere.
     """
 
     options_class = MergeTuneOptions
@@ -94,7 +104,8 @@ class MergeTune(ContinuedStrategy):
         super().__init__(**kwargs)
         self.path_draws = torch.Generator().manual_seed((self.seeds.data + _DRAW_SEED) % 2**63)
         self._fisher: Values | None = None
-        self._stage_pulls: tuple[Stage, list[tuple[float, Pull]]] | None = None
+        self._pulls: list[Pull] = []  # between weights
+        self._text_pulls: list[tuple[float, Tensor]] = []  # weight, and unit features (C, d)
 
     def select(self) -> None:
         """Refuse a host without the text features, or a first task without the Fisher, it needs."""
@@ -109,7 +120,7 @@ class MergeTune(ContinuedStrategy):
 
     def start(self, stage: Stage) -> Values:
         """Return (1 - tau) s + tau w2."""
-        start = stage.previous if self.merge.start == "previous" else stage.zero_shot
+        start = stage.previous if self.merge.start == "previous" else stage.zero_shot_where_moved
         return interpolate(start, stage.host, self.merge.tau)
 
     def workload(self) -> Workload:
@@ -124,29 +135,52 @@ class MergeTune(ContinuedStrategy):
             sampled=(*work.sampled, *fisher),
         )  # fmt: skip
 
-    def _anchors(self, stage: Stage) -> list[tuple[float, Values, Values | None]]:
-        """Return weight, point and Fisher of every pull; in task 1 both anchors coincide."""
-        options, first = self.merge, self.tasks_seen == 1
-        anchors: list[tuple[float, Values, Values | None]] = []
-        if options.anchor != "previous":
-            anchors.append((options.lambda_zero_shot, stage.zero_shot, None))
-        if options.anchor == "previous" or (options.anchor == "both" and not first):
-            anchors.append((options.lambda_previous, stage.previous, self._fisher))
-        return [anchor for anchor in anchors if anchor[0] > 0]
+    def stage_recipe(self) -> Recipe:
+        """Keep the host's weight decay if text features are pulled, as the released code does."""
+        if self.merge.space == "weights":
+            return super().stage_recipe()
+        return super().stage_recipe().model_copy(update={"weight_decay": self.recipe.weight_decay})
 
-    def _pulls(self, stage: Stage) -> list[tuple[float, Pull]]:
-        """Return weight and distance of every pull; units are computed once per stage."""
-        if self._stage_pulls is None or self._stage_pulls[0] is not stage:
-            pulls = [
-                (weight, relative_distance(point, stage.host, stage.groups, fisher))
-                for weight, point, fisher in self._anchors(stage)
-            ]
-            self._stage_pulls = stage, pulls
-        return self._stage_pulls[1]
+    @torch.no_grad()
+    def prepare_stage(self, stage: Stage) -> None:
+        """Compute rates of the pulls, or encode the text once at the ends of the line."""
+        if self.merge.space == "weights":
+            self._pulls = self._weight_pulls(stage)
+            return
+        with self.model.weights(stage.previous):
+            previous = self.model.text_features(self.seen_classes)
+        with self.model.weights(stage.host):
+            self._host_text = self.model.text_features(self.seen_classes, normalize=False)
+        seen = label_index(self.seen_classes, previous.device)
+        points = self.model.zero_shot_text_features.index_select(0, seen), previous
+        weights = self._pull_weights(apart=self.tasks_seen > 1)
+        self._text_pulls = list(zip(weights, points, strict=True))
+
+    def _pull_weights(self, apart: bool) -> tuple[float, float]:
+        """Return the weights of the pulls to zero-shot and previous; equal anchors count once."""
+        options = self.merge
+        only = options.anchor == "previous"
+        previous = only or (options.anchor == "both" and apart)
+        return options.lambda_zero_shot * (not only), options.lambda_previous * previous
+
+    def _weight_pulls(self, stage: Stage) -> list[Pull]:
+        """Return the pulls of a stage, in units of how far the host moved in the task."""
+        zero_shot, previous = stage.zero_shot_where_moved, stage.previous
+        apart = any(not torch.equal(value, previous[name]) for name, value in zero_shot.items())
+        moved = group_squares(previous, stage.host, stage.groups)
+        pulls = []
+        for weight, point, fisher in zip(
+            self._pull_weights(apart), (zero_shot, previous), (None, self._fisher), strict=True
+        ):
+            if weight > 0:
+                scales = coefficients(point, stage.host, stage.groups, fisher)
+                rates = {n: weight * moved[stage.groups[n]] * c for n, c in scales.items()}
+                pulls.append(Pull(point, rates))
+        return pulls
 
     def stage_done(self) -> None:
         """Add the Fisher of this task, estimated at the merged weights."""
-        self._stage_pulls = None
+        self._pulls = []
         if self.merge.metric != "fisher":
             return
         images, _ = self.task_sample(self.merge.fisher_samples)
@@ -157,21 +191,23 @@ class MergeTune(ContinuedStrategy):
     # ---- a step in weight space ------------------------------------------------------------------
 
     def add_gradients(self) -> None:
-        """Add the gradients of the pulls and of the points on the line, one after the other."""
+        """Add the gradients of the points on the line, one after the other."""
         super().add_gradients()
-        stage = self.second_stage
-        if stage is None or self.merge.space != "weights":
+        stage, beta = self.second_stage, self.merge.beta
+        if stage is None or self.merge.space != "weights" or beta == 0:
             return
-        for weight, distance in self._pulls(stage):
-            pull = distance(self.selection)
-            (weight * pull).backward()
-            self.loss += weight * pull.detach()
-        if self.merge.beta > 0:
-            alphas = path_positions(self.merge.alpha, self.path_draws)
-            weights = self.current_values()
-            with self._shared_images():
-                for alpha in alphas:
-                    self._add_path_point(stage.host, weights, alpha, self.merge.beta / len(alphas))
+        alphas = path_positions(self.merge.alpha, self.path_draws)
+        weights = self.current_values()
+        with self._shared_images():
+            for alpha in alphas:
+                self._add_path_point(stage.host, weights, alpha, beta / len(alphas))
+
+    def after_step(self) -> None:
+        """Take the proximal step on the pulls."""
+        super().after_step()
+        if self.second_stage is not None and self._pulls:
+            size = self.step_share()
+            self.model.load_values(proximal_step(self.selection, self._pulls, size))
 
     def _shared_images(self) -> contextlib.AbstractContextManager[None]:
         """Reuse what does not change along the line: the embedding, or all of a frozen tower."""
@@ -196,16 +232,6 @@ class MergeTune(ContinuedStrategy):
 
     # ---- a step in text-feature space ------------------------------------------------------------
 
-    @torch.no_grad()
-    def prepare_stage(self, stage: Stage) -> None:
-        """Encode the text once at the ends of the line."""
-        if self.merge.space == "weights":
-            return
-        with self.model.weights(stage.previous):
-            self._previous_text = self.model.text_features(self.seen_classes)
-        with self.model.weights(stage.host):
-            self._host_text = self.model.text_features(self.seen_classes, normalize=False)
-
     def text_space(self) -> Sequence[int]:
         """Return the host's classes, or all classes seen if text features are pulled."""
         pulled = self.second_stage is not None and self.merge.space == "text-features"
@@ -216,23 +242,22 @@ class MergeTune(ContinuedStrategy):
         loss = super().compute_loss(logits, labels)
         if self.second_stage is None or self.merge.space != "text-features":
             return loss
-        return loss + self._text_terms(self.second_stage, labels)
+        return loss + self._text_terms(labels)
 
-    def _text_terms(self, stage: Stage, labels: Tensor) -> Tensor:
+    def _text_terms(self, labels: Tensor) -> Tensor:
         """Return the terms of the released code for prompts (CoOp, KgCoOp).
 
         W (1 - mean cos(f, f of zero-shot)) + W_LMC mean_alpha CE(image . n(f2 + alpha (f - f2))),
-        f and f2 not normalised.
+        f and f2 not normalised; with metric=l2, W mean ||n(f) - f of zero-shot||.
         """
         features, options = self.features, self.merge
         assert features is not None and features.raw_text is not None
         device = labels.device
-        encoded = label_index(features.classes, device)
-        zero_shot = self.model.zero_shot_text_features.index_select(0, encoded)
+        distance = l2_distance if options.metric == "l2" else cosine_distance
         total = features.image.new_zeros(())
-        for weight, point, _ in self._anchors(stage):
-            anchor = self._previous_text if point is stage.previous else zero_shot
-            total = total + weight * cosine_distance(features.text, anchor)
+        for weight, anchor in self._text_pulls:
+            if weight > 0:
+                total = total + weight * distance(features.text, anchor)
         classes = self.label_space()
         targets = (labels[:, None] == label_index(classes, device)).int().argmax(1)
         ranked = label_index([features.classes.index(c) for c in classes], device)

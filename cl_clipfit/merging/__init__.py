@@ -12,26 +12,28 @@ from cl_clipfit.merging.combine import (
     ties,
 )
 from cl_clipfit.merging.distance import (
+    Pull,
+    coefficients,
     direction_cosine,
     distance,
-    fisher_distance,
-    group_distances,
+    group_squares,
     length_ratio,
-    relative_distance,
+    proximal_step,
 )
 from cl_clipfit.merging.path import Plane, barrier, check_path_rule, path_positions, plane, segment
 
 __all__ = [
     "Plane",
+    "Pull",
     "Values",
     "barrier",
     "check_path_rule",
+    "coefficients",
     "dare",
     "direction_cosine",
     "distance",
     "fisher",
-    "fisher_distance",
-    "group_distances",
+    "group_squares",
     "interpolate",
     "latest",
     "length_ratio",
@@ -39,7 +41,7 @@ __all__ = [
     "mean",
     "path_positions",
     "plane",
-    "relative_distance",
+    "proximal_step",
     "segment",
     "task_arithmetic",
     "ties",

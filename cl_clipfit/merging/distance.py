@@ -1,11 +1,12 @@
-"""Distances between sets of values, in units of the distance to a reference.
+"""Distances between sets of values, in units of the distance to a reference, and steps on them.
 
 The scales of parameters differ (LayerNorm weights near 1, small biases), and so do their changes.
 Relative to how far a reference moved, a single weight fits every group of tensors.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,43 +14,25 @@ from torch import Tensor
 from cl_clipfit.merging.combine import Values, aligned
 
 
-def group_distances(
-    values: Values,
-    anchor: Values,
-    reference: Values,
-    groups: Mapping[str, str],
-    floor: float = 1e-12,
-) -> dict[str, Tensor]:
-    """Return ||w_g - a_g||^2 / max(||r_g - a_g||^2, floor) of every group g, with gradients.
-
-    Args:
-        values: w, by name.
-        anchor: a, with the same names and shapes.
-        reference: r, likewise; how far it is from the anchor is the unit of every group.
-        groups: the group of every tensor, as {name: group}; additional names are ignored.
-        floor: lower bound on the squared unit. It limits the cost in a group that the reference
-            hardly moved: at 1e-12, a change of 1e-6 costs 1.
-
-    Returns:
-        one scalar per group, in the order of the values.
-
-    Raises:
-        ValueError: names or shapes differ, a tensor has no group, or the floor is not above 0.
-    """
-    units = _units(anchor, reference, groups, floor)
-    return _by_group(values, anchor, groups, units)
-
-
 def distance(
     values: Values,
     anchor: Values,
     reference: Values,
     groups: Mapping[str, str],
+    fisher: Values | None = None,
     floor: float = 1e-12,
 ) -> Tensor:
-    """Return the sum of `group_distances`; a scalar with gradients.
+    """Return sum over groups g of ||w_g - a_g||^2 / ||r_g - a_g||^2; a scalar with gradients.
 
     It is 0 at the anchor, and at the reference the number of groups that the reference moved.
+
+    Args:
+        values: w, by name.
+        anchor: a, as in `coefficients`, like what follows.
+        reference: r.
+        groups: of the tensors.
+        fisher: weights of the entries, instead of the groups' scales.
+        floor: lower bound on the squared unit.
 
     Example:
         >>> anchor = {"a": torch.zeros(2), "b": torch.zeros(1)}
@@ -57,114 +40,116 @@ def distance(
         >>> distance(reference, anchor, reference, {"a": "gains", "b": "biases"})
         tensor(2.)
     """
-    return relative_distance(anchor, reference, groups, floor=floor)(values)
+    scales = coefficients(anchor, reference, groups, fisher, floor)
+    values, anchor = aligned(values, anchor)
+    parts = [(scales[n] * (value - anchor[n]).square()).sum() for n, value in values.items()]
+    return torch.stack(parts).sum()
 
 
-def fisher_distance(
-    values: Values,
-    anchor: Values,
-    reference: Values,
-    fisher: Values,
-    groups: Mapping[str, str],
-    floor: float = 1e-12,
-) -> Tensor:
-    """Return G sum F (w - a)^2 / max(sum F (r - a)^2, floor); a scalar with gradients.
-
-    The diagonal Fisher gives the tensors their scale (Kirkpatrick et al. 2017, EWC, arXiv
-    1612.00796), so a single quotient over all of them suffices. With G, the number of groups, a
-    weight means the same as in `distance`: at the reference both are G.
-
-    Args:
-        values: w, by name.
-        anchor: a, with the same names and shapes.
-        reference: r, likewise; it sets the unit.
-        fisher: F, likewise, not negative; divided by its mean over all entries, so that the floor
-            is in the unit of the values.
-        groups: the group of every tensor, only counted here.
-        floor: lower bound on the squared unit.
-
-    Raises:
-        ValueError: names or shapes differ, a tensor has no group, the floor is not above 0, or the
-            mean of the Fisher is not above 0.
-    """
-    return relative_distance(anchor, reference, groups, fisher, floor)(values)
-
-
-def relative_distance(
+@torch.no_grad()
+def coefficients(
     anchor: Values,
     reference: Values,
     groups: Mapping[str, str],
     fisher: Values | None = None,
     floor: float = 1e-12,
-) -> Callable[[Values], Tensor]:
-    """Return `distance`, or `fisher_distance` if a Fisher is given, as a function of the values.
+) -> dict[str, Tensor]:
+    """Return c, by name, of the relative distance sum c (w - a)^2.
 
-    Units and scale are computed only once, here.
+    Without a Fisher, c is 1 / max(||r_g - a_g||^2, floor) for every tensor of a group g. With one,
+    it is G F / max(sum F (r - a)^2, floor) for every entry: the diagonal Fisher gives the tensors
+    their scale (Kirkpatrick et al. 2017, EWC, arXiv 1612.00796), so that a single quotient over all
+    of them suffices, and with G, the number of groups, the distance of the reference is the same.
 
     Args:
-        anchor: as in `distance`.
-        reference: likewise.
-        groups: likewise.
-        fisher: as in `fisher_distance`.
-        floor: as in `distance`.
+        anchor: a, by name.
+        reference: r, with the same names and shapes; its distance is the unit.
+        groups: the group of every tensor, as {name: group}; additional names are ignored.
+        fisher: F, likewise, not negative; divided by its mean over all entries, so that the floor
+            is in the unit of the values.
+        floor: lower bound on the squared unit. It limits the cost in a group that the reference
+            hardly moved: at 1e-12, a change of 1e-6 costs 1.
+
+    Returns:
+        scalars, or with a Fisher tensors of the anchor's shapes.
 
     Raises:
-        ValueError: as these two; the returned function, if names or shapes of the values differ.
+        ValueError: names or shapes differ, there are none, a tensor has no group, the floor is not
+            above 0, or the mean of the Fisher is not above 0.
     """
-    units = _units(anchor, reference, groups, floor)
-    if not units:
+    squares = group_squares(anchor, reference, groups, floor)
+    if not squares:
         raise ValueError("no values given: there is no distance to measure")
     if fisher is None:
-        return lambda values: torch.stack(
-            list(_by_group(values, anchor, groups, units).values())
-        ).sum()
+        return {name: 1 / squares[groups[name]] for name in anchor}
     anchor, reference, fisher = aligned(anchor, reference, fisher)
-    entries = sum(value.numel() for value in anchor.values())
-    scale = torch.stack([f.sum() for f in fisher.values()]).sum() / entries
-    if not scale > 0:
-        raise ValueError(f"the Fisher's mean is {float(scale)}: it must be above 0")
-    weights = {name: f / scale for name, f in fisher.items()}
-    unit = _weighted(reference, anchor, weights).clamp(min=floor)
-    count = len(units)
-    return lambda values: count * _weighted(values, anchor, weights) / unit
+    mean = torch.stack([f.sum() for f in fisher.values()]).sum()
+    mean = mean / sum(value.numel() for value in anchor.values())
+    if not mean > 0:
+        raise ValueError(f"the Fisher's mean is {float(mean)}: it must be above 0")
+    weights = {name: f / mean for name, f in fisher.items()}
+    moved = [(f * (reference[n] - anchor[n]).square()).sum() for n, f in weights.items()]
+    unit = torch.stack(moved).sum().clamp(min=floor)
+    return {name: len(squares) * f / unit for name, f in weights.items()}
 
 
-def _units(
-    anchor: Values, reference: Values, groups: Mapping[str, str], floor: float
+@torch.no_grad()
+def group_squares(
+    anchor: Values, reference: Values, groups: Mapping[str, str], floor: float = 1e-12
 ) -> dict[str, Tensor]:
-    """Return max(||r_g - a_g||^2, floor) of every group g."""
-    _check(anchor, groups, floor)
-    return {g: u.clamp(min=floor) for g, u in _squares(anchor, reference, groups).items()}
-
-
-def _by_group(
-    values: Values, anchor: Values, groups: Mapping[str, str], units: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    return {g: moved / units[g] for g, moved in _squares(values, anchor, groups).items()}
-
-
-def _squares(values: Values, anchor: Values, groups: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return ||w_g - a_g||^2 of every group g, in the order of the values."""
-    parts: dict[str, list[Tensor]] = {}
-    values, anchor = aligned(values, anchor)
-    for name, value in values.items():
-        parts.setdefault(groups[name], []).append((value - anchor[name]).square().sum())
-    return {group: torch.stack(squares).sum() for group, squares in parts.items()}
-
-
-def _weighted(values: Values, anchor: Values, weights: Values) -> Tensor:
-    """Return sum F (w - a)^2 over all tensors."""
-    values, anchor, weights = aligned(values, anchor, weights)
-    parts = [(f * (values[n] - anchor[n]).square()).sum() for n, f in weights.items()]
-    return torch.stack(parts).sum()
-
-
-def _check(values: Values, groups: Mapping[str, str], floor: float) -> None:
+    """Return max(||r_g - a_g||^2, floor) of every group g; arguments as in `coefficients`."""
     if not floor > 0:
         raise ValueError(f"floor {floor} must be above 0")
-    for name in values:
+    parts: dict[str, list[Tensor]] = {}
+    anchor, reference = aligned(anchor, reference)
+    for name, value in anchor.items():
         if name not in groups:
             raise ValueError(f"tensor {name} does not belong to a group")
+        parts.setdefault(groups[name], []).append((reference[name] - value).square().sum())
+    return {group: torch.stack(squares).sum().clamp(min=floor) for group, squares in parts.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Pull:
+    """A pull towards an anchor: sum rates (w - anchor)^2.
+
+    Attributes:
+        anchor: a, by name.
+        rates: by name, a scalar or of the tensor's shape, not negative.
+    """
+
+    anchor: Values
+    rates: Values
+
+
+@torch.no_grad()
+def proximal_step(values: Values, pulls: Sequence[Pull], size: float) -> dict[str, Tensor]:
+    """Return argmin over x of sum_k sum r_k (x - a_k)^2 + sum (x - v)^2 / size.
+
+    The proximal operator (Parikh and Boyd 2014, Proximal Algorithms, section 1.1) of the pulls.
+    Setting the derivative of every entry to 0 gives x = v + sum_k s_k (a_k - v) with shares
+    s_k = size r_k / (1 + size sum_j r_j): a weighted mean of where the values are and the anchors.
+    It never overshoots, and an entry at all anchors stays bit for bit.
+
+    Args:
+        values: v, by name.
+        pulls: with the same names and shapes.
+        size: above 0; the larger, the closer to the minimiser of the pulls alone.
+
+    Example:
+        >>> pull = Pull({"w": torch.ones(2)}, {"w": torch.tensor(3.0)})
+        >>> proximal_step({"w": torch.zeros(2)}, [pull], size=1.0)
+        {'w': tensor([0.7500, 0.7500])}
+    """
+    values, *anchors = aligned(values, *(pull.anchor for pull in pulls))
+    result = {}
+    for name, value in values.items():
+        weights = [size * pull.rates[name] for pull in pulls]
+        whole = 1 + sum(weights)
+        result[name] = value.clone()
+        for anchor, weight in zip(anchors, weights, strict=True):
+            result[name] += weight / whole * (anchor[name] - value)
+    return result
 
 
 def difference(values: Values, start: Values) -> dict[str, Tensor]:

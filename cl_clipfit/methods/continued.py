@@ -1,5 +1,6 @@
 """Methods that continue another method: a second stage after every task, on the same images."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,12 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cl_clipfit.config.options import Number, Options, Positive, Share
+from cl_clipfit.config.options import Count, Number, Options, Positive, Recipe, Share
 from cl_clipfit.evaluation.feature_reuse import leaves_images
 from cl_clipfit.evaluation.landscape import LINES, POINTS, Sample, profiles
 from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
+from cl_clipfit.merging.combine import aligned
 from cl_clipfit.merging.layers import tensor_groups
 from cl_clipfit.training.features import Workload
+from cl_clipfit.training.optimization import lr_share
 from cl_clipfit.training.strategy import CLIPStrategy
 
 LANDSCAPE_IMAGES = 512
@@ -35,6 +38,9 @@ class ContinuedOptions(Options):
         None, description="epochs of the second stage; default half of the host's, rounded up"
     )
     merge_lr: Positive | None = Field(None, description="its learning rate; default the host's")
+    merge_batch_size: Count | None = Field(
+        None, description="images per step of the second stage; default the host's"
+    )
     ensemble: Share | None = Field(
         None, description="score the merged weights at this share, with zero-shot for the rest"
     )
@@ -60,6 +66,16 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.groups = tensor_groups(self.host)
+
+    @functools.cached_property
+    def zero_shot_where_moved(self) -> Values:
+        """Zero-shot where the host moved in the task, else the previous value.
+
+        What a task gives no gradient, such as the rows of a head for other classes, is all that is
+        left of earlier tasks there: a pull to zero-shot would erase it, and no loss would object.
+        """
+        host, previous, start = aligned(self.host, self.previous, self.zero_shot)
+        return {n: torch.where(end == previous[n], end, start[n]) for n, end in host.items()}
 
 
 class ContinuedStrategy(CLIPStrategy):
@@ -91,7 +107,7 @@ class ContinuedStrategy(CLIPStrategy):
         self._solution: Callable[[int], Values] | None = None
         self._previous: Values | None = None  # merged weights of the previous task
         self._trajectory: Values | None = None  # where the host continues in a read-out
-        self._last: Stage | None = None
+        self.last_stage: Stage | None = None
         self._ratio = 1.0  # distance of its merged weights from zero-shot, relative to the host's
         self._task_started = 0.0
 
@@ -150,7 +166,7 @@ class ContinuedStrategy(CLIPStrategy):
         self.prepare_stage(stage)
         self.model.load_values(self.start(stage))
         self._train(stage)
-        self._previous, self._last = self.current_values(), stage
+        self._previous, self.last_stage = self.current_values(), stage
         if self.merge.trajectory == "read-out":
             self._trajectory = host
         self.stage_done()
@@ -172,15 +188,27 @@ class ContinuedStrategy(CLIPStrategy):
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _train(self, stage: Stage) -> None:
+    def stage_recipe(self) -> Recipe:
+        """Return how the second stage trains; without weight decay, a pull of its own to 0."""
         options, recipe, epochs = self.merge, self.recipe, self._epochs()
-        if epochs == 0:
+        return recipe.model_copy(
+            update={
+                "epochs": epochs, "lr": options.merge_lr or recipe.lr, "weight_decay": 0.0,
+                "batch_size": options.merge_batch_size or recipe.batch_size,
+                # A stage of one epoch must not consist only of warm-up.
+                "warmup_epochs": min(recipe.warmup_epochs, epochs - 1),
+            }
+        )  # fmt: skip
+
+    def step_share(self) -> float:
+        """Return the last step's share of the learning rates of the second stage, summed."""
+        assert self.scheduler is not None
+        return lr_share(self.recipe, self.scheduler.last_epoch - 1, len(self.dataloader))
+
+    def _train(self, stage: Stage) -> None:
+        options = self.merge
+        if self._epochs() == 0:
             return
-        changes = {
-            "epochs": epochs, "lr": options.merge_lr or recipe.lr, "weight_decay": 0.0,
-            # A stage of one epoch must not consist only of warm-up.
-            "warmup_epochs": min(recipe.warmup_epochs, epochs - 1),
-        }  # fmt: skip
         host_options = self.options
         if not options.keep_kd and hasattr(host_options, "kd_weight"):
             self.options = host_options.model_copy(update={"kd_weight": 0.0})
@@ -190,7 +218,7 @@ class ContinuedStrategy(CLIPStrategy):
         read_out = options.trajectory == "read-out"
         try:
             with torch.random.fork_rng(enabled=read_out):
-                self.train_stage(recipe.model_copy(update=changes))
+                self.train_stage(self.stage_recipe())
         finally:
             self.second_stage, self.options = None, host_options
             if read_out:
@@ -248,7 +276,7 @@ class ContinuedStrategy(CLIPStrategy):
 
     def compared(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the host, and the interpolation at the same distance from zero-shot as merged."""
-        stage, merged = self._last, self._previous
+        stage, merged = self.last_stage, self._previous
         if stage is None or merged is None:
             return {}
         ratio = self._ratio if math.isfinite(self._ratio) else 1.0  # the host never left zero-shot

@@ -123,6 +123,7 @@ class TrainingLoop(SupervisedTemplate):
         )
         self.recipe = recipe
         self.micro_batch_given = model.micro_batch is not None  # set by the user: not lowered
+        self._loader_arguments: dict[str, object] = {}
         self.features: StepFeatures | None = None
         self.selection: dict[str, nn.Parameter] = {}
         self.task_classes: list[int] = []
@@ -309,6 +310,7 @@ class TrainingLoop(SupervisedTemplate):
 
     def make_train_dataloader(self, **kwargs: object) -> None:
         """Build the loader of a task; `drop_last` never drops a task's only batch."""
+        self._loader_arguments = dict(kwargs)
         if self.recipe.drop_last and len(self.adapted_dataset) >= self.train_mb_size:
             kwargs["drop_last"] = True
         super().make_train_dataloader(**kwargs)
@@ -342,15 +344,18 @@ class TrainingLoop(SupervisedTemplate):
         """Train on the task's data again, from the current weights, with a fresh optimiser.
 
         Args:
-            recipe: how to train; batch size and `drop_last` remain those of the strategy.
+            recipe: how to train.
         """
         before, self.recipe = self.recipe, recipe
+        loader, self.train_mb_size = self.dataloader, recipe.batch_size
         try:
+            if (recipe.batch_size, recipe.drop_last) != (before.batch_size, before.drop_last):
+                self.make_train_dataloader(**self._loader_arguments)
             self.optimizer = make_optimizer(recipe, self.parameter_groups())
             self.scheduler = make_schedule(recipe, self.optimizer, len(self.dataloader))
             self._run_epochs(recipe.epochs)
         finally:
-            self.recipe = before
+            self.recipe, self.train_mb_size, self.dataloader = before, before.batch_size, loader
 
     def _after_training_exp(self, **kwargs: object) -> None:
         if getattr(self.experience, "is_last_subexp", True):

@@ -1,5 +1,6 @@
 """Loss terms that hold tuned features near an anchor; they are 0 at the anchor."""
 
+import torch
 from torch import Tensor
 
 
@@ -15,9 +16,26 @@ def cosine_distance(features: Tensor, anchors: Tensor) -> Tensor:
         anchors: (N, d), unit length.
 
     Example:
-        >>> import torch
         >>> rows = torch.eye(2)
         >>> float(cosine_distance(rows, rows)), float(cosine_distance(rows, rows.flip(0)))
         (0.0, 1.0)
     """
     return 1 - (features * anchors).sum(-1).mean()
+
+
+def l2_distance(features: Tensor, anchors: Tensor) -> Tensor:
+    """Return the mean Euclidean distance of rows, not squared; a scalar.
+
+    The alternative of the code released with MERGETUNE (Wang et al. 2026, arXiv 2601.10497). Rows
+    at their anchor have no gradient.
+
+    Args:
+        features: (N, d).
+        anchors: (N, d).
+
+    Example:
+        >>> rows = torch.eye(2)
+        >>> float(l2_distance(rows, rows)), float(l2_distance(2 * rows, rows))
+        (0.0, 1.0)
+    """
+    return torch.linalg.vector_norm(features - anchors, dim=-1).mean()

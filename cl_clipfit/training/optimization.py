@@ -1,5 +1,6 @@
 """Build the optimiser and the learning-rate schedule of a task from its recipe."""
 
+import functools
 import math
 from typing import Any
 
@@ -79,6 +80,27 @@ def lr_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
         warm = recipe.warmup_epochs * epoch_steps
         done = min(1.0, (step - warm) / max(1, recipe.epochs * epoch_steps - warm))
     return (1 + math.cos(math.pi * done)) / 2
+
+
+def lr_share(recipe: Recipe, step: int, epoch_steps: int) -> float:
+    """Return the learning rate of a step as a share of the sum over all steps of the recipe.
+
+    Args:
+        recipe: the schedule and its epochs.
+        step: as in `lr_factor`.
+        epoch_steps: steps per epoch.
+
+    Example:
+        >>> recipe = Recipe(epochs=2, schedule="constant")
+        >>> [lr_share(recipe, step, 2) for step in range(4)]
+        [0.25, 0.25, 0.25, 0.25]
+    """
+    return lr_factor(recipe, step, epoch_steps) / _lr_sum(recipe, epoch_steps)
+
+
+@functools.lru_cache(maxsize=1)  # asked for in every step
+def _lr_sum(recipe: Recipe, epoch_steps: int) -> float:
+    return sum(lr_factor(recipe, step, epoch_steps) for step in range(recipe.epochs * epoch_steps))
 
 
 def make_schedule(

@@ -444,26 +444,6 @@ def test_the_fisher_encodes_each_prompt_once_and_is_that_of_single_passes(
         assert value.sum() > 0
 
 
-def test_units_of_a_distance_are_computed_once() -> None:
-    draws = torch.Generator().manual_seed(3)
-    anchor, reference, fisher, one, two = (
-        {n: torch.rand(s, generator=draws) for n, s in (("a", (3, 2)), ("b", (4,)), ("c", (1,)))}
-        for _ in range(5)
-    )
-    groups = {"a": "x", "b": "y", "c": "x"}
-    plain = merging.relative_distance(anchor, reference, groups)
-    weighted = merging.relative_distance(anchor, reference, groups, fisher)
-    kept = {n: v.clone() for n, v in reference.items()}
-    for value in reference.values():
-        value.zero_()  # what was computed from it stays
-    for values in (one, two):
-        assert torch.equal(plain(values), merging.distance(values, anchor, kept, groups))
-        expected = merging.fisher_distance(values, anchor, kept, fisher, groups)
-        assert torch.equal(weighted(values), expected)
-    with pytest.raises(ValueError, match="tensor c is missing"):
-        plain({n: one[n] for n in "ab"})
-
-
 def test_the_work_of_a_landscape_is_what_it_measures(tiny: Build, source: Source) -> None:
     passes = {}
     for host in (ClipFit, CoOp):

@@ -226,7 +226,10 @@ CALLS: dict[str, Callable[[Named, Named], object]] = {
     "magmax": lambda a, b: merging.magmax(a, [b]),
     "segment": lambda a, b: merging.segment(a, b),
     "distance": lambda a, b: merging.distance(a, a, b, dict.fromkeys(a, "g")),
-    "fisher_distance": lambda a, b: merging.fisher_distance(a, a, a, b, dict.fromkeys(a, "g")),
+    "distance with a Fisher": lambda a, b: merging.distance(a, a, a, dict.fromkeys(a, "g"), b),
+    "proximal_step": lambda a, b: merging.proximal_step(
+        a, [merging.Pull(b, dict.fromkeys(a, torch.tensor(1.0)))], 1.0
+    ),
     "length_ratio": lambda a, b: merging.length_ratio(a, b, a),
     "direction_cosine": lambda a, b: merging.direction_cosine(a, b, a),
     "plane": lambda a, b: merging.plane(a, draw(7), b),
@@ -284,9 +287,8 @@ def test_results_are_fp32_in_the_order_of_the_first() -> None:
         (lambda v: merging.distance(v, v, v, {}), "tensor a does not belong to a group"),
         (lambda v: merging.distance({}, {}, {}, {}), "no distance to measure"),
         (lambda v: merging.distance(v, v, v, {"a": "g"}, floor=0.0), "floor 0.0"),
-        (lambda v: merging.fisher_distance(v, v, v, v, {}), "tensor a does not belong to a group"),
         (
-            lambda v: merging.fisher_distance(v, v, v, row(a=[0.0, 0.0]), {"a": "g"}),
+            lambda v: merging.distance(v, v, v, {"a": "g"}, row(a=[0.0, 0.0])),
             "the Fisher's mean is 0.0",
         ),
         (lambda v: merging.segment(v, v, points=1), "points 1 must be at least 2"),
@@ -307,12 +309,11 @@ def test_distance_by_hand() -> None:
     anchor = row(gain=[1.0, 1.0], matrix=[[0.0]], scalar=2.0)
     reference = row(gain=[1.0, 3.0], matrix=[[0.1]], scalar=2.0)
     values = row(gain=[2.0, 1.0], matrix=[[0.3]], scalar=5.0)
-    parts = merging.group_distances(values, anchor, reference, GROUPS)
     # image: (1 + 9) / 4; text: 0.09 / 0.01
-    assert {n: float(p) for n, p in parts.items()} == pytest.approx({"image": 2.5, "text": 9.0})
     assert merging.distance(values, anchor, reference, GROUPS).item() == pytest.approx(11.5)
     # A unit of 0 is the floor.
-    still = merging.distance(values, anchor, {**reference, "matrix": anchor["matrix"]}, GROUPS, 0.5)
+    unmoved = {**reference, "matrix": anchor["matrix"]}
+    still = merging.distance(values, anchor, unmoved, GROUPS, floor=0.5)
     assert still.item() == pytest.approx(2.5 + 0.09 / 0.5)
 
 
@@ -325,7 +326,7 @@ def test_distances_at_anchor_and_reference() -> None:
     for groups, count in ((GROUPS, 2), (own, 3)):
         for measure in (
             lambda v, g=groups: merging.distance(v, anchor, reference, g),
-            lambda v, g=groups: merging.fisher_distance(v, anchor, reference, fisher, g),
+            lambda v, g=groups: merging.distance(v, anchor, reference, g, fisher),
         ):
             assert measure(anchor).item() == 0
             assert measure(reference).item() == pytest.approx(count)
@@ -339,19 +340,17 @@ def test_fisher_distance_by_hand() -> None:
     anchor, reference = row(gain=[0.0, 0.0], matrix=[0.0]), row(gain=[1.0, 0.0], matrix=[2.0])
     values, fisher = row(gain=[0.5, 7.0], matrix=[3.0]), row(gain=[4.0, 0.0], matrix=[1.0])
     # 2 groups * (4 * 0.25 + 0 * 49 + 1 * 9) / (4 * 1 + 1 * 4)
-    distance = merging.fisher_distance(values, anchor, reference, fisher, GROUPS)
+    distance = merging.distance(values, anchor, reference, GROUPS, fisher)
     assert distance.item() == pytest.approx(2.5)
     scaled = {n: 1e-9 * f for n, f in fisher.items()}
-    assert merging.fisher_distance(
-        values, anchor, reference, scaled, GROUPS
-    ).item() == pytest.approx(2.5)
+    distance = merging.distance(values, anchor, reference, GROUPS, scaled)
+    assert distance.item() == pytest.approx(2.5)
     # The floor is in the unit of the values: the Fisher's mean is 5/3.
-    still = merging.fisher_distance(values, anchor, anchor, fisher, GROUPS, floor=0.5)
+    still = merging.distance(values, anchor, anchor, GROUPS, fisher, floor=0.5)
     assert still.item() == pytest.approx(2 * (10 / (5 / 3)) / 0.5)
-    same = merging.fisher_distance(
-        values, anchor, reference, row(gain=[3.0, 3.0], matrix=[3.0]), dict.fromkeys(anchor, "g")
-    )
-    whole = merging.distance(values, anchor, reference, dict.fromkeys(anchor, "g"))
+    one, constant = dict.fromkeys(anchor, "g"), row(gain=[3.0, 3.0], matrix=[3.0])
+    same = merging.distance(values, anchor, reference, one, constant)
+    whole = merging.distance(values, anchor, reference, one)
     assert same.item() == pytest.approx(whole.item())
 
 
@@ -366,7 +365,7 @@ def test_distances_have_the_right_gradients() -> None:
         expected = 2 * (value.detach() - anchor[name]) / units[GROUPS[name]]
         assert torch.allclose(value.grad, expected, rtol=1e-4)
         value.grad = None
-    merging.fisher_distance(values, anchor, reference, fisher, GROUPS).backward()
+    merging.distance(values, anchor, reference, GROUPS, fisher).backward()
     unit = sum((f * (reference[n] - anchor[n]).square()).sum() for n, f in fisher.items())
     for name, value in values.items():
         expected = 2 * 2 * fisher[name] * (value.detach() - anchor[name]) / unit

@@ -1,6 +1,7 @@
 """MERGETUNE against the published equations, its limits, and a quadratic whose answer is known."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -122,23 +123,11 @@ def in_second_stage(strategy: MergeTune, source: Source, task: int = 2) -> tuple
 def full_objective(
     strategy: MergeTune, images: Tensor, labels: Tensor, alphas: list[float]
 ) -> float:
-    """Equation 6 with both anchors, by plain arithmetic at the current weights."""
+    """The loss at the weights and on the line, by plain arithmetic."""
     stage, own = strategy.second_stage, strategy.merge
     assert stage is not None
     here = values(strategy)
     total = strategy.training_loss(images, labels).item()
-    kinds: dict[str, set[str]] = {"text": set(), "gain": set(), "shift": set()}
-    for name in here:
-        image = ".visual." in name
-        kinds["text" if not image else "gain" if name.endswith("weight") else "shift"].add(name)
-    for weight, point in (
-        (own.lambda_zero_shot, stage.zero_shot), (own.lambda_previous, stage.previous),
-    ):  # fmt: skip
-        for names in kinds.values():
-            far = sum(float((here[n] - point[n]).square().sum()) for n in names)
-            total += (
-                weight * far / sum(float((stage.host[n] - point[n]).square().sum()) for n in names)
-            )
     for alpha in alphas:
         point = {n: stage.host[n] + alpha * (here[n] - stage.host[n]) for n in here}
         strategy.model.load_values(point)
@@ -147,12 +136,9 @@ def full_objective(
     return total
 
 
-def test_gradients_of_pulls_and_path_agree_with_finite_differences(
-    tiny: Build, source: Source
-) -> None:
+def test_gradients_of_the_path_agree_with_finite_differences(tiny: Build, source: Source) -> None:
     strategy = make(
-        lambda: tiny().double(), source, lambda_zero_shot=0.3, lambda_previous=0.7, beta=2.0,
-        alpha="grid-2",
+        lambda: tiny().double(), source, beta=2.0, alpha="grid-2",
     )  # fmt: skip
     strategy.model.zero_shot_text_features = strategy.model.zero_shot_text_features.double()
     images, labels = in_second_stage(strategy, source)
@@ -184,14 +170,25 @@ HOSTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("anchor", ["zero-shot", "both"])
+def cosine(text: Tensor, anchor: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(text, anchor, dim=1).mean()
+
+
+def euclidean(text: Tensor, anchor: Tensor) -> Tensor:
+    return ((text / text.norm(dim=1, keepdim=True) - anchor).square().sum(1)).sqrt().mean()
+
+
+@pytest.mark.parametrize(
+    ("anchor", "metric"), [("zero-shot", None), ("both", None), ("zero-shot", "l2")]
+)
 @pytest.mark.parametrize(("host", "options", "kd"), HOSTS)
 def test_text_feature_space_equals_the_published_objective(
-    tiny: Build, source: Source, host: type[CLIPStrategy], options: Options, kd: float, anchor: str
-) -> None:
+    tiny: Build, source: Source, host: type[CLIPStrategy], options: Options, kd: float, anchor: str,
+    metric: str | None,
+) -> None:  # fmt: skip
     strategy = make(
         tiny, source, host, host_options=options, space="text-features", anchor=anchor,
-        lambda_zero_shot=8.0, lambda_previous=5.0, beta=1.0, alpha="grid-5",
+        metric=metric, lambda_zero_shot=8.0, lambda_previous=5.0, beta=1.0, alpha="grid-5",
     )  # fmt: skip
     images, labels = in_second_stage(strategy, source)
     stage, model = strategy.second_stage, strategy.model
@@ -222,11 +219,11 @@ def test_text_feature_space_equals_the_published_objective(
         odds = (scale * image @ unit[rows].T).log_softmax(1)
         return -odds[torch.arange(len(targets)), targets].mean()
 
-    away = 1 - F.cosine_similarity(text, zero_shot, dim=1).mean()
+    away = (euclidean if metric == "l2" else cosine)(text, zero_shot)
     line = [entropy(host_text + a * (text - host_text)) for a in (0.1, 0.3, 0.5, 0.7, 0.9)]
-    expected = entropy(text) + (kd + 8.0) * away + torch.stack(line).mean()
+    expected = entropy(text) + kd * cosine(text, zero_shot) + 8.0 * away + torch.stack(line).mean()
     if anchor == "both":
-        expected = expected + 5.0 * (1 - F.cosine_similarity(text, before, dim=1).mean())
+        expected = expected + 5.0 * cosine(text, F.normalize(before, dim=1))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     reference = torch.autograd.grad(expected, list(strategy.selection.values()), allow_unused=True)
     for got, wanted in zip(gradients, reference, strict=True):
@@ -252,25 +249,90 @@ class Bowl(CLIPStrategy):
         return self.curvature / 2 * torch.stack(squares).sum()
 
 
-@pytest.mark.parametrize(("beta", "weight"), [(0.0, 40.0), (2.0, 40.0), (2.0, 200.0)])
+@pytest.mark.parametrize(
+    ("beta", "weight", "momentum"), [(0.0, 20.0, 0.0), (2.0, 20.0, 0.0), (2.0, 90.0, 0.5)]
+)
 def test_the_minimiser_on_a_quadratic_is_the_known_one(
-    tiny: Build, source: Source, beta: float, weight: float
+    tiny: Build, source: Source, beta: float, weight: float, momentum: float
 ) -> None:
-    recipe = Recipe(epochs=150, batch_size=12, optimizer="sgd", lr=0.05, schedule="constant")
+    """SGD ends at the minimiser of L + lambda / (2 sum of rates) ||w - w1||^2."""
+    recipe = Recipe(
+        epochs=150, batch_size=12, optimizer="sgd", lr=0.05, schedule="constant", momentum=momentum
+    )
     strategy = make(
         tiny, source, Bowl, recipe, lambda_zero_shot=weight, beta=beta, alpha="grid-5", tau=0.9,
         merge_epochs=150,
     )  # fmt: skip
     learn(strategy, source, tasks=1)
     start = strategy.model.pretrained_values
-    size = sum(v.numel() for v in values(strategy).values())
     squares = sum(a * a for a in (0.1, 0.3, 0.5, 0.7, 0.9)) / 5
     bowl = Bowl.curvature / 2 * (1 + beta * squares)
-    pull = weight / (0.25 * size)  # distances are relative: ||w2 - w1||^2 = 0.25 a number
-    share = bowl / (bowl + pull)
+    steps = 150 * -(-int((source.train.labels < 2).sum()) // 12)
+    rates = steps * 0.05 / (1 - momentum)
+    share = bowl / (bowl + weight / (2 * rates))
+    assert 0.2 < share < 0.9
     for name, value in values(strategy).items():
         expected = start[name] + share * 0.5
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-4)
+
+
+class Still(ClipFit):
+    """A host whose loss is constant in the second stage, where only the pulls move it."""
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().compute_loss(logits, labels) * (self.second_stage is None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("lr", "schedule"), [(1e-4, "cosine"), (0.3, "constant")])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_weight_is_how_far_the_pull_alone_shrinks_the_distance(
+    tiny: Build, source: Source, optimizer: str, lr: float, schedule: str, batch_size: int
+) -> None:
+    recipe = Recipe(
+        epochs=2, batch_size=batch_size, optimizer=optimizer, lr=1e-2, schedule=schedule
+    )
+    strategy = make(
+        tiny, source, Still, recipe, lambda_zero_shot=0.7, tau=1.0, merge_lr=lr, merge_epochs=12
+    )
+    learn(strategy, source, tasks=1)
+    record = strategy.records[0]
+    assert record["ratio_to_zero_shot"] == pytest.approx(math.exp(-0.7), rel=0.02)
+    assert record["cosine_to_zero_shot"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("anchor", ["zero-shot", "previous"])
+def test_the_end_is_nearer_the_larger_the_weight(
+    tiny: Build, source: Source, optimizer: str, anchor: str
+) -> None:
+    recipe = Recipe(epochs=4, batch_size=4, optimizer=optimizer, lr=0.02)
+    ratios = []
+    for weight in (0.0, 0.3, 3.0, 30.0, 1e6):
+        strategy = make(
+            tiny, source, recipe=recipe, anchor=anchor, tau=0.9, trajectory="read-out",
+            lambda_zero_shot=weight, lambda_previous=weight,
+        )  # fmt: skip
+        learn(strategy, source)
+        ratios.append(strategy.records[1]["ratio_to_" + anchor.replace("-", "_")])
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[-1] < 1e-3 < 0.1 < ratios[0]
+
+
+def test_rows_of_a_head_for_old_classes_stay_bit_for_bit(tiny: Build, source: Source) -> None:
+    for start, anchor in (("previous", "both"), ("zero-shot", "zero-shot")):
+        strategy = make(
+            tiny, source, CLASSES["linear-head"], anchor=anchor, start=start, lambda_zero_shot=2.0
+        )
+        learn(strategy, source, tasks=1)
+        first = values(strategy)["head"]
+        strategy = make(
+            tiny, source, CLASSES["linear-head"], anchor=anchor, start=start, lambda_zero_shot=2.0
+        )
+        learn(strategy, source, tasks=3)
+        moved = values(strategy)["head"] != strategy.zero_shot_point()["head"]
+        assert moved.any(1).all()
+        assert torch.equal(values(strategy)["head"][:2], first[:2])
 
 
 @pytest.mark.parametrize(("name", "passes"), [("coop", 1), ("linear-head", 1), ("clipfit", 4)])
@@ -307,33 +369,38 @@ def test_anchors_count_as_they_should(tiny: Build, source: Source) -> None:
         in_second_stage(strategy, source)
         stage = strategy.second_stage
         assert stage is not None
-        assert len(strategy._anchors(stage)) == later
-        if anchor == "previous":
-            assert strategy._anchors(stage)[0][1] is stage.previous
-        strategy.tasks_seen = 1
-        assert len(strategy._anchors(stage)) == first
+        pulls = strategy._weight_pulls(stage)
+        assert len(pulls) == later
+        assert (pulls[0].anchor is stage.previous) == (anchor == "previous")
+        start = Stage(stage.zero_shot, stage.zero_shot, stage.host)
+        assert len(strategy._weight_pulls(start)) == first
 
 
 def test_the_fisher_weights_the_pull_and_adds_up_over_tasks(tiny: Build, source: Source) -> None:
     strategy = make(
-        tiny, source, metric="fisher", anchor="previous", lambda_previous=0.7, beta=0.0,
-        fisher_samples=4,
-    )  # fmt: skip
-    images, labels = in_second_stage(strategy, source)
+        tiny, source, metric="fisher", lambda_previous=0.7, lambda_zero_shot=0.2, fisher_samples=4
+    )
+    in_second_stage(strategy, source)
     stage = strategy.second_stage
     assert stage is not None
     generator = torch.Generator().manual_seed(6)
     weight = {n: torch.rand(p.shape, generator=generator) for n, p in strategy.selection.items()}
     strategy._fisher = weight
-    strategy.mbatch = [images, labels, torch.zeros(len(labels))]
-    strategy.model.zero_grad()
-    strategy.loss = torch.zeros(())
-    strategy.add_gradients()
+    to_zero_shot, to_previous = strategy._weight_pulls(stage)
+
+    def squares(anchor: dict[str, Tensor], group: str) -> Tensor:
+        return sum(
+            (stage.host[n] - anchor[n]).square().sum()
+            for n in weight if stage.groups[n] == group
+        )  # fmt: skip
+
     far = sum((weight[n] * (stage.host[n] - stage.previous[n]).square()).sum() for n in weight)
-    for name, parameter in strategy.selection.items():
-        way = parameter.detach() - stage.previous[name]
-        expected = 0.7 * 3 * 2 * weight[name] * way / far  # three groups of tensors
-        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
+    for name, group in stage.groups.items():
+        moved = squares(stage.previous, group)
+        expected = 0.7 * 3 * weight[name] * moved / far  # three groups of tensors
+        torch.testing.assert_close(to_previous.rates[name], expected, rtol=1e-4, atol=1e-7)
+        expected = 0.2 * moved / squares(stage.zero_shot, group)
+        torch.testing.assert_close(to_zero_shot.rates[name], expected, rtol=1e-4, atol=1e-7)
     learned = make(tiny, source, metric="fisher", fisher_samples=4)
     learn(learned, source, tasks=1)
     first = {n: v.clone() for n, v in (learned._fisher or {}).items()}
@@ -359,10 +426,34 @@ def test_distillation_can_be_left_out_of_the_second_stage_alone(
 
 def test_a_second_stage_that_diverges_is_said_so(tiny: Build, source: Source) -> None:
     recipe = Recipe(epochs=4, batch_size=4, optimizer="sgd", lr=1e-4)
-    strategy = make(tiny, source, recipe=recipe, lambda_zero_shot=1.0)
+    strategy = make(tiny, source, recipe=recipe, merge_lr=10.0, **OFF)
     learn(strategy, source, tasks=1)
     assert "diverged" in strategy.warnings[0]
     assert strategy.records[0]["ratio_to_zero_shot"] > 3
+
+
+def test_the_second_stage_takes_its_own_batch_size_and_the_published_weight_decay(
+    tiny: Build, source: Source
+) -> None:
+    seen: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
+
+    class Spy(CoOp):
+        def after_step(self) -> None:
+            decay = self.optimizer.param_groups[0]["weight_decay"]
+            seen[self.second_stage is not None].append((len(self.mb_x), decay))
+
+    recipe = Recipe(epochs=2, batch_size=4, optimizer="sgd", lr=1e-3, weight_decay=5e-4)
+    for space, decay in (("weights", 0.0), ("text-features", 5e-4)):
+        seen[False].clear(), seen[True].clear()
+        strategy = make(tiny, source, Spy, recipe, space=space, merge_batch_size=3)
+        learn(strategy, source, tasks=1)
+        images = int((source.train.labels < 2).sum())
+        for stage, size, expected in ((False, 4, 5e-4), (True, 3, decay)):
+            assert {decay for _, decay in seen[stage]} == {expected}
+            sizes = [count for count, _ in seen[stage]]
+            assert max(sizes) == size
+            assert len(sizes) == (1 if stage else 2) * -(-images // size)
+        assert strategy.train_mb_size == 4
 
 
 def test_a_second_stage_is_never_all_warm_up(tiny: Build, source: Source) -> None:
@@ -403,6 +494,7 @@ def test_the_fisher_is_the_mean_square_of_single_gradients(tiny: Build, source: 
         {"alpha": "midpoints-3", "keep_kd": False, "ensemble": 0.5, "landscape": "sample"},
         {"trajectory": "read-out", "start": "zero-shot", "anchor": "previous"},
         {"space": "text-features"},
+        {"space": "text-features", "metric": "l2", "merge_batch_size": 128},
     ],
 )
 def test_every_setting_runs_and_is_noted(tiny: Build, source: Source, own: dict[str, Any]) -> None:
@@ -471,6 +563,7 @@ class Mine(CLIPStrategy):
         ("clipfit,landscap=off", "nor its host has an option 'landscap'. Did you mean"),
         ("clipfit,hots=coop", "nor its host has an option 'hots'. Did you mean 'host'"),
         ("clipfit,metric=fisher,anchor=zero-shot", "metric=fisher needs"),
+        ("clipfit,metric=cosine", "metric=cosine needs space=text-features"),
         ("clipfit,alpha=grid-0", "alpha"),
         ("linear-head,space=text-features", "space=text-features needs a host"),
     ],
