@@ -19,7 +19,8 @@ from torch import Tensor
 from benchmarks import timing
 from cl_clipfit import RunConfig
 from cl_clipfit.evaluation.frozen_features import FrozenImages
-from cl_clipfit.evaluation.scoring import Scoreboard, Scorer
+from cl_clipfit.evaluation.scoreboard import Scoreboard
+from cl_clipfit.evaluation.scoring import Scorer
 from cl_clipfit.experiment.build import build_strategy, select_first
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run_plan import RunPlan

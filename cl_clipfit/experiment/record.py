@@ -24,6 +24,7 @@ class RunRecord:
         compared: the tables of other weights that the method is compared with, by name.
         zero_shot: accuracy over the classes seen of the model as it was before training.
         changes: root mean square change of every layer from the pretrained values, per task.
+        kept_bytes: size of the state that the method keeps for later tasks, after each task.
         train_seconds: time of training, per task.
         measure_seconds: time of measuring landscapes, per task.
         eval_seconds: time of evaluation, per row of `board`.
@@ -34,6 +35,7 @@ class RunRecord:
     compared: dict[str, Scoreboard] = field(default_factory=dict)
     zero_shot: list[float | None] = field(default_factory=list)
     changes: list[dict[str, float]] = field(default_factory=list)
+    kept_bytes: list[int] = field(default_factory=list)
     train_seconds: list[float] = field(default_factory=list)
     measure_seconds: list[float] = field(default_factory=list)
     eval_seconds: list[float] = field(default_factory=list)
@@ -77,6 +79,7 @@ def build_result(
         **summary,
         "curves": {**summary["curves"], "zero_shot": record.zero_shot},
         "change_by_layer": record.changes,
+        "kept_bytes": record.kept_bytes,
         "merge": describe_merge(strategy, record),
         "timings": {
             "train_seconds": record.train_seconds,

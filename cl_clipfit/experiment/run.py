@@ -32,6 +32,7 @@ from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
 from cl_clipfit.training.journal import Journal, place, stream_hash
 from cl_clipfit.training.loop import StepCallback
 from cl_clipfit.training.loss_watch import DivergedError, LossWatch
+from cl_clipfit.training.snapshot import kept_bytes
 
 LONG_RUN_SECONDS = 120
 
@@ -208,6 +209,7 @@ class Run:
         self.folder.require()
         self.bank.append(task, self.learner.parents(task), self.learner.host_values(task))
         anchors = self.strategy.model.pretrained_values
+        record.kept_bytes.append(kept_bytes(self.strategy))
         record.changes.append(change_by_layer(self.strategy.selection, anchors))
         self._show_warnings()
         self._evaluate()

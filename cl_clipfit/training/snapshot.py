@@ -122,6 +122,13 @@ def copied(value: Any, device: torch.device | str = "cpu") -> Any:
     return unpack(packed, tensors, device)
 
 
+def kept_bytes(strategy: "CLIPStrategy") -> int:
+    """Return the size of the tensors in a method's state: what it keeps from earlier tasks."""
+    tensors: dict[str, Tensor] = {}
+    pack(strategy.state_dict(), tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def plain_attributes(strategy: "CLIPStrategy") -> dict[str, Any]:
     """Return the attributes that a method added to a strategy: plain values and tensors.
 

@@ -558,7 +558,7 @@ class Mine(CLIPStrategy):
     [
         ("mine", "has no zero-shot point"),
         ("zero-shot", "trains nothing that could be continued"),
-        ("mergetune", "continues another method itself"),
+        ("mergetune", "builds on another method itself"),
         ("clipfiy", "unknown strategy 'clipfiy'"),
         ("clipfit,landscap=off", "nor its host has an option 'landscap'. Did you mean"),
         ("clipfit,hots=coop", "nor its host has an option 'hots'. Did you mean 'host'"),
