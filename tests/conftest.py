@@ -14,9 +14,16 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.source import Source
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
-from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.training.strategy import CLIPStrategy
-from tests.support.tiny import PLOT_CHANGES, PLOT_RUN, SAVE_FIGURE, build_source, build_tiny
+from tests.support.quick import quick_disk, quick_estimates, quick_figures, quick_mini
+from tests.support.tiny import (
+    PLOT_CHANGES,
+    PLOT_COMPARISON,
+    PLOT_RUN,
+    SAVE_FIGURE,
+    build_source,
+    build_tiny,
+)
 
 
 @pytest.fixture
@@ -30,22 +37,11 @@ def source() -> Source:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_figures() -> Iterator[None]:
-    """Let figures be a line of text: to draw takes longer than to train the tiny model."""
-
-    def write(figure: object, path: Path) -> None:
-        for kind in ("png", "svg"):
-            write_atomic(path.with_name(f"{path.name}.{kind}"), "a figure\n")
-
-    def write_changes(result: dict[str, Any], path: Path, changes: Any = None, **_: str) -> None:
-        if any(result["change_by_layer"] if changes is None else changes):
-            write(result, path)
-
+def _quick_commands() -> Iterator[None]:
+    """Leave out of each command what takes most of its time and what few tests look at."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (figures, landscapes):
-            patch.setattr(module, "save_figure", write)
-        patch.setattr(figures, "plot_run", write)
-        patch.setattr(figures, "plot_changes", write_changes)
+        for shorten in (quick_figures, quick_mini, quick_disk, quick_estimates):
+            shorten(patch)
         yield
 
 
@@ -63,6 +59,7 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "save_figure", SAVE_FIGURE)
     monkeypatch.setattr(figures, "plot_run", PLOT_RUN)
     monkeypatch.setattr(figures, "plot_changes", PLOT_CHANGES)
+    monkeypatch.setattr(figures, "plot_comparison", PLOT_COMPARISON)
 
 
 @pytest.fixture(scope="module", autouse=True)
