@@ -15,7 +15,7 @@ from cl_clipfit.data.source import Source
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
 from cl_clipfit.training.strategy import CLIPStrategy
-from tests.support.quick import quick_disk, quick_estimates, quick_figures, quick_mini
+from tests.support import quick
 from tests.support.tiny import (
     PLOT_CHANGES,
     PLOT_COMPARISON,
@@ -40,8 +40,7 @@ def source() -> Source:
 def _quick_commands() -> Iterator[None]:
     """Leave out of each command what takes most of its time and what few tests look at."""
     with pytest.MonkeyPatch.context() as patch:
-        for shorten in (quick_figures, quick_mini, quick_disk, quick_estimates):
-            shorten(patch)
+        quick.shorten(patch)
         yield
 
 

@@ -10,14 +10,23 @@ import pytest
 from torch import nn
 
 from cl_clipfit.clip.loading import factory
-from cl_clipfit.experiment import estimate
+from cl_clipfit.config.options import Options
+from cl_clipfit.data.source import DataRequest, Source
+from cl_clipfit.experiment import estimate, prepare
+from cl_clipfit.registry import Entry
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
 from cl_clipfit.report.display import remove_figure
 from cl_clipfit.storage.files import write_atomic
 
 
-def quick_figures(patch: pytest.MonkeyPatch) -> None:
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Leave out of each command what takes most of its time and what few tests look at."""
+    for leave_out in (_figures, _mini, _streams, _disk, _estimates):
+        leave_out(patch)
+
+
+def _figures(patch: pytest.MonkeyPatch) -> None:
     """Let figures be a line of text: to draw takes longer than to train the tiny model."""
 
     def write(figure: object, path: Path) -> None:
@@ -39,7 +48,7 @@ def quick_figures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(figures, "plot_comparison", write_comparison)
 
 
-def quick_mini(patch: pytest.MonkeyPatch) -> None:
+def _mini(patch: pytest.MonkeyPatch) -> None:
     """Load and hash the bundled weights once; every further model is a copy of the first."""
     load, hash_weights = factory._load, factory.hash_weights
     bundled = str(factory.MINI_FOLDER / "weights.safetensors")
@@ -62,12 +71,27 @@ def quick_mini(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(factory, "hash_weights", hash_once)
 
 
-def quick_disk(patch: pytest.MonkeyPatch) -> None:
+def _streams(patch: pytest.MonkeyPatch) -> None:
+    """Draw the images of a bundled stream once; every further command gets a copy."""
+    load, drawn = prepare.load_source, dict[tuple[str, str, bool], Source]()
+
+    def load_once(entry: Entry, options: Options, request: DataRequest) -> Source:
+        if not entry.module or entry.about.get("DOWNLOAD") != "none":
+            return load(entry, options, request)
+        key = entry.sha256, repr(options), request.test_only
+        if key not in drawn:
+            drawn[key] = load(entry, options, request)
+        return copy.deepcopy(drawn[key])
+
+    patch.setattr(prepare, "load_source", load_once)
+
+
+def _disk(patch: pytest.MonkeyPatch) -> None:
     """Do not wait for the disk: no test survives a power failure."""
     patch.setattr(os, "fsync", os.fstat)
 
 
-def quick_estimates(patch: pytest.MonkeyPatch) -> None:
+def _estimates(patch: pytest.MonkeyPatch) -> None:
     """Time one image and one prompt before a run."""
     patch.setattr(estimate, "_TIMED_IMAGES", 1)
     patch.setattr(estimate, "_TIMED_PROMPTS", 1)
