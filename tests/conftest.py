@@ -1,10 +1,9 @@
 """Shared pieces: a tiny random CLIP and a tiny stream of generated images."""
 
+import functools
 import gc
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.data.source import Source
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
-from cl_clipfit.training.strategy import CLIPStrategy
 from tests.support import quick
+from tests.support.kills import stop_in_step
 from tests.support.tiny import (
     PLOT_CHANGES,
     PLOT_COMPARISON,
@@ -100,17 +99,4 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Return a function: let SIGTERM come in the nth step from now on; 0: in none."""
-    update = CLIPStrategy._before_update
-
-    def arm(number: int) -> None:
-        calls = [0]
-
-        def counted(self: CLIPStrategy, **kwargs: Any) -> None:
-            calls[0] += 1
-            if calls[0] == number:
-                signal.raise_signal(signal.SIGTERM)
-            update(self, **kwargs)
-
-        monkeypatch.setattr(CLIPStrategy, "_before_update", counted)
-
-    return arm
+    return functools.partial(stop_in_step, monkeypatch)

@@ -50,8 +50,8 @@ def test_a_broken_run_ends_as_an_unbroken_one(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(whole, "--strategy", method) == 0
     kills = stops = 0
-    # In turns killed and stopped: at the end of task 1, in the second epoch of task 2, at the end of
-    # an epoch of task 3; a second stage, which takes checkpoints and steps too, is broken as well.
+    # In turns killed and stopped: at the end of task 1, in the second epoch of task 2, at the end
+    # of an epoch of task 3; a second stage has checkpoints and steps too, and is broken as well.
     while True:
         (kill_at if kills == stops else stop_at)(3)
         try:
