@@ -191,6 +191,9 @@ def _import_file(file: Path, expected: str) -> ModuleType:
     return module
 
 
+_parse = functools.lru_cache(maxsize=256)(ast.parse)  # a command describes all files twice
+
+
 def describe(file: Path, kind: Kind | None = None, module: str = "", name: str = "") -> Entry:
     """Describe a file from its literals, without running it.
 
@@ -204,7 +207,7 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
     try:
         code = file.read_bytes()
         entry.sha256 = sha256(code).hexdigest()
-        tree = ast.parse(code)
+        tree = _parse(code)
         bases = {
             node: [ast.unparse(base) for base in node.bases]
             for node in tree.body

@@ -1,10 +1,9 @@
 """Shared pieces: a tiny random CLIP and a tiny stream of generated images."""
 
+import functools
 import gc
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +16,16 @@ from cl_clipfit.heads.projection import random_projection
 from cl_clipfit.methods import closed_form
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
-from cl_clipfit.storage.files import write_atomic
-from cl_clipfit.training.strategy import CLIPStrategy
-from tests.support.tiny import PLOT_CHANGES, PLOT_RUN, SAVE_FIGURE, build_source, build_tiny
+from tests.support import quick
+from tests.support.kills import stop_in_step
+from tests.support.tiny import (
+    PLOT_CHANGES,
+    PLOT_COMPARISON,
+    PLOT_RUN,
+    SAVE_FIGURE,
+    build_source,
+    build_tiny,
+)
 
 
 @pytest.fixture
@@ -33,22 +39,10 @@ def source() -> Source:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_figures() -> Iterator[None]:
-    """Let figures be a line of text: to draw takes longer than to train the tiny model."""
-
-    def write(figure: object, path: Path) -> None:
-        for kind in ("png", "svg"):
-            write_atomic(path.with_name(f"{path.name}.{kind}"), "a figure\n")
-
-    def write_changes(result: dict[str, Any], path: Path, changes: Any = None, **_: str) -> None:
-        if any(result["change_by_layer"] if changes is None else changes):
-            write(result, path)
-
+def _quick_commands() -> Iterator[None]:
+    """Leave out of each command what takes most of its time and what few tests look at."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (figures, landscapes):
-            patch.setattr(module, "save_figure", write)
-        patch.setattr(figures, "plot_run", write)
-        patch.setattr(figures, "plot_changes", write_changes)
+        quick.shorten(patch)
         yield
 
 
@@ -79,6 +73,7 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "save_figure", SAVE_FIGURE)
     monkeypatch.setattr(figures, "plot_run", PLOT_RUN)
     monkeypatch.setattr(figures, "plot_changes", PLOT_CHANGES)
+    monkeypatch.setattr(figures, "plot_comparison", PLOT_COMPARISON)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,17 +115,4 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Return a function: let SIGTERM come in the nth step from now on; 0: in none."""
-    update = CLIPStrategy._before_update
-
-    def arm(number: int) -> None:
-        calls = [0]
-
-        def counted(self: CLIPStrategy, **kwargs: Any) -> None:
-            calls[0] += 1
-            if calls[0] == number:
-                signal.raise_signal(signal.SIGTERM)
-            update(self, **kwargs)
-
-        monkeypatch.setattr(CLIPStrategy, "_before_update", counted)
-
-    return arm
+    return functools.partial(stop_in_step, monkeypatch)

@@ -78,11 +78,14 @@ def test_scenario_is_what_it_says_and_the_same_every_time(name: str) -> None:
         pytest.skip("needs a download; see test_downloads.py")
     before = torch.get_rng_state()
     source = load_source(entry, entry.options_class()(), DataRequest())
-    again = load_source(entry, entry.options_class()(), DataRequest())
+    # Fewer images of a class are the first ones: drawing all again takes seconds.
+    sizes = {"train_images", "test_images"} & set(entry.options_class().model_fields)
+    again = load_source(entry, entry.options_class()(**dict.fromkeys(sizes, 3)), DataRequest())
     assert torch.equal(before, torch.get_rng_state())
     for one, other in ((source.train, again.train), (source.test, again.test)):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
+        assert len(one) == len(other) or (sizes and len(other) == 3 * len(source.class_names))
+        assert torch.equal(one.images[: len(other)], other.images)
+        assert torch.equal(one.labels[: len(other)], other.labels)
     assert len(source.class_names) == entry.about["CLASSES"]
     assert entry.about["IMAGES"] == f"{len(source.train):,} + {len(source.test):,}"
     scenario = build_scenario(name, source, tasks=entry.about["TASKS"])

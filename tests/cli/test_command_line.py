@@ -25,7 +25,7 @@ from tests.support.commands import parse
 from tests.support.tiny import FROZEN, MINE, PLUGIN, STREAM, TINY, TRAINED
 
 # Of the default command: the stream, its probes and three strategies.
-SMALL = ("--epochs", "1", "--shots", "10", "--limit", "20", "--tasks", "2")
+SMALL = ("--epochs", "1", "--shots", "10", "--limit", "10", "--tasks", "2")
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
 
 

@@ -114,7 +114,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_run_reports_what_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [*TINY, "--strategy", "clipfit"]
+    options = [*TINY, "--strategy", "clipfit", "--tasks", "1", "--batch-size", "48"]  # one shape
     results = []
     for more in (["--compile"], ["--fresh"]):
         assert main([*options, *more, "--output", str(tmp_path / more[0])]) == 0

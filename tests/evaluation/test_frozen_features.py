@@ -274,6 +274,8 @@ def test_an_estimate_times_fewer_images_or_prompts_where_memory_runs_out(
         return 1.0
 
     monkeypatch.setattr(estimate, "_seconds", second)
+    monkeypatch.setattr(estimate, "_TIMED_IMAGES", 32)
+    monkeypatch.setattr(estimate, "_TIMED_PROMPTS", 32)
     assert estimated(strategy, source) == 48 / 32 + 6 / 6
     memory.room = 9
     assert estimated(strategy, source) == 48 / 8 + 6 / 6

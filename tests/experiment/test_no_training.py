@@ -58,7 +58,7 @@ def test_training_images_are_decoded_only_to_train(
     command = [
         "--scenario", "folder", "--model", "mini", "--tasks", "2", "--data-dir",
         str(tmp_path / "data"), "--epochs", "1", "--quiet", "--strategy", *strategies,
-        "--plugin", *map(str, plugins), "--output", str(tmp_path / "o"),
+        "--plugin", *map(str, plugins), "--probe", "--output", str(tmp_path / "o"),
     ]  # fmt: skip
     assert main(command) == 0
     parts = {path.parent.parent.name for path in decoded}

@@ -39,11 +39,19 @@ def tasks_file(folder: Path, *tasks: list[int]) -> str:
     [
         (["--tasks", "6"], "clipfit", "ce_scope=seen"),
         (["--tasks", "6"], "coop", "ce_scope=seen"),
-        (["--tasks", "6"], "full", ""),  # its first task ranks the only class seen
+        (
+            ["--base-classes", "1", "--tasks", "2"],
+            "full",
+            "",
+        ),  # its first task ranks the only class seen
         (["--base-classes", "5", "--tasks", "2"], "clipfit", "ce_scope=seen"),  # its last task
         (["--base-classes", "5", "--tasks", "2"], "clipfit:ce_scope=seen", None),
         (["--tasks", "6", "--online", "4"], "clipfit", "ce_scope=seen"),
-        (["--tasks", "2", "--online", "1"], "clipfit", None),  # pieces of one class, not tasks
+        (
+            ["--tasks", "2", "--online", "1", "--limit", "2"],
+            "clipfit",
+            None,
+        ),  # pieces of one class, not tasks
         (["--tasks", "6", "--blurry", "0.5"], "clipfit", None),  # images of other classes too
         (["--tasks", "3"], "clipfit", None),
         (["--tasks", "6"], "zero-shot", None),

@@ -16,6 +16,7 @@ from cl_clipfit.storage.files import sha256
 from cl_clipfit.storage.lock import LOCK, hold
 from cl_clipfit.storage.manifest import check_manifest
 from cl_clipfit.training.strategy import CLIPStrategy
+from tests.support.kills import stop_in_step
 from tests.support.tiny import PLUGIN, TINY
 
 STRATEGY = """
@@ -59,13 +60,20 @@ def run(*arguments: str | Path) -> int:
     return main([str(word) for word in arguments])
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what a run leaves that was stopped in the midst of task 1's second epoch."""
+    output = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_step(patch, 8)
+        assert run(*JOB, "image-norms", "--output", output) == 143
+    return output
+
+
 @pytest.fixture
-def unfinished(tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]) -> Path:
-    """Return the folder of a run that was stopped in the midst of task 1's second epoch."""
-    stop_at(8)
-    assert run(*JOB, "image-norms", "--output", tmp_path / "runs") == 143
-    stop_at(0)
-    capsys.readouterr()
+def unfinished(stopped: Path, tmp_path: Path) -> Path:
+    """Return the folder of that run, in a copy of its own."""
+    shutil.copytree(stopped, tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("*-s0-*")
     return folder
 
@@ -87,11 +95,11 @@ def test_what_a_method_remembers_is_kept(tmp_path: Path, stop_at: Any) -> None:
     job = [*JOB, "remembering", "--plugin", *PLUGIN[1:], strategy_file(tmp_path)]
     assert run(*job, "--output", tmp_path / "whole") == 0
     stops = 0
-    stop_at(3)
+    stop_at(6)
     while (code := run(*job, "--output", tmp_path / "broken")) == 143:
         stops += 1
-        stop_at(3)
-    assert (code, stops) == (0, 6)  # of 20 steps
+        stop_at(6)
+    assert (code, stops) == (0, 3)  # of 20 steps
     assert artefacts(tmp_path / "broken") == artefacts(tmp_path / "whole")
     assert result(tmp_path / "broken")["warnings"] == []
 

@@ -1,13 +1,13 @@
 """Signals end a run in good order, `--resume` resumes it, and refuses what it must."""
 
-import contextlib
+import functools
 import itertools
 import json
 import os
+import runpy
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks.faults.job import artefacts
+from benchmarks.faults.job import artefacts, wait
+from benchmarks.faults.job import start as fork
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.cli.app import main
 from cl_clipfit.report import figures
@@ -75,30 +76,31 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def arm_at(
+    patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *numbers: int, after: bool = False
+) -> list[int]:
+    """Send signals to this process at the nth call of something; return its counter."""
+    function, calls = getattr(owner, name), [0]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        hit = calls[0] == call
+        if hit and not after:
+            for number in numbers:
+                signal.raise_signal(number)
+        found = function(*args, **kwargs)
+        if hit and after:
+            for number in numbers:
+                signal.raise_signal(number)
+        return found
+
+    patch.setattr(owner, name, counted)
+    return calls
+
+
 @pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[int]]]:
-    """Return a function: send signals to this process at the nth call of something."""
-
-    def arm(owner: Any, name: str, call: int, *numbers: int, after: bool = False) -> list[int]:
-        function, calls = getattr(owner, name), [0]
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            calls[0] += 1
-            hit = calls[0] == call
-            if hit and not after:
-                for number in numbers:
-                    signal.raise_signal(number)
-            found = function(*args, **kwargs)
-            if hit and after:
-                for number in numbers:
-                    signal.raise_signal(number)
-            return found
-
-        monkeypatch.setattr(owner, name, counted)
-        return calls
-
-    yield arm
-    monkeypatch.undo()
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    return functools.partial(arm_at, monkeypatch)
 
 
 def advised(error: str) -> list[str]:
@@ -213,13 +215,13 @@ def test_the_advice_does_not_forget_the_other_runs_of_a_command(
     tmp_path: Path, at: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--resume` resumes one run; the seeds after it would never be run."""
-    seeds = [*TRAINED, *EPOCHS, "--seed", "0", "1", "2"]
-    at(CLIPStrategy, "compute_loss", 3, signal.SIGINT)
+    seeds = [*TRAINED, "--quiet", "--seed", "0", "1"]
+    at(CLIPStrategy, "compute_loss", 3, signal.SIGINT)  # of 4
     assert run(*seeds, output=tmp_path) == 130
     monkeypatch.undo()
     assert "same command" in capsys.readouterr().err
     assert run(*seeds, output=tmp_path) == 0
-    assert len(list(tmp_path.glob("*/result.json"))) == 3
+    assert len(list(tmp_path.glob("*/result.json"))) == 2
 
 
 def test_fresh_begins_again(
@@ -235,7 +237,10 @@ def test_fresh_begins_again(
 
 
 CROPS = ["--set", "image-norms.augmentation=crop-flip", "image-norms.optimizer=sgd"]
-MIDST = {"crops and momentum": [*EPOCHS, *CROPS], "online": ["--online", "12", "--quiet"]}
+MIDST = {
+    "crops and momentum": ["--epochs", "2", "--quiet", *CROPS],
+    "online": ["--online", "12", "--quiet"],
+}
 
 
 @pytest.mark.parametrize("more", MIDST.values(), ids=MIDST.keys())
@@ -293,15 +298,20 @@ def test_other_batches_are_what_a_forced_run_asks_for(
 # ---- --resume ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what a run leaves that was stopped in the second epoch of task 1."""
+    output = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        arm_at(patch, CLIPStrategy, "compute_loss", 3, signal.SIGINT)
+        assert run(*TRAINED, *EPOCHS, output=output) == 130
+    return output
+
+
 @pytest.fixture
-def unfinished(
-    tmp_path: Path, at: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """Return the folder of a run that was stopped in the second epoch of task 1."""
-    at(CLIPStrategy, "compute_loss", 3, signal.SIGINT)
-    assert run(*TRAINED, *EPOCHS, output=tmp_path) == 130
-    monkeypatch.undo()
-    capsys.readouterr()
+def unfinished(stopped: Path, tmp_path: Path) -> Path:
+    """Return the folder of that run, in a copy of its own."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     return folder_of(tmp_path)
 
 
@@ -444,55 +454,75 @@ def test_what_does_not_fit_a_state_is_refused_in_one_line(
 
 
 class Process:
-    """A command in a process group of its own, as a terminal starts it."""
+    """A command in a process group of its own, as a terminal starts it.
 
-    def __init__(self, tmp_path: Path, arguments: list[str], **variables: str) -> None:
-        self.mark = tmp_path / "mark"
-        self.mark.unlink(missing_ok=True)
-        self.process = subprocess.Popen(
-            arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MARK": str(self.mark), **variables},
-        )  # fmt: skip
+    It is forked with all modules imported, which is most of what a new interpreter does; that is
+    started where `python` has its arguments.
+    """
+
+    def __init__(
+        self, tmp_path: Path, arguments: list[str], python: tuple[str, ...] = (), **variables: str
+    ) -> None:
+        self.mark, self.log = tmp_path / "mark", tmp_path / "printed"
+        self.log.unlink(missing_ok=True)
+        self.code: int | None = None
+
+        def work() -> int:
+            os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # even if started with `&`
+            os.environ.update(OMP_NUM_THREADS="1", MARK=str(self.mark), **variables)
+            if python:
+                os.execv(sys.executable, [sys.executable, *python, *arguments])
+            sys.argv = ["run.py", *arguments]
+            try:
+                runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+            except SystemExit as end:
+                return int(end.code or 0)
+            return 0
+
+        self.pid = fork(work, self.log)
 
     def wait_for_mark(self) -> None:
         end = time.monotonic() + PATIENCE
         while not self.mark.exists():
-            if self.process.poll() is not None or time.monotonic() > end:
-                pytest.fail(f"not there: {self.process.communicate(timeout=5)}")
-            time.sleep(0.02)
+            if self.is_over() or time.monotonic() > end:
+                pytest.fail(f"not there: {self.log.read_text()}")
+            time.sleep(0.005)
+
+    def is_over(self) -> bool:
+        if self.code is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG):
+            self.code = wait(self.pid)
+        return self.code is not None
 
     def send(self, number: int, group: bool = False) -> None:
-        if group:
-            os.killpg(self.process.pid, number)
-        else:
-            self.process.send_signal(number)
+        (os.killpg if group else os.kill)(self.pid, number)
 
     def end(self) -> tuple[int, str]:
-        """Return exit code and stderr."""
-        error = self.process.communicate(timeout=PATIENCE)[1]
-        return self.process.returncode, error
+        """Return exit code and what it printed."""
+        if self.code is None:
+            self.code = wait(self.pid)
+        return self.code, self.log.read_text()
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
-    def begin(arguments: list[str], **variables: str) -> Process:
-        started.append(Process(tmp_path, arguments, **variables))
+    def begin(arguments: list[str], **options: Any) -> Process:
+        started.append(Process(tmp_path, arguments, **options))
         return started[-1]
 
     yield begin
     for one in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(one.process.pid, signal.SIGKILL)
-        one.process.communicate()
+        if not one.is_over():
+            os.killpg(one.pid, signal.SIGKILL)
+            one.end()
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> list[str]:
     plugin = tmp_path / "waiting.py"
-    plugin.write_text(WAITING)
+    plugin.write_text(f"{WAITING}# {tmp_path}")  # not the module of another test, that counted
     return [*TINY, str(plugin), *EPOCHS, "--strategy", "waiting"]
 
 
@@ -500,8 +530,8 @@ def job(tmp_path: Path) -> list[str]:
 def test_a_process_ends_by_a_signal_and_another_one_goes_on(
     number: signal.Signals, job: list[str], start: Any, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "run.py", *job, "--output", str(tmp_path / "broken")]
-    process = start(command, WAIT_AT="step:9/1" if number == signal.SIGINT else "scores:2/60")
+    command = [*job, "--output", str(tmp_path / "broken")]
+    process = start(command, WAIT_AT="step:9/0.3" if number == signal.SIGINT else "scores:2/5")
     process.wait_for_mark()
     process.send(number)
     code, error = process.end()
@@ -513,12 +543,12 @@ def test_a_process_ends_by_a_signal_and_another_one_goes_on(
 
 
 def test_a_second_ctrl_c_ends_a_long_step(job: list[str], start: Any, tmp_path: Path) -> None:
-    command = [sys.executable, "run.py", *job, "--output", str(tmp_path / "broken")]
+    command = [*job, "--output", str(tmp_path / "broken")]
     process = start(command, WAIT_AT="step:3/300")
     process.wait_for_mark()
     process.send(signal.SIGINT)
-    time.sleep(1)
-    assert process.process.poll() is None  # it waits for the step
+    time.sleep(0.5)
+    assert not process.is_over()  # it waits for the step
     process.send(signal.SIGINT)
     before = time.monotonic()
     code, error = process.end()
@@ -547,11 +577,12 @@ def test_worker_processes_do_not_turn_a_signal_into_an_error(
     plugin = tmp_path / "waiting.py"
     images = draw_images(tmp_path / "images")
     command = [
-        sys.executable, "run.py", "--plugin", str(plugin), "--strategy", "waiting", *EPOCHS,
+        "--plugin", str(plugin), "--strategy", "waiting", *EPOCHS,
         "--scenario", "folder", "--data-dir", str(images), "--tasks", "2", "--model", "mini",
-        "--batch-size", "4", "--output", str(tmp_path / "broken"),
+        "--batch-size", "4", "--probe", "--output", str(tmp_path / "broken"),
     ]  # fmt: skip
-    process = start(command, WAIT_AT="step:6/1", CL_CLIPFIT_IMAGE_GIB="0")
+    python = ("run.py",) if number == signal.SIGINT else ()
+    process = start(command, python=python, WAIT_AT="step:6/0.3", CL_CLIPFIT_IMAGE_GIB="0")
     process.wait_for_mark()
     process.send(number, group=True)
     code, error = process.end()
@@ -579,7 +610,7 @@ sys.argv = ["run.py", "--output", {str(tmp_path / "runs")!r}, "--quiet"]
 sys.path.insert(0, {str(ROOT)!r})
 runpy.run_path({str(ROOT / "run.py")!r}, run_name="__main__")
 """
-    code_, error = start([sys.executable, "-c", code]).end()
+    code_, error = start([code], python=("-c",)).end()
     assert "Traceback" not in error
     assert len(error.splitlines()) == 1
     assert code_ == 130

@@ -25,7 +25,7 @@ from cl_clipfit.report.tables import (
     results_table,
 )
 from tests.support.results import result
-from tests.support.tiny import PLOT_CHANGES, PLOT_RUN
+from tests.support.tiny import PLOT_CHANGES, PLOT_COMPARISON, PLOT_RUN
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,7 @@ def _whole_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lay figures out; other tests only write a line for them."""
     monkeypatch.setattr(figures, "plot_run", PLOT_RUN)
     monkeypatch.setattr(figures, "plot_changes", PLOT_CHANGES)
+    monkeypatch.setattr(figures, "plot_comparison", PLOT_COMPARISON)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ MINE = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n"
 
 SAVE_FIGURE = figures.save_figure
 PLOT_RUN, PLOT_CHANGES = figures.plot_run, figures.plot_changes
+PLOT_COMPARISON = figures.plot_comparison
 
 
 STREAM = """

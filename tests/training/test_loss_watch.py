@@ -187,7 +187,7 @@ def test_the_batch_of_files_is_found(
     monkeypatch.setenv("CL_CLIPFIT_IMAGE_GIB", memory)
     bad.at(2)
     job = ["--scenario", "folder", "--data-dir", str(photos), "--tasks", "2", "--model", "mini"]
-    job += [*PLUGIN, "--strategy", "image-norms", "--batch-size", "4"]
+    job += ["--probe", *PLUGIN, "--strategy", "image-norms", "--batch-size", "4"]
     assert run(*job, output=tmp_path / "runs") == 2
     check_batch(the(tmp_path / "runs", "nan-batch.json"), bad, 1, 2, "nan")
 

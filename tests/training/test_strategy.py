@@ -317,6 +317,8 @@ def test_the_estimate_counts_images_and_prompts(
 ) -> None:
     """Worked out by hand: 32 timed images and 6 timed prompts take a second each."""
     monkeypatch.setattr(estimate, "_seconds", lambda function: 1.0)
+    monkeypatch.setattr(estimate, "_TIMED_IMAGES", 32)
+    monkeypatch.setattr(estimate, "_TIMED_PROMPTS", 32)
     monkeypatch.setattr(estimate, "_BYTES_PER_SECOND", math.inf)
     scenario = build_scenario("s", source, tasks=3)  # 48 test images, 3 tasks of 16 training images
     recipe = Recipe(epochs=2, batch_size=8)
