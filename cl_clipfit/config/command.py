@@ -91,7 +91,7 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: list[str] = Field(
-        ["zero-shot", "clipfit", "mergetune"],
+        ["zero-shot", "clipfit", "mergetune", "stack"],
         min_length=1,
         description="methods to run, with settings as clipfit:kd_weight=2,lr=1e-3",
     )

@@ -79,7 +79,10 @@ def build_result(
         **summary,
         "curves": {**summary["curves"], "zero_shot": record.zero_shot},
         "change_by_layer": record.changes,
-        "kept_bytes": record.kept_bytes,
+        "kept": {
+            "what": plan.strategy.about.get("NEEDS", ""),
+            "bytes": record.kept_bytes,
+        },
         "merge": describe_merge(strategy, record),
         "timings": {
             "train_seconds": record.train_seconds,

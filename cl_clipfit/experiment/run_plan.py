@@ -15,7 +15,9 @@ from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runtime.determinism import Seeds
 
-TOWERLESS = ("zero-shot", "linear-head")  # what a stream of features runs by default
+TOWERLESS = (  # what a stream of features runs by default
+    "zero-shot", "linear-head", "lda", "stack:base=zero-shot",
+)  # fmt: skip
 _MOST_RUNS = 10_000  # of a command
 
 

@@ -115,8 +115,13 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     shown = columns(results)
     wide = len(shown) > _WIDE
     between = "\n" if wide else " "
-    layout = {**_NARROW, "caption": _left_out(results)} if wide else {}
-    table = Table(title=_table_title(results), **layout)
+    notes = [_kept(results), *([_left_out(results)] if wide else [])]
+    table = Table(
+        title=_table_title(results),
+        caption="\n".join(filter(None, notes)),
+        caption_justify="left",
+        **(_NARROW if wide else {}),
+    )
     table.add_column("strategy", overflow="fold")
     for title in shown.values():
         words = title.replace(" ", "\n") if wide else title
@@ -157,6 +162,33 @@ def _left_out(results: Sequence[dict[str, Any]]) -> str:
     more = _probe_names(results)[_MOST_PROBES:]
     costs = "trainable parameters, seconds"
     return f"also in result.json: {literal(', '.join([*more, costs]))}"
+
+
+def _kept(results: Sequence[dict[str, Any]]) -> str:
+    """Return the caption that says what methods keep from old tasks, beside their weights."""
+    parts, nothing = [], False
+    for label, group in by_strategy(results).items():
+        kept = group[0].get("kept", {"what": "", "bytes": []})  # older runs did not record it
+        if any(kept["bytes"]):
+            what = literal(kept["what"] or "its state")
+            parts.append(f"{literal(label)} {size(kept['bytes'][-1])} ({what})")
+        nothing |= "kept" in group[0] and not any(kept["bytes"])
+    others = ["others nothing" if parts else "nothing"] if nothing else []
+    return f"kept from old tasks: {'; '.join([*parts, *others])}" if parts or others else ""
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people.
+
+    Example:
+        >>> size(512), size(11_008), size(8_100_000)
+        ('512 B', '11 kB', '8.1 MB')
+    """
+    for unit, bytes_ in (("MB", 1_000_000), ("kB", 1_000)):
+        if count >= bytes_:
+            number = count / bytes_
+            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
+    return f"{count} B"
 
 
 def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

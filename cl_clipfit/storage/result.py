@@ -60,6 +60,13 @@ class _Task(_Section):
     test_samples: Count
 
 
+class _Kept(_Section):
+    """What the method keeps from old tasks, and its size after each task."""
+
+    what: str
+    bytes: list[Count]
+
+
 class _Merge(_Section):
     tasks: list[dict[str, Any]]
     compared: dict[str, _Board]
@@ -108,6 +115,7 @@ class _Result(_Board):
     tasks: Annotated[list[_Task], Field(min_length=1)]
     class_order: list[int]
     change_by_layer: list[dict[str, float]]
+    kept: _Kept | None = None  # runs of 0.1.0 have none
     merge: _Merge | None
     timings: dict[str, list[float]]
     peak_memory_bytes: Count
