@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cl_clipfit.config.options import Count, Number, Options, Positive, Recipe, Share
 from cl_clipfit.evaluation.feature_reuse import leaves_images
-from cl_clipfit.evaluation.landscape import LINES, POINTS, Sample, profiles
+from cl_clipfit.evaluation.landscape import LINES, Sample, profiles
 from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
 from cl_clipfit.merging.combine import aligned
 from cl_clipfit.merging.layers import tensor_groups
@@ -21,6 +21,7 @@ from cl_clipfit.training.features import Workload
 from cl_clipfit.training.optimization import lr_share
 from cl_clipfit.training.strategy import CLIPStrategy
 
+LINE_POINTS = 5  # at which barriers are measured after a task, with both ends
 LANDSCAPE_IMAGES = 512
 FAR = 3.0  # times the host's distance from zero-shot: a second stage beyond it has diverged
 Values = dict[str, Tensor]
@@ -235,7 +236,7 @@ class ContinuedStrategy(CLIPStrategy):
         if self.merge.landscape != "off":
             # One point is enough if image features do not change; the lines share four end points.
             shared = self.selection and leaves_images(self, self.selection)
-            points = 1 if shared else 4 + len(LINES) * (POINTS - 2)
+            points = 1 if shared else 4 + len(LINES) * (LINE_POINTS - 2)
         # scored: the merged weights, the host, WiSE-FT, and the ensemble if it is requested
         passes = 3 + (self.merge.ensemble is not None)
         return Workload(
@@ -270,7 +271,9 @@ class ContinuedStrategy(CLIPStrategy):
                 "zero-shot": stage.zero_shot, "previous": stage.previous,
                 "host": stage.host, "merged": merged,
             }  # fmt: skip
-            lines = profiles(self, points, Sample(images, labels, self.label_space()))
+            lines = profiles(
+                self, points, Sample(images, labels, self.label_space()), LINE_POINTS
+            )
             record["barriers"] = {name: line["barrier"] for name, line in lines.items()}
         return record
 
