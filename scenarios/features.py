@@ -15,7 +15,7 @@ DOWNLOAD = "by hand"
 LICENCE = "yours"
 MODEL = "features"
 CLASS_ORDER = "natural"
-RECIPE = {"epochs": 10, "batch_size": 128, "lr": 1e-3}
+RECIPE = {"batch_size": 128}
 
 
 def load(options: Options, request: DataRequest) -> Source:

@@ -9,9 +9,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.options import Options, Recipe
 from cl_clipfit.errors import UserError, nearest, program
-from cl_clipfit.experiment.recipes import named_recipes
+from cl_clipfit.experiment.recipes import (
+    FEWEST_EPOCHS,
+    MOST_EPOCHS,
+    STEPS,
+    make_settings,
+    named_recipes,
+)
 from cl_clipfit.registry import KINDS, Entry, Kind, Registry
 from cl_clipfit.report.display import literal
 
@@ -21,6 +28,7 @@ _MODEL_NAMES = (
     "--model ARCH:TAG; from a file ARCH:TAG:FILE or ARCH:FILE; untrained ARCH:random;"
     " an architecture of one's own CONFIG.json:FILE, local-dir:FOLDER or hf-hub:ORG/REPO"
 )
+_ADAPTED = f"{FEWEST_EPOCHS} to {MOST_EPOCHS}, about {STEPS} steps per task"
 _BOUNDLESS = 2**31  # limits from here on are technical and are not shown
 
 
@@ -75,10 +83,10 @@ def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:
         names = [e.name for kind in KINDS for e in registry.entries(kind)]
         raise UserError(f"no strategy or scenario is called '{name}'. {nearest(name, names)}")
     for entry in matches:
-        _show_entry(entry, console)
+        _show_entry(entry, registry, console)
 
 
-def _show_entry(entry: Entry, console: Console) -> None:
+def _show_entry(entry: Entry, registry: Registry, console: Console) -> None:
     if entry.error:
         raise UserError(entry.error)
     options = entry.options_class()
@@ -99,7 +107,38 @@ def _show_entry(entry: Entry, console: Console) -> None:
         title = (
             "recipe for strategies that train, set with --epochs, --lr, --set STRATEGY.KEY=VALUE"
         )
-        console.print(_fields_table(title, Recipe, recipes["recipe"]))
+        defaults = {"epochs": _ADAPTED, **recipes["recipe"]}
+        console.print(_fields_table(title, Recipe, defaults))
+        console.print(_recipes_table(entry, registry))
+
+
+def _recipes_table(scenario: Entry, registry: Registry) -> Table:
+    """Return one row per strategy that trains: the recipe and options it really has on a stream."""
+    from cl_clipfit.clip.feature_classifier import FEATURES  # imports PyTorch
+
+    title = f"recipes on {scenario.name}, with what strategies set themselves"
+    table = Table(box=box.SIMPLE_HEAD, title=literal(title))
+    for column in ("strategy", "epochs", "batch", "optimizer", "lr", "other settings"):
+        table.add_column(column, overflow="fold")
+    config = RunConfig()
+    for entry in registry.entries("strategies"):
+        cls = None if entry.error else registry.strategy_class(entry.name)
+        if cls is None or cls.learning != "gradient" or cls.base_option:
+            continue
+        if cls.towers and scenario.about.get("MODEL") == FEATURES:
+            continue
+        recipe, options = make_settings(config, scenario, entry, {})
+        adapts = "epochs" not in recipe.model_fields_set
+        shown = {"epochs", "batch_size", "optimizer", "lr"}
+        others = recipe.model_dump(include=recipe.model_fields_set - shown)
+        others |= options.model_dump(include=options.model_fields_set)
+        cells = (
+            entry.name, _ADAPTED if adapts else recipe.epochs, recipe.batch_size,
+            recipe.optimizer, recipe.lr,
+        )  # fmt: skip
+        settings = ", ".join(f"{key}={value}" for key, value in others.items())
+        table.add_row(*(literal(str(cell)) for cell in (*cells, settings)))
+    return table
 
 
 def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None = None) -> Table:

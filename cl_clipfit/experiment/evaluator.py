@@ -9,7 +9,7 @@ from cl_clipfit.evaluation.feature_reuse import scores_as_zero_shot
 from cl_clipfit.evaluation.scoreboard import Scoreboard, Scores
 from cl_clipfit.evaluation.scoring import Scorer
 from cl_clipfit.experiment.record import RunRecord
-from cl_clipfit.metrics.tables import seen_curve
+from cl_clipfit.metrics.tables import learning_row, seen_curve
 
 _CURRENT = ""  # name of the strategy's current weights
 
@@ -40,9 +40,9 @@ class Evaluator:
         scores, scenario = self._row_zero(), self.scorer.scenario
         self.record.board.add(scores)
         tasks = scenario.task_classes[: scenario.trained_tasks]
-        self.record.zero_shot = seen_curve(
-            scores.test, scenario.test.labels, tasks, scenario.test_tasks
-        )
+        of_stream = scores.test, scenario.test.labels, tasks, scenario.test_tasks
+        self.record.zero_shot = seen_curve(*of_stream)
+        self.record.zero_shot_learning = learning_row(*of_stream)
 
     def _evaluate_task(self) -> None:
         record, strategy = self.record, self.scorer.strategy

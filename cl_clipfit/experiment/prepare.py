@@ -220,10 +220,19 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
         loader.probes_left_out = tuple(loader.left_out)
     finally:
         progress.stop()
+    images = _images_per_task(source, layout, stream)
+    plans = [plan.adapted_to(images) for plan in resolved.plans]
     return Prepared(
-        resolved.command, registry, stream, resolved.plans, source, layout, probes, hashes, model,
-        loader,
+        resolved.command, registry, stream, plans, source, layout, probes, hashes, model, loader,
     )  # fmt: skip
+
+
+def _images_per_task(source: Source, layout: Layout, stream: StreamPlan) -> float:
+    """Return the training images of a task, the mean over the stream."""
+    settings, counts = stream.settings, torch.bincount(source.train.labels)
+    if settings.shots or settings.limit:
+        counts = counts.clamp(max=settings.shots or settings.limit)
+    return float(counts.sum()) * (1 - (settings.validation or 0)) / len(layout.task_classes)
 
 
 def _read_sources(

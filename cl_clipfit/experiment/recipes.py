@@ -1,5 +1,6 @@
 """Recipes: how a strategy trains on a scenario, layered from their files and the command."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.registry import Entry
 
 Settings = dict[str, Any]
+STEPS = 100  # of a task, where no recipe sets the epochs; chosen in docs/method.md
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 20
 
 
 def make_settings(
@@ -56,6 +59,26 @@ def make_settings(
         raise UserError(f"--set {message}") from error
     chosen = options | for_options | more_options
     return layered, make_options(options_class, chosen, strategy.name)
+
+
+def adapted(recipe: Recipe, images: float) -> Recipe:
+    """Return a recipe whose epochs, if nothing set them, make about `STEPS` steps per task.
+
+    Args:
+        recipe: how a task is trained.
+        images: training images of a task, the mean over the stream.
+
+    Example:
+        >>> [adapted(Recipe(batch_size=32), images).epochs for images in (80, 640, 5000)]
+        [20, 5, 3]
+        >>> adapted(Recipe(epochs=7), 640).epochs
+        7
+    """
+    if "epochs" in recipe.model_fields_set:
+        return recipe
+    steps = max(1, math.ceil(images / recipe.batch_size))
+    epochs = min(max(round(STEPS / steps), FEWEST_EPOCHS), MOST_EPOCHS)
+    return recipe.model_copy(update={"epochs": epochs})
 
 
 def check_layer(

@@ -1,6 +1,7 @@
 """The numbers of a run: collected while it is running, and written to `result.json` at its end."""
 
 from dataclasses import asdict, dataclass, field, fields
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.evaluation.scoreboard import Scoreboard
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
+from cl_clipfit.metrics.functional import learning_accuracy
 from cl_clipfit.registry import Entry
 from cl_clipfit.runtime import device as environment
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -23,6 +25,8 @@ class RunRecord:
         board: tables with a row before training and one after every task.
         compared: the tables of other weights that the method is compared with, by name.
         zero_shot: accuracy over the classes seen of the model as it was before training.
+        zero_shot_learning: the accuracy of that model on each task, among the classes of it and of
+            the tasks before it.
         changes: root mean square change of every layer from the pretrained values, per task.
         kept_bytes: size of the state that the method keeps for later tasks, after each task.
         train_seconds: time of training, per task.
@@ -34,6 +38,7 @@ class RunRecord:
     board: Scoreboard
     compared: dict[str, Scoreboard] = field(default_factory=dict)
     zero_shot: list[float | None] = field(default_factory=list)
+    zero_shot_learning: list[float | None] = field(default_factory=list)
     changes: list[dict[str, float]] = field(default_factory=list)
     kept_bytes: list[int] = field(default_factory=list)
     train_seconds: list[float] = field(default_factory=list)
@@ -60,6 +65,18 @@ class RunRecord:
             self.compared[name].restore(board)
         for name, value in state.items():
             setattr(self, name, value)
+
+    def learned_less_than_zero_shot(self) -> str:
+        """Return a warning if the tasks were learned worse than zero-shot CLIP knows them."""
+        learned = learning_accuracy(self.board.tables.seen)
+        known = [accuracy for accuracy in self.zero_shot_learning if accuracy is not None]
+        if learned is None or not known or learned >= fmean(known):
+            return ""
+        return (
+            f"learning accuracy {learned:.1f} is below the {fmean(known):.1f} of zero-shot CLIP:"
+            " the recipe does not suit these data; try more --epochs and another --lr, and compare"
+            " them with --validation 0.3"
+        )
 
 
 def build_result(

@@ -10,7 +10,7 @@ from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.options import Options, Recipe, make_options
 from cl_clipfit.config.parsing import Command, Spec, parse_command
 from cl_clipfit.errors import UserError, nearest
-from cl_clipfit.experiment.recipes import file_layers, make_settings
+from cl_clipfit.experiment.recipes import adapted, file_layers, make_settings
 from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Entry, Registry
 from cl_clipfit.runtime.determinism import Seeds
@@ -70,6 +70,13 @@ class RunPlan:
         return below | {
             k: v for part in parts if part for k, v in part.model_dump(mode="json").items()
         }
+
+    def adapted_to(self, images: float) -> "RunPlan":
+        """Return the plan for tasks of so many training images; see `recipes.adapted`."""
+        if self.recipe is None:
+            return self
+        base = self.base.adapted_to(images) if self.base else None
+        return replace(self, recipe=adapted(self.recipe, images), base=base)
 
     @property
     def repeats_images(self) -> bool:

@@ -21,7 +21,7 @@ from cl_clipfit.training.features import Workload
 from cl_clipfit.training.optimization import lr_share
 from cl_clipfit.training.strategy import CLIPStrategy
 
-LINE_POINTS = 5  # at which barriers are measured after a task, with both ends
+LINE_POINTS = 6  # at which barriers are measured after a task, with both ends
 LANDSCAPE_IMAGES = 512
 FAR = 3.0  # times the host's distance from zero-shot: a second stage beyond it has diverged
 Values = dict[str, Tensor]
@@ -271,9 +271,7 @@ class ContinuedStrategy(CLIPStrategy):
                 "zero-shot": stage.zero_shot, "previous": stage.previous,
                 "host": stage.host, "merged": merged,
             }  # fmt: skip
-            lines = profiles(
-                self, points, Sample(images, labels, self.label_space()), LINE_POINTS
-            )
+            lines = profiles(self, points, Sample(images, labels, self.label_space()), LINE_POINTS)
             record["barriers"] = {name: line["barrier"] for name, line in lines.items()}
         return record
 

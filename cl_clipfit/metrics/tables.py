@@ -117,6 +117,30 @@ def seen_curve(
     return curve
 
 
+def learning_row(
+    scores: Tensor,
+    labels: Tensor,
+    task_classes: Sequence[Sequence[int]],
+    tasks: Tensor | None = None,
+) -> list[float | None]:
+    """Return the accuracy on each task when it arrives, of a model that does not change.
+
+    Args:
+        scores: (N, K) for all classes of the stream.
+        labels: (N,).
+        task_classes: the classes of each task.
+        tasks: int64 (N,), the task of each sample, from 0; default: that of its class.
+
+    Returns:
+        accuracy on the samples of task t among the classes of tasks 1..t; None without samples.
+    """
+    owner = _owner(labels, task_classes, tasks)
+    return [
+        _accuracy_of(owner == t, scores, labels, _union(task_classes[: t + 1]))
+        for t in range(len(task_classes))
+    ]
+
+
 def table_rows(
     scores: Tensor,
     labels: Tensor,

@@ -93,8 +93,6 @@ class TrainingLoop(SupervisedTemplate):
     mb_x: Tensor
     mb_y: Tensor
     loss: Tensor
-    method_loss: Tensor  # of the step, without `plugin_loss`
-    plugin_loss: Tensor  # what plugins added to it before the backward pass
     _stop_training: bool
 
     # Methods of `CLIPStrategy` that the loop calls.
@@ -137,6 +135,8 @@ class TrainingLoop(SupervisedTemplate):
         self.augmentation_draws = torch.Generator().manual_seed(
             (seeds.data + _AUGMENTATION_SEED) % 2**63
         )
+        self.method_loss = torch.zeros(1)  # of the step, without `plugin_loss`
+        self.plugin_loss = torch.zeros(1)  # what plugins added to it before the backward pass
         self.watch = LossWatch()
         self.journal: Journal | None = None
 

@@ -161,7 +161,7 @@ BAD = [
     ),
     (["--resume", "a\tb"], "control characters"),
     (["--plugin", "a\ud800.py"], "control characters"),
-    (["--config", "{}/seeds.yaml"], "ask for 12,000 runs, and a command has 10,000 at most"),
+    (["--config", "{}/seeds.yaml"], "ask for 16,000 runs, and a command has 10,000 at most"),
     ([*TINY, "--strategy", "clipfit", "--online", "9" * 30], "--online: input should be less"),
     (["--set", f"clipfit.warmup_epochs={10**30}"], "warmup_epochs"),
     (["--plugin", "{}/absent.py"], "no such file"),

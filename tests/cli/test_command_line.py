@@ -41,13 +41,15 @@ def run(*arguments: str, output: Path) -> list[dict]:
 def test_a_run_leaves_its_folder_and_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, tuned, merged = run(*SMALL, output=tmp_path)
+    first, tuned, merged, stacked = run(*SMALL, output=tmp_path)
     printed = capsys.readouterr()
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
         f"split-digits-{name}"
-        for name in ("clipfit-s0-epochs=1", "mergetune-s0-epochs=1", "zero-shot-s0")
-    ]
+        for name in (
+            "clipfit-s0-epochs=1", "mergetune-s0-epochs=1", "stack-s0-epochs=1", "zero-shot-s0",
+        )
+    ]  # fmt: skip
     *trained, folder = folders
     moved = {"what_moved.png", "what_moved.svg", "bank"}
     files = {path.name for path in folder.iterdir()}
@@ -59,10 +61,13 @@ def test_a_run_leaves_its_folder_and_says_what_it_found(
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         f"split-digits-comparison.{kind}" for kind in ("png", "svg", "csv")
     }
-    for result in (first, tuned, merged):
+    for result in (first, tuned, merged, stacked):
         check_result(result)
     assert (first["host"], first["merge"], tuned["merge"]) == (None, None, None)
     check_merge(merged)
+    assert first["kept"]["bytes"] == [0, 0]
+    assert stacked["kept"]["bytes"][-1] > 8 * 40**2  # fp64 sums of products, 40 random features
+    assert "kept from old tasks: mergetune" in printed.out
     rows = [re.split(r"\s+-?\d+\.\d", line)[0] for line in printed.out.splitlines()]
     first_column = " ".join(row.strip() for row in rows)  # cells are folded
     for text in ("wise-ft at the same distance", "host"):  # shown below mergetune, and in the CSV
@@ -99,7 +104,7 @@ def check_result(result: dict) -> None:
         "tasks", *TABLES, "metrics", "curves", "probes", "timings", "peak_memory_bytes",
         "environment", "complete", "label", "data", "scored_on", "templates", "change_by_layer",
         "warnings", "host", "merge", "digest", "protocol", "stream", "precision", "micro_batch",
-        "compile_seconds", "seeds", "deterministic", "code", "joint",
+        "compile_seconds", "seeds", "deterministic", "code", "joint", "kept",
     }  # fmt: skip
     assert [len(result[table]) for table in TABLES] == [3, 3, 3]
     assert result["accuracy_matrix"][0] == [None] * 2

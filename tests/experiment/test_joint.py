@@ -33,6 +33,9 @@ def load(options, request):
 
 def joint_scores(strategy: CLIPStrategy, probes: dict[str, Any], images: Tensor) -> Tensor:
     """Return scores of all classes, then of all names, each from the strategy's public passes."""
+    if type(strategy).joint_scores is not CLIPStrategy.joint_scores:  # ranks both together
+        text = [strategy.probe_features(p.class_names, p.templates) for p in probes.values()]
+        return strategy.joint_scores(images, torch.cat(text))
     names = [strategy.score_probe(images, p.class_names, p.templates) for p in probes.values()]
     if isinstance(strategy, ClosedFormStrategy) and strategy.head and not strategy.compares_text:
         names = [torch.full_like(scores, -torch.inf) for scores in names]

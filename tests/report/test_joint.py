@@ -11,7 +11,7 @@ from rich.console import Console
 from cl_clipfit.report import figures
 from cl_clipfit.report.tables import COLUMNS, results_table
 from tests.support import results
-from tests.support.tiny import PLOT_RUN
+from tests.support.tiny import PLOT_COMPARISON, PLOT_RUN
 
 TITLE = "joint retention (points)"
 JOINT = {"joint_accuracy": 51.7, "joint_retention": -4.0}
@@ -55,6 +55,7 @@ def test_curves_of_old_and_new_runs_are_drawn_together(monkeypatch: pytest.Monke
     drawn: list[Figure] = []
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
     monkeypatch.setattr(figures, "plot_run", PLOT_RUN)
+    monkeypatch.setattr(figures, "plot_comparison", PLOT_COMPARISON)
     old, new = scored("full", False), scored("clipfit", True)
     figures.plot_comparison([old, new], Path("x"))
     figures.plot_run(new, Path("x"))
