@@ -24,7 +24,7 @@ SHRINKAGES = (0.03, 0.1, 0.3)
 SPACES = ("features", "random features")
 # Scores (images times classes) per call whose losses are summed: enough for a choice among few.
 MOST_SCORES = 200_000
-SPREAD = 10.0  # see `StackedHead._near`
+SPREAD = 5.0  # see `StackedHead._near`
 TINY = 1e-12
 
 
