@@ -140,7 +140,7 @@ def test_what_is_far_from_every_class_seen_is_another() -> None:
     # An image at a class mean is as near as any, and the odds are then those of the docstring.
     mean = torch.cat([stack.statistics[0].means()[0], torch.zeros(TOKENS)])[None].float()
     odds = float(stack._near(torch.zeros(1, dtype=torch.float64), stack.choice))
-    assert odds == pytest.approx(math.log(10 / math.sqrt(2 * math.pi)))
+    assert odds == pytest.approx(math.log(5 / math.sqrt(2 * math.pi)))
     assert float(stack(torch.zeros(1, CLASSES), mean)[0, :4].exp().sum()) > 0.5
 
 
