@@ -22,7 +22,7 @@ class GDAOptions(Options):
 
 
 class GDAClip(StatisticsStrategy):
-    """Zero-shot logits plus weight * Gaussian scores; classes not seen yet have only the former."""
+    """Zero-shot logits plus weight * Gaussian scores; classes not seen yet are never chosen."""
 
     compares_text = True
     options_class = GDAOptions

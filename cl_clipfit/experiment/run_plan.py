@@ -183,7 +183,7 @@ def _fit_stream(plan: RunPlan, stream: StreamPlan, command: Command, spec: Spec)
     if stream.model == FEATURES and plan.cls.towers:
         raise UserError(
             f"--strategy {plan.label}: it works on the {' and '.join(plan.cls.towers)} tower of a"
-            f" model, and {stream.entry.name} has only features: try zero-shot or linear-head"
+            f" model, and {stream.entry.name} has only features: try lda or stack:base=zero-shot"
         )
     if stream.settings.online is None or plan.recipe is None:
         return plan
