@@ -10,10 +10,11 @@ from torch import Tensor
 from cl_clipfit.bank.delta import LazyValues
 from cl_clipfit.bank.per_sample_norms import mixable, mixed_image_features
 from cl_clipfit.bank.routing import route
-from cl_clipfit.config.merge_settings import BY_NAME, ModeSettings
+from cl_clipfit.config.merge_settings import BY_NAME, ESTIMATES, ModeSettings
 from cl_clipfit.data.source import Source
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.fisher import diagonal_fisher
+from cl_clipfit.evaluation.moments import norm_moments
 from cl_clipfit.evaluation.scoreboard import Scoreboard, Scores
 from cl_clipfit.evaluation.scoring import Scorer, score
 from cl_clipfit.experiment.reopen import FinishedRun
@@ -79,7 +80,7 @@ class BankEvaluation:
             raise UserError(f"{run.path}: {error}") from error
         self._verified: dict[int, LazyValues] = {}
         self._zero_shot: Scores | None = None
-        self._fishers: list[Values] = []
+        self._estimates: dict[str, list[Any]] = {name: [] for name in ESTIMATES}
 
     def evaluate(self, mode: str) -> ModeResult:
         """Score a mode: one row before training and one after every task.
@@ -112,11 +113,10 @@ class BankEvaluation:
     def values_after(self, mode: str, task: int) -> Values:
         """Return the merged weights after a task, counted from 1."""
         method = BY_NAME[mode]
-        if "fishers" in method.takes:
-            self._estimate_fishers(task)
+        estimates = self._estimate(method.estimate, task) if method.estimate else []
         # Read tensor by tensor: a bank of complete models may not fit into memory.
         values = [self._lazy(t) for t in range(1, task + 1)]
-        return merged_values(method, values, self.base, self.settings, self._fishers[:task])
+        return merged_values(method, values, self.base, self.settings, estimates)
 
     def _lazy(self, task: int) -> LazyValues:
         """Return what a task trained, verified once and read from disk at each use."""
@@ -132,15 +132,20 @@ class BankEvaluation:
     def _score(self, values: Values, task: int) -> Scores:
         return score(self.strategy, self.run.scenario, self.run.prepared.probes, values, [task])
 
-    def _estimate_fishers(self, tasks: int) -> None:
-        """Estimate the Fisher of every task at its own weights, from its own images."""
-        for task in range(len(self._fishers) + 1, tasks + 1):
+    def _estimate(self, name: str, tasks: int) -> list[Any]:
+        """Return an estimate of tasks 1 to `tasks`, at their own weights, from their own images."""
+        estimates = self._estimates[name]
+        for task in range(len(estimates) + 1, tasks + 1):
             self.run.at_task(task)
             whole = self.run.scenario.of_task(task - 1)
             images, _ = self.strategy.task_sample(self.settings.images, whole)
             draws = torch.Generator().manual_seed(self.settings.seed + task)
             with self.strategy.model.weights(self.load(task)):
-                self._fishers.append(diagonal_fisher(self.strategy, images, draws))
+                if name == "moments":
+                    estimates.append(norm_moments(self.strategy, images, len(whole.dataset)))
+                else:
+                    estimates.append(diagonal_fisher(self.strategy, images, draws))
+        return estimates[:tasks]
 
     # ---- weights chosen for each image -----------------------------------------------------------
 

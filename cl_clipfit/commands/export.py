@@ -21,6 +21,7 @@ from cl_clipfit.config.merge_settings import (
     ALL,
     BY_NAME,
     CLOSED_FORM,
+    MERGING,
     ModeSettings,
     check_settings,
 )
@@ -107,9 +108,9 @@ def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -
     if file.suffix.lower() not in ENDINGS:
         raise UserError(f"{file}: the name must end in {' or '.join(ENDINGS)}")
     if mode not in CLOSED_FORM:
-        if mode == "fisher":
+        if mode in MERGING:
             raise UserError(
-                f"--mode fisher: first {program()} merge RUN --method fisher, then export that run"
+                f"--mode {mode}: first {program()} merge RUN --method {mode}, then export that run"
             )
         why = "it chooses weights for each image" if mode in ALL else nearest(mode, CLOSED_FORM)
         raise UserError(f"--mode {mode}: cannot be exported. {why}")

@@ -31,9 +31,13 @@ class ModeSettings(Options):
     )  # fmt: skip
     shrinkage: Positive = Field(0.1, le=1, description="routed: of the shared covariance")
     images: Annotated[int, Number, Field(ge=1)] = Field(
-        256, description="fisher: training images per task for its estimate"
+        256, description="fisher, regmean: training images per task for its estimate"
     )
     seed: Seed = Field(0, description="dare, fisher: seed of the random choices")
+
+
+# What a mode may need to know of each task's training images: see `commands/evaluate.py`.
+ESTIMATES = ("fishers", "moments")
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,10 @@ class Mode:
 
     Attributes:
         name: its name on the command line.
-        function: its function in `cl_clipfit.merging.combine`; "" if weights are chosen per image.
+        function: its function in `cl_clipfit.merging`; "" if weights are chosen per image.
         takes: arguments of the function, in order: "base" (zero-shot values), "values" (of each
-            task), "last" (of the last task), "fishers" (of each task), or names of settings.
+            task), "last" (of the last task), one of `ESTIMATES` (of each task), or names of
+            settings.
         reads: other settings that it uses.
         defaults: defaults of settings whose default depends on the mode.
     """
@@ -61,9 +66,14 @@ class Mode:
         return bool(self.function)
 
     @property
+    def estimate(self) -> str | None:
+        """Return which of `ESTIMATES` it takes, if any."""
+        return next((name for name in self.takes if name in ESTIMATES), None)
+
+    @property
     def is_closed_form(self) -> bool:
         """Return whether it needs only the bank and the zero-shot values."""
-        return self.merges and "fishers" not in self.takes
+        return self.merges and self.estimate is None
 
     def settings(self, given: ModeSettings) -> dict[str, Any]:
         """Return the settings that the mode reads, by name."""
@@ -84,6 +94,7 @@ MODES = (
     Mode("dare", "dare", ("base", "values", "scale", "drop", "seed"), defaults=_SCALE),
     Mode("magmax", "magmax", ("base", "values", "scale"), defaults=_SCALE),
     Mode("fisher", "fisher", ("values", "fishers"), reads=("images", "seed")),
+    Mode("regmean", "regmean", ("values", "moments"), reads=("images",)),
     Mode("oracle"),
     Mode("routed", reads=("rule", "shrinkage")),
 )

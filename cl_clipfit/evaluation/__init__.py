@@ -1,1 +1,1 @@
-"""Evaluation of a model: test pass, frozen and shared features, loss landscapes, Fisher."""
+"""Evaluation of a model: test pass, features, loss landscapes, Fisher, moments of LayerNorms."""

@@ -21,8 +21,10 @@ from cl_clipfit.merging.distance import (
     proximal_step,
 )
 from cl_clipfit.merging.path import Plane, barrier, check_path_rule, path_positions, plane, segment
+from cl_clipfit.merging.regression import Moments, regmean
 
 __all__ = [
+    "Moments",
     "Plane",
     "Pull",
     "Values",
@@ -42,6 +44,7 @@ __all__ = [
     "path_positions",
     "plane",
     "proximal_step",
+    "regmean",
     "segment",
     "task_arithmetic",
     "ties",

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cl_clipfit.config.merge_settings import CLOSED_FORM, Mode, ModeSettings
-from cl_clipfit.merging import combine
+from cl_clipfit import merging
+from cl_clipfit.config.merge_settings import CLOSED_FORM, ESTIMATES, Mode, ModeSettings
 from cl_clipfit.merging.combine import Values
 
 
@@ -15,7 +15,7 @@ def merged_values(
     values: Sequence[Values],
     base: Values,
     settings: ModeSettings,
-    fishers: Sequence[Values] = (),
+    estimates: Sequence[Any] = (),
 ) -> dict[str, Tensor]:
     """Merge what tasks 1..t trained into one set of weights.
 
@@ -25,7 +25,8 @@ def merged_values(
             they are asked for need not all fit into memory.
         base: the values that stand for zero-shot CLIP.
         settings: of the modes.
-        fishers: diagonal Fisher information of each task, for the mode that takes it.
+        estimates: what the mode takes of each task besides: its diagonal Fisher information, or
+            its `Moments`.
 
     Raises:
         ValueError: the mode chooses weights per image.
@@ -33,7 +34,7 @@ def merged_values(
     if not mode.merges:
         raise ValueError(f"{mode.name} gives no single set of weights: {', '.join(CLOSED_FORM)} do")
     arguments: Mapping[str, Any] = {
-        "base": base, "values": values, "last": values[-1], "fishers": fishers,
-        **mode.settings(settings),
+        "base": base, "values": values, "last": values[-1],
+        **dict.fromkeys(ESTIMATES, estimates), **mode.settings(settings),
     }  # fmt: skip
-    return getattr(combine, mode.function)(*(arguments[name] for name in mode.takes))
+    return getattr(merging, mode.function)(*(arguments[name] for name in mode.takes))

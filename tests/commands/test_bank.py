@@ -315,6 +315,7 @@ def test_a_file_that_fails_its_check_does_not_stay(
         (["x.pt", "--mode", "avg"], "--mode avg"),
         (["x.pt", "--mode", "routed"], "chooses weights for each image"),
         (["x.pt", "--mode", "fisher"], "run.py merge"),
+        (["x.pt", "--mode", "regmean"], "merge RUN --method regmean"),
         (["x.pt", "--alpha", "0.3"], "--alpha has no effect"),
         (["x.pt", "--mode", "ties", "--density", "2"], "density"),
         (["x.pt", "--task", "3"], "holds 2 tasks"),

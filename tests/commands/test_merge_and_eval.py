@@ -14,11 +14,11 @@ from rich.console import Console
 from torch import Tensor
 
 import cl_clipfit
+from cl_clipfit import merging
 from cl_clipfit.cli.app import main
 from cl_clipfit.commands import evaluate
 from cl_clipfit.config.merge_settings import ALL, BY_NAME, CLOSED_FORM, MODES, Mode, ModeSettings
 from cl_clipfit.experiment.reopen import FinishedRun, open_run
-from cl_clipfit.merging import combine
 from cl_clipfit.merging.methods import merged_values
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.storage.checkpoints import Checkpoints
@@ -164,7 +164,7 @@ def test_a_merge_asks_for_one_tensor_of_every_task_at_a_time(name: str) -> None:
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode.merges], ids=lambda m: m.name)
 def test_the_table_names_functions_and_what_they_take(mode: Mode) -> None:
-    parameters = list(inspect.signature(getattr(combine, mode.function)).parameters)
+    parameters = list(inspect.signature(getattr(merging, mode.function)).parameters)
     names = {"last": "end", "base": "start"} if mode.name == "wise" else {}
     assert [names.get(name, name) for name in mode.takes] == parameters[: len(mode.takes)]
     assert set(mode.settings(ModeSettings())) <= set(ModeSettings.model_fields)

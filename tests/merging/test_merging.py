@@ -220,6 +220,8 @@ CALLS: dict[str, Callable[[Named, Named], object]] = {
     "interpolate to an end": lambda a, b: merging.interpolate(a, b, 1.0),
     "mean": lambda a, b: merging.mean([a, b]),
     "fisher": lambda a, b: merging.fisher([a, a], [b, b]),
+    "regmean": lambda a, b: merging.regmean([a, b], [merging.Moments(1, {}, {})] * 2),
+    "regmean's moments": lambda a, b: merging.regmean([a, a], [merging.Moments(1, a, b)] * 2),
     "task-arithmetic": lambda a, b: merging.task_arithmetic(a, [b]),
     "ties": lambda a, b: merging.ties(a, [b]),
     "dare": lambda a, b: merging.dare(a, [b]),
