@@ -54,7 +54,7 @@ def scores(prepared: Prepared, plan: RunPlan, encoder: FrozenImages) -> dict[str
     """Train a run and return its metrics, by solution; `ratio` is the distance from zero-shot."""
     whole = scenario = prepared.scenario(plan.seed)
     if "image" not in plan.cls.towers:
-        scenario, _ = encoder.encode(whole, {}, plan.recipe)
+        scenario, _ = encoder.encode(whole, {}, plan.reads_train_images_as_they_are)
     strategy = build_strategy(
         plan, prepared.stream.compute, prepared.model, whole.class_names, whole.templates
     )
