@@ -1,7 +1,7 @@
 """Stack: any method beside a Gaussian head on zero-shot features, weighted by leave-one-out."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ PAPER = "this project (docs/method.md); stacking: Wolpert 1992, Neural Networks 
 NEEDS = "sums of zero-shot features and their products (statistics), and what its base keeps"
 
 CHUNK = 2000  # images whose features and scores are in memory together
+MOST_KEPT = 20_000  # images whose rows are kept for the next evaluation
 
 
 class StackOptions(Options):
@@ -25,12 +26,24 @@ class StackOptions(Options):
     width: Count = Field(1000, description="random features of the head")
 
 
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """Images and their rows."""
+class _KeptRows:
+    """Rows by the contents of images: every evaluation encodes the same ones."""
 
-    images: Tensor
-    rows: Tensor
+    def __init__(self) -> None:
+        self.rows: dict[tuple[object, ...], Tensor] = {}
+        self.room = MOST_KEPT
+
+    def of(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the rows of images (B, ...), which are encoded if they are new."""
+        values = images.detach().cpu().contiguous().view(torch.uint8).numpy()
+        key = images.shape, images.dtype, hashlib.sha256(values.data).digest()
+        if key in self.rows:
+            return self.rows[key]
+        rows = encode(images)
+        if len(rows) <= self.room:
+            self.rows[key] = rows
+            self.room -= len(rows)
+        return rows
 
 
 class Stack(CLIPStrategy):
@@ -56,7 +69,7 @@ class Stack(CLIPStrategy):
             kwargs["host_options"] = host_options
         super().__init__(options=base_options or self.base_class.options_class(), **kwargs)
         self.gaussian: StackedHead | None = None
-        self._latest: _Encoded | None = None
+        self._kept = _KeptRows()
 
     @classmethod
     def over(cls, base: type[CLIPStrategy]) -> type["Stack"]:
@@ -102,11 +115,11 @@ class Stack(CLIPStrategy):
         return self.gaussian(scores, self._zero_shot_rows(images))
 
     def _zero_shot_rows(self, images: Tensor) -> Tensor:
-        """Encode images (B, ...) by the zero-shot tower: rows (B, D); the latest are kept."""
-        if self._latest is None or self._latest.images is not images:
-            with self.model.pretrained_weights():
-                self._latest = _Encoded(images, self.model.image_rows(images, self.class_tokens))
-        return self._latest.rows
+        """Encode images (B, ...) by the zero-shot tower: rows (B, D)."""
+        if images.dim() == 2:  # encoded once for all methods
+            return self.model.image_rows(images, self.class_tokens)
+        with self.model.pretrained_weights():
+            return self._kept.of(images, lambda new: self.model.image_rows(new, self.class_tokens))
 
     def probe_features(self, names: Sequence[str], templates: Any) -> Tensor:
         """Encode class names of a probe by zero-shot CLIP: (K, d)."""

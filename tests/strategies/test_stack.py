@@ -73,6 +73,32 @@ def test_every_base_trains_in_the_stack_as_it_does_alone(
     torch.testing.assert_close(probe, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_rows_of_an_image_are_encoded_once(
+    tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, scenario = learn(Stack.over(BASES["clipfit"]), tiny, source)
+    images, encoded = scenario.test.images, list[int]()
+    real = CLIPClassifier.image_rows
+
+    def counting(self: CLIPClassifier, batch: torch.Tensor, class_tokens: int) -> torch.Tensor:
+        encoded.append(len(batch))
+        return real(self, batch, class_tokens)
+
+    monkeypatch.setattr(CLIPClassifier, "image_rows", counting)
+    scores = [stack.score_all(images) for _ in range(2)]
+    assert torch.equal(*scores)
+    assert sum(encoded) == len(images)
+    changed = images.clone()
+    changed[0, 0, 0, 0] ^= 255  # in place, at another address: contents alone count
+    assert not torch.equal(stack.score_all(changed)[0], scores[0][0])
+    assert sum(encoded) == 2 * len(images)
+    stack._kept.room = 0
+    again = stack.score_all(images.flip(0)).flip(0)
+    torch.testing.assert_close(again, scores[0], rtol=1e-4, atol=1e-4)
+    assert len(stack._kept.rows) == 2  # one batch of each
+    assert "_kept" not in stack.state_dict()
+
+
 @pytest.mark.parametrize("cut", [{"online": 7}, {"blurry": 0.3}], ids=["online", "blurry"])
 def test_all_images_of_a_stream_are_added_once(
     cut: dict[str, Any], tiny: Build, source: Source
