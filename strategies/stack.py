@@ -1,14 +1,16 @@
 """Stack: any method beside a Gaussian head on zero-shot features, weighted by leave-one-out."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from cl_clipfit import CLIPStrategy, Count, Options, encode_images, read_samples
+from cl_clipfit import CLIPStrategy, Count, Options, Workload, encode_images, read_samples
 from cl_clipfit.heads.stacking import StackedHead
 
 NAME = "stack"
@@ -96,6 +98,11 @@ class Stack(CLIPStrategy):
                 scores = self.in_batches(lambda batch: base(batch).cpu(), images)
             self.gaussian = self.gaussian or self._empty_head()
             self.gaussian.add(rows, labels, scores)
+
+    def workload(self) -> Workload:
+        """Add the two passes over a task's images that score them."""
+        work = super().workload()
+        return replace(work, sampled=(*work.sampled, (2, sys.maxsize)))
 
     def _empty_head(self) -> StackedHead:
         features = self.model.zero_shot_text_features.shape[1]

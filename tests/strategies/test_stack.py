@@ -60,6 +60,9 @@ def test_every_base_trains_in_the_stack_as_it_does_alone(
     assert scores.isfinite().all()
     assert not torch.equal(scores, alone.score_all(images))
     assert stack.gaussian.statistics[0].counts.tolist() == [8] * 6
+    *others, (passes, most) = stack.workload().sampled
+    assert others == [*alone.workload().sampled]
+    assert (passes, min(most, 8)) == (2, 8)
     head, stack.gaussian = stack.gaussian, None
     assert torch.equal(stack.score_all(images), alone.score_all(images))
     stack.gaussian = head
