@@ -168,11 +168,13 @@ def _kept(results: Sequence[dict[str, Any]]) -> str:
     """Return the caption that says what methods keep from old tasks, beside their weights."""
     parts, nothing = [], False
     for label, group in by_strategy(results).items():
-        kept = group[0].get("kept", {"what": "", "bytes": []})  # older runs did not record it
+        if (kept := group[0].get("kept")) is None:  # of an older version
+            continue
         if any(kept["bytes"]):
             what = literal(kept["what"] or "its state")
             parts.append(f"{literal(label)} {size(kept['bytes'][-1])} ({what})")
-        nothing |= "kept" in group[0] and not any(kept["bytes"])
+        else:
+            nothing = True
     others = ["others nothing" if parts else "nothing"] if nothing else []
     return f"kept from old tasks: {'; '.join([*parts, *others])}" if parts or others else ""
 
@@ -242,7 +244,9 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
     shown = columns([result])
     title = f"{_stream(result)}, bank of {literal(result['label'])}, percent"
     narrow = len(shown) >= _WIDE
-    table = Table(title=title, **(_NARROW if narrow else {}))
+    table = Table(
+        title=title, caption=_kept([result]), caption_justify="left", **(_NARROW if narrow else {})
+    )
     table.add_column("mode", overflow="fold")
     for title in [*shown.values(), "last, labels of\nchosen task", "routed to\ncorrect task"]:
         words = title.replace(" ", "\n") if narrow else title

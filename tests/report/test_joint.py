@@ -43,6 +43,16 @@ def test_the_columns_are_shown_where_a_run_has_them(protocol: str) -> None:
     assert "joint" not in rendered(scored("full", False, protocol))
 
 
+def test_what_methods_keep_is_named_with_its_size() -> None:
+    kept = {"lda": [10, 33_000], "stack": [8_000_000, 8_200_000], "full": [0, 0]}
+    runs = [scored(n, True) | {"kept": {"what": f"{n}'s", "bytes": b}} for n, b in kept.items()]
+    shown = " ".join(rendered(*runs).split())
+    assert "kept from old tasks: lda 33 kB (lda's); stack 8.2 MB (stack's); others nothing" in shown
+    assert "others" not in rendered(*runs[:2])
+    assert "kept from old tasks: nothing" in rendered(runs[2])
+    assert "kept" not in rendered(scored("full", True), scored("lda", True) | {"kept": None})
+
+
 def test_eight_columns_are_readable_at_80() -> None:
     lines = rendered(scored("zero-shot", True), scored("mergetune", True)).splitlines()
     words = " ".join(lines).split()
