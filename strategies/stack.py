@@ -17,8 +17,8 @@ NAME = "stack"
 PAPER = "this project (docs/method.md); stacking: Wolpert 1992, Neural Networks 5"
 NEEDS = "sums of zero-shot features and their products (statistics), and what its base keeps"
 
-CHUNK = 2000  # images whose features and scores are in memory together
-MOST_KEPT = 20_000  # images whose rows are kept for the next evaluation
+_CHUNK = 2000  # images whose features and scores are in memory together
+_MOST_KEPT = 20_000  # images whose rows are kept for the next evaluation
 
 
 class StackOptions(Options):
@@ -33,7 +33,7 @@ class _KeptRows:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[object, ...], Tensor] = {}
-        self.room = MOST_KEPT
+        self.room = _MOST_KEPT
 
     def of(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the rows of images (B, ...), which are encoded if they are new."""
@@ -91,8 +91,8 @@ class Stack(CLIPStrategy):
         """Score the images by both, then add them to the head's sums."""
         super().add_experience()
         data, base = self.experience.dataset, super().scores
-        for start in range(0, len(data), CHUNK):
-            images, labels = read_samples(data, range(start, min(start + CHUNK, len(data))))
+        for start in range(0, len(data), _CHUNK):
+            images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
             rows = self._rows(images)
             with self.model.cached_text():
                 scores = self.in_batches(lambda batch: base(batch).cpu(), images)
