@@ -47,7 +47,7 @@ class FirstSession(ClosedFormStrategy):
         """Return the class that trains `base` on the first task, and fits the head of `method`."""
         settings = {
             "base_class": base, "learning": "gradient", "towers": base.towers,
-            "compares_text": base.compares_text,  # the training does
+            "compares_text": base.compares_text,  # in training, which is estimated by it
         }  # fmt: skip
         return type(f"{method.__name__}{base.__name__}", (cls, method, base), settings)
 
@@ -94,7 +94,8 @@ class FirstSession(ClosedFormStrategy):
     def name_features(self, images: Tensor) -> Tensor:
         """Encode images (B, ...) by zero-shot CLIP, as the names of a probe: (B, d)."""
         with self.model.pretrained_weights():
-            return self.model.image_features(images)
+            # Not `image_features`, for which scoring may hold those of the tuned tower.
+            return self.model.image_rows(images, 0)
 
     def name_scores(self, images: Tensor, names: Tensor) -> Tensor:
         """Score images against other names (P, d): (B, P); -inf once the head classifies."""
