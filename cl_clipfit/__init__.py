@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
+    from cl_clipfit.methods.first_session import FirstSession as FirstSession
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
@@ -88,6 +89,7 @@ _HOMES = {
     "Count": "cl_clipfit.config.options",
     "DataRequest": "cl_clipfit.data.source",
     "DeltaBank": "cl_clipfit.bank.store",
+    "FirstSession": "cl_clipfit.methods.first_session",
     "ImageFiles": "cl_clipfit.data.images.lazy",
     "ImageSet": "cl_clipfit.data.source",
     "Names": "cl_clipfit.config.options",

@@ -1,11 +1,21 @@
-"""RanPAC: ridge regression on random features of frozen image features."""
+"""RanPAC: ridge regression on random features of the image tower, frozen or tuned on one task."""
 
-from cl_clipfit import RandomRidgeStrategy
+from pydantic import Field
+
+from cl_clipfit import CLIPStrategy, FirstSession, RandomFeaturesOptions, RandomRidgeStrategy
 
 NAME = "ranpac"
-PAPER = "McDonnell et al. 2023, arXiv 2307.02251 (NeurIPS), eq. 6 and 7, without adapters"
+PAPER = "McDonnell et al. 2023, arXiv 2307.02251 (NeurIPS), eq. 6 and 7; phase 1: first_session"
 NEEDS = "sums of random features and their products (statistics)"
 PUBLISHED = {"width": 10_000}
+
+
+class RanPACOptions(RandomFeaturesOptions):
+    """Settings of RanPAC; other settings of its label go to the method of the first session."""
+
+    first_session: str = Field(
+        "none", description="the method that tunes the image tower on the first task"
+    )
 
 
 class RanPAC(RandomRidgeStrategy):
@@ -14,3 +24,16 @@ class RanPAC(RandomRidgeStrategy):
     The paper chooses the penalty on a fifth of each task's images; here exact leave-one-out errors
     choose it, summed over the stream.
     """
+
+    base_option = "first_session"
+    options_class = RanPACOptions
+
+    @classmethod
+    def over(cls, base: type[CLIPStrategy]) -> type[FirstSession]:
+        """Return the class that trains `base` on the first task."""
+        return FirstSession.of(cls, base)
+
+    @classmethod
+    def refuses(cls, base: type[CLIPStrategy]) -> str:
+        """Return why a method cannot be the base; "" if it can."""
+        return FirstSession.refuses(base)

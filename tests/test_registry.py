@@ -29,8 +29,9 @@ def train(name: str, build: Callable[..., CLIPClassifier], source: Source) -> tu
     torch.manual_seed(1)
     scenario = build_scenario("s", source, tasks=3, order="seed:1")
     entry, cls = REGISTRY.get("strategies", name), REGISTRY.strategy_class(name)
-    if cls.base_option:
-        cls = cls.over(REGISTRY.strategy_class(getattr(entry.options_class()(), cls.base_option)))
+    base = getattr(entry.options_class()(), cls.base_option or "", "none")
+    if base != "none":
+        cls = cls.over(REGISTRY.strategy_class(base))
     strategy = cls(
         model=build(),
         class_names=scenario.class_names,

@@ -78,14 +78,16 @@ def _training(
     factor = 3 + (strategy.model.recompute or strategy.model.micro_batch is not None)
     samples = (*work.sampled, (1, statistics))
     sampled = sum(passes * min(most, n) for passes, most in samples for n in counts)
-    steps = [steps_per_epoch(recipe, n) for n in counts]
-    prompts = sum(n * p for n, p in zip(steps, _prompts_per_step(strategy, scenario), strict=True))
+    trained = counts[: work.tasks]
+    ranked = _prompts_per_step(strategy, scenario)[: work.tasks]
+    prompts = sum(steps_per_epoch(recipe, n) * p for n, p in zip(trained, ranked, strict=True))
     # Worker processes decode the images of an epoch while the model trains on others.
-    epoch = (1 if fixed else factor) * image * sum(counts)
-    waits = max(0.0, _decoding(scenario.train.images) - epoch) * work.epochs
+    epoch = (1 if fixed else factor) * image * sum(trained)
+    decoding = _decoding(scenario.train.images) * sum(trained) / sum(counts)
+    waits = max(0.0, decoding - epoch) * work.epochs
     # In every epoch a checkpoint: values before and now, and at most two states of the optimiser.
     values = sum(p.numel() for p in strategy.selection.values())
-    writes = len(counts) * values * 4 * (4 * work.epochs + 2) / _BYTES_PER_SECOND
+    writes = len(trained) * values * 4 * (4 * work.epochs + 2) / _BYTES_PER_SECOND
     compute = image * sampled + epoch * work.passes + factor * prompt * prompts * work.passes
     return compute + waits + writes
 

@@ -54,7 +54,8 @@ class Learner:
             return 0, 0
         images = self.scenario.train_samples[task - 1]
         steps = online_steps(self.plan.recipe, images, self.online or images)
-        epochs = self.strategy.workload().epochs
+        work = self.strategy.workload()
+        epochs = work.epochs if task <= (work.tasks or task) else 0
         return epochs, epochs * steps
 
     def host_values(self, task: int) -> Mapping[str, Tensor] | None:

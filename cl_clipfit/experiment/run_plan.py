@@ -216,13 +216,25 @@ def _plan(
     name, config = spec.name, command.config
     entry, cls = registry.get("strategies", name), registry.strategy_class(name)
     given = command.settings_of(name) | dict(passed or {})
-    if cls.base_option:
+    if cls.base_option and _builds(entry, cls.base_option, given | dict(spec.settings)):
         return _plan_over(command, registry, scenario, spec, given)
     if cls.learning != "gradient":
         options = _options_of(config, scenario, entry, given | dict(spec.settings))
         return RunPlan(spec.text, entry, cls, options, None)
     recipe, options = make_settings(config, scenario, entry, given, spec.settings)
     return RunPlan(spec.text, entry, cls, options, recipe)
+
+
+def _builds(entry: Entry, option: str, chosen: Mapping[str, Any]) -> bool:
+    """Return whether an option names a method to build on; where that is optional, "none" does not.
+
+    Args:
+        entry: the strategy.
+        option: its `base_option`.
+        chosen: what is not left at its default.
+    """
+    default = entry.options_class().model_fields[option].default
+    return not (default == "none" == chosen.get(option, default))
 
 
 def _options_of(

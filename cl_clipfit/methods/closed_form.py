@@ -38,6 +38,11 @@ class ClosedFormStrategy(CLIPStrategy):
     towers = ()
     head: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def head_options(self) -> Any:
+        """The settings of the head; those of the method, unless another one trains the tower."""
+        return self.options
+
     @abstractmethod
     def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
         """Learn from features (N, M) of the head with labels (N,), of `classes` in the stream."""
@@ -139,7 +144,7 @@ class RandomFeaturesStrategy(ClosedFormStrategy):
     def embed(self, rows: Tensor) -> Tensor:
         """Map rows (N, D) to random features (N, width)."""
         if self._projection is None:
-            width = self.options.width
+            width = self.head_options.width
             self._projection = random_projection(rows.shape[1], width, self.seeds.init)
         return random_features(rows, self._projection)
 

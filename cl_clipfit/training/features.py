@@ -63,9 +63,11 @@ class Workload:
         test_passes: passes over the test images after the task.
         sampled: passes over a sample of the task's images without gradients, and the most images
             that the sample holds.
+        tasks: number of tasks, the first ones, that have these epochs and passes; None for all.
     """
 
     epochs: int
     passes: float
     test_passes: int = 1
     sampled: tuple[tuple[int, int], ...] = ()
+    tasks: int | None = None

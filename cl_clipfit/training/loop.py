@@ -273,6 +273,11 @@ class TrainingLoop(SupervisedTemplate):
 
     # ---- the epochs of a task -------------------------------------------------------------------
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the current task takes gradient steps."""
+        return self.learning == "gradient"
+
     def check_model_and_optimizer(self, **kwargs: object) -> None:
         """Select the trainable parameters and build an optimiser over only these.
 
@@ -285,7 +290,7 @@ class TrainingLoop(SupervisedTemplate):
         self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
         self.warn(check_labels(self.experience, self.task_classes, self.model.class_names))
         self.model.to(self.device)
-        if self.learning == "gradient":
+        if self.takes_steps:
             self.select()
             self.warn(doubt_of_loss(self.label_space(), self.options))
             self.before_task()
@@ -293,7 +298,7 @@ class TrainingLoop(SupervisedTemplate):
 
     def _before_training_exp(self, **kwargs: object) -> None:
         super()._before_training_exp(**kwargs)
-        if self.learning == "gradient" and not self._continues_task():
+        if self.takes_steps and not self._continues_task():
             # After the plugins, since replay changes the length of the loader.
             self.scheduler = make_schedule(self.recipe, self.optimizer, self._task_steps())
 
@@ -322,7 +327,7 @@ class TrainingLoop(SupervisedTemplate):
     def _train_exp(self, experience: object, eval_streams: object = None, **kwargs: Any) -> None:
         with torch.no_grad():
             self.add_experience()  # a resumed run restores its outcome with the first epoch
-        if self.learning == "gradient":
+        if self.takes_steps:
             self._run_epochs(self.train_epochs, piece=True, **kwargs)
 
     def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: Any) -> None:

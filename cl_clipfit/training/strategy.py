@@ -104,7 +104,8 @@ class CLIPStrategy(TrainingLoop):
     base_option: ClassVar[str | None] = None
     """The option that names the method which it builds on. Its classmethod `over(base)` returns a
     class that trains both, `refuses(base)` says which cannot be used, and its argument NAME_options
-    takes the settings of that method."""
+    takes the settings of that method. If the option's default is "none", the class itself needs no
+    other method."""
 
     repeats_images: ClassVar[bool] = False
     """True for a method that trains on a task's images again after the task."""

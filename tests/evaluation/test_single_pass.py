@@ -87,8 +87,8 @@ def make_run(
     entry, cls = REGISTRY.get("strategies", name), cls or CLASSES[name]
     options = options or entry.options_class()()
     base = None
-    if cls.base_option:
-        below = REGISTRY.get("strategies", getattr(options, cls.base_option))
+    if (name_below := getattr(options, cls.base_option or "", "none")) != "none":
+        below = REGISTRY.get("strategies", name_below)
         base = RunPlan(below.name, below, CLASSES[below.name], below.options_class()(), None)
         cls = cls.over(base.cls)
     recipe = None if cls.learning == "none" else Recipe(epochs=1, batch_size=24, lr=0.02)

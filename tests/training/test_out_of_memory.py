@@ -399,8 +399,9 @@ def test_a_warm_step_waits_for_no_device(
     monkeypatch.setattr("cl_clipfit.training.loss_watch.LossWatch.leaves_out", lambda *_: False)
     registry = Registry([Path("examples/image_norms.py")])
     entry, cls = registry.get("strategies", name), registry.strategy_class(name)
-    if cls.base_option:
-        cls = cls.over(registry.strategy_class(getattr(entry.options_class()(), cls.base_option)))
+    base = getattr(entry.options_class()(), cls.base_option or "", "none")
+    if base != "none":
+        cls = cls.over(registry.strategy_class(base))
     plugin = watch(cls, tiny, source)
     assert plugin.watched >= 6 * (cls.learning == "gradient")
     assert not plugin.found

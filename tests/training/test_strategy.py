@@ -339,6 +339,11 @@ def test_the_estimate_counts_images_and_prompts(
     sampled = 3 * (40 * 16 + 3 * 8) / 32
     training += sampled
     assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + training
+    first = dataclasses.replace(work, tasks=1)
+    strategy.workload = lambda: first  # type: ignore[method-assign]
+    alone = 3 * (2 * 16 / 32 + 4 * 2 / 6) + sampled
+    assert estimate.estimate_seconds(plan, scenario, strategy, {}) == 4 * scoring + alone
+    strategy.workload = lambda: work  # type: ignore[method-assign]
     strategy.select()
     monkeypatch.setattr(estimate, "_BYTES_PER_SECOND", 1.0)
     values = 4 * sum(p.numel() for p in strategy.selection.values())
