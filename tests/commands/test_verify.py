@@ -409,7 +409,7 @@ def set_to(*path: Any, value: Any = None) -> Edit:
         (set_to("metrics", value=[]), "result.json is not what a run writes: metrics: "),
         (set_to("tasks"), "result.json is not what a run writes: tasks: "),
         (set_to("model"), "result.json is not what a run writes: model: "),
-        (set_to("probes", value={"x": [1.0]}), "metrics: retention is"),
+        (set_to("probes", value={"x": [1.0, 9.0]}), "metrics: retention is"),
         (set_to("seed", value=7), "config.yaml has seed [0], result.json 7"),
         (set_to("environment", value={}), "result.json is not what a run writes: metrics"),
     ],
