@@ -134,15 +134,18 @@ class Stack(CLIPStrategy):
 
     def name_features(self, images: Tensor) -> Tensor:
         """Encode images (B, ...) by zero-shot CLIP, as the names of a probe: (B, d)."""
-        rows = self._zero_shot_rows(images)
+        return self._features_of(self._zero_shot_rows(images))
+
+    def _features_of(self, rows: Tensor) -> Tensor:
+        """Return the image features (B, d) in rows (B, D)."""
         return rows[:, : self.model.zero_shot_text_features.shape[1]]
 
     def joint_scores(self, images: Tensor, names: Tensor) -> Tensor:
         """Score images against all K classes and other names (P, d) together: (B, K + P)."""
-        scores = torch.cat([super().scores(images), self.name_scores(images, names)], 1)
-        if self.gaussian is None:
-            return scores
-        return self.gaussian(scores, self._zero_shot_rows(images))
+        rows = self._zero_shot_rows(images)  # once: to find them costs a hash of the images
+        named = self.model.logits(self._features_of(rows), names)
+        scores = torch.cat([super().scores(images), named], 1)
+        return scores if self.gaussian is None else self.gaussian(scores, rows)
 
     def head_state(self) -> dict[str, Tensor]:
         """Return the head's sums."""

@@ -63,7 +63,7 @@ class FrozenImages:
 
     def encode(
         self, scenario: Scenario, probes: Mapping[str, Source], train: bool, class_tokens: int = 0
-    ) -> tuple[Scenario, dict[str, Source]]:  # fmt: skip
+    ) -> tuple[Scenario, dict[str, Source]]:
         """Replace test images, probes and, if they are used as they are, training images.
 
         Args:

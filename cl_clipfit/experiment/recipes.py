@@ -12,7 +12,7 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.registry import Entry
 
 Settings = dict[str, Any]
-STEPS = 100  # of a task, where no recipe sets the epochs; chosen in docs/method.md
+STEPS = 100  # of a task, where no recipe sets the epochs; see docs/clipfit.md
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 20
 
 

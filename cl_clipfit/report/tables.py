@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.filesize import decimal
 from rich.table import Table
 
 from cl_clipfit.errors import printable
@@ -166,31 +167,18 @@ def _left_out(results: Sequence[dict[str, Any]]) -> str:
 
 def _kept(results: Sequence[dict[str, Any]]) -> str:
     """Return the caption that says what methods keep from old tasks, beside their weights."""
-    parts, nothing = [], False
+    sizes, nothing = dict[str, list[str]](), False  # by what is kept: methods may keep the same
     for label, group in by_strategy(results).items():
         if (kept := group[0].get("kept")) is None:  # of an older version
             continue
         if any(kept["bytes"]):
             what = literal(kept["what"] or "its state")
-            parts.append(f"{literal(label)} {size(kept['bytes'][-1])} ({what})")
+            sizes.setdefault(what, []).append(f"{literal(label)} {decimal(kept['bytes'][-1])}")
         else:
             nothing = True
+    parts = [f"{', '.join(labels)} ({what})" for what, labels in sizes.items()]
     others = ["others nothing" if parts else "nothing"] if nothing else []
     return f"kept from old tasks: {'; '.join([*parts, *others])}" if parts or others else ""
-
-
-def size(count: int) -> str:
-    """Return a number of bytes for people.
-
-    Example:
-        >>> size(512), size(11_008), size(8_100_000)
-        ('512 B', '11 kB', '8.1 MB')
-    """
-    for unit, bytes_ in (("MB", 1_000_000), ("kB", 1_000)):
-        if count >= bytes_:
-            number = count / bytes_
-            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
-    return f"{count} B"
 
 
 def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -44,12 +44,16 @@ def test_the_columns_are_shown_where_a_run_has_them(protocol: str) -> None:
 
 
 def test_what_methods_keep_is_named_with_its_size() -> None:
-    kept = {"lda": [10, 33_000], "stack": [8_000_000, 8_200_000], "full": [0, 0]}
-    runs = [scored(n, True) | {"kept": {"what": f"{n}'s", "bytes": b}} for n, b in kept.items()]
+    kept = {
+        "lda": ("sums", [10, 33_000]), "gda-clip": ("sums", [0, 500]),
+        "stack": ("more", [8_000_000, 8_200_000]), "full": ("none", [0, 0]),
+    }  # fmt: skip
+    runs = [scored(n, True) | {"kept": {"what": w, "bytes": b}} for n, (w, b) in kept.items()]
     shown = " ".join(rendered(*runs).split())
-    assert "kept from old tasks: lda 33 kB (lda's); stack 8.2 MB (stack's); others nothing" in shown
-    assert "others" not in rendered(*runs[:2])
-    assert "kept from old tasks: nothing" in rendered(runs[2])
+    expected = "lda 33.0 kB, gda-clip 500 bytes (sums); stack 8.2 MB (more); others nothing"
+    assert f"kept from old tasks: {expected}" in shown
+    assert "others" not in rendered(*runs[:3])
+    assert "kept from old tasks: nothing" in rendered(runs[3])
     assert "kept" not in rendered(scored("full", True), scored("lda", True) | {"kept": None})
 
 

@@ -31,7 +31,7 @@ Build = Callable[..., CLIPClassifier]
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are the same: types, orders, and bits, those of NaN too."""
+    """Return whether two values are equal in type, order and every bit, NaN included."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Tensor):
@@ -519,7 +519,7 @@ class Remembering(TwoGroups):
 def test_what_a_method_remembers_is_kept_or_it_is_said(
     kind: str, tiny: Build, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that goes on without it ends with other numbers, and nobody would know."""
+    """A run resumed without it would end with other numbers, and nobody would know."""
     monkeypatch.setattr(Remembering, "kind", kind)
     recipe, files = RECIPES["sgd"], KilledAt(tmp_path / "broken", pytest.fail)
     whole = make(Remembering, tiny, source, recipe)

@@ -32,7 +32,7 @@ def cifar_batch(per_class: int, seed: int) -> dict[str, Any]:
 
 
 def cifar_files(train: int = 4, test: int = 1) -> dict[str, bytes]:
-    """Return the three files of CIFAR-100 in small, `train` and `test` images a class."""
+    """Return the three files of a small CIFAR-100, with `train` and `test` images per class."""
     names = [name.replace(" ", "_") for name in CIFAR100.names]
     meta = {"fine_label_names": names, "coarse_label_names": [f"group {n}" for n in range(20)]}
     contents = {"train": cifar_batch(train, 0), "test": cifar_batch(test, 1), "meta": meta}

@@ -118,7 +118,7 @@ def check_batch(batch: dict[str, Any], bad: Bad, task: int, step: int, loss: str
 def test_a_run_stops_and_names_the_batch(
     value: float, loss: str, bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad.at(9, value=value)  # 2 steps an epoch, 3 epochs a task: step 3 of task 2
+    bad.at(9, value=value)  # 2 steps per epoch, 3 epochs per task: step 3 of task 2
     assert run(*TRAINED, output=tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
     for text in ("error: task 2, step 3: ", loss, "--lr", "--on-nan skip", "nan-batch.json"):
