@@ -1,14 +1,13 @@
-"""A Gaussian head beside another classifier, stacked by exact leave-one-out losses.
+"""Gaussian heads beside another classifier, stacked by exact leave-one-out losses.
 
-Stacked generalisation (Wolpert 1992, Neural Networks 5): how much each of two classifiers counts is
-chosen on images that neither has learned from. No image is kept for that: the Gaussian head is
+Stacked generalisation (Wolpert 1992, Neural Networks 5): how much each classifier counts is
+chosen on images that none has learned from. No image is kept for that: a Gaussian head is
 scored without the image at hand in closed form, and the other classifier before it learns the
 task. The losses of a grid of weights are summed over the stream, and only the sums are kept.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,37 +16,61 @@ from torch import Tensor
 from cl_clipfit.heads.fusion import POWERS, best_powers, fused, loss_table
 from cl_clipfit.heads.leave_one_out import lda_scores_and_distances, scatter_eigen, several
 from cl_clipfit.heads.linear import GaussianHead, lda_head
+from cl_clipfit.heads.membership import OTHER, SEEN, Membership, text_odds
 from cl_clipfit.heads.projection import random_features, random_projection
 from cl_clipfit.heads.statistics import Statistics
 
-SHRINKAGES = (0.03, 0.1, 0.3)
+SHRINKAGES = (0.03, 0.1, 0.3, 0.9)
 SPACES = ("features", "random features")
+RATIOS = (0.125, 0.25, 0.5)  # weight of the head on random features beside the one on features
 # Scores (images times classes) per call whose losses are summed: enough for a choice among few.
-MOST_SCORES = 200_000
-SPREAD = 5.0  # see `StackedHead._near`
-TINY = 1e-12
+MOST_SCORES = 100_000
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the summed losses chose.
+class Part(NamedTuple):
+    """A Gaussian head in a sum of heads.
 
     Attributes:
         space: index into `SPACES`.
         shrinkage: index into `SHRINKAGES`.
-        powers: of the other scores, and of the head's.
+        weight: of its scores in the sum.
     """
 
     space: int
     shrinkage: int
+    weight: float
+
+
+def _candidates() -> tuple[tuple[Part, ...], ...]:
+    """Return one head on either space, or both; the wider space needs no less shrinkage."""
+    every = range(len(SHRINKAGES))
+    one = [(Part(space, s, 1.0),) for space in range(len(SPACES)) for s in every]
+    both = [
+        (Part(0, s, 1.0), Part(1, t, ratio)) for s in every for t in every[s:] for ratio in RATIOS
+    ]
+    return *one, *both
+
+
+CANDIDATES = _candidates()
+
+
+class Choice(NamedTuple):
+    """What the summed losses chose.
+
+    Attributes:
+        parts: of the head.
+        powers: of the other scores, and of the head's.
+    """
+
+    parts: tuple[Part, ...]
     powers: tuple[float, float]
 
 
 class StackedHead:
     """Sums over a stream, the Gaussian head that they give, and its weight beside other scores.
 
-    There are two candidates for the space of the head: the image features, or random features of
-    the rows, which hold class tokens too. Each has its statistics and its losses.
+    The head is linear discriminant analysis on the image features, or on random features of the
+    rows, which hold class tokens too, or the weighted sum of both (`CANDIDATES`).
 
     Args:
         features: d, the length of an image feature, with which a row begins.
@@ -56,19 +79,17 @@ class StackedHead:
 
     Attributes:
         statistics: of all rows so far, by space; empty before the first.
-        losses: fp64 (spaces, S, P, P), summed leave-one-out losses by space, shrinkage, power of
-            the other scores and power of the head's.
-        distances: fp64 (spaces, S, 3), count, sum and sum of squares of the logarithm of the
-            leave-one-out distance of an image to the nearest class.
+        losses: fp64 (candidates, P, P), summed leave-one-out losses by candidate, power of the
+            other scores and power of the head's.
+        membership: whether an image is of a class seen, by its distance in random features.
     """
 
     def __init__(self, features: int, width: int, seed: int) -> None:
         self.features, self.width, self.seed = features, width, seed
         self.statistics: list[Statistics] = []
-        shape = len(SPACES), len(SHRINKAGES)
-        self.losses = torch.zeros(*shape, len(POWERS), len(POWERS), dtype=torch.float64)
-        self.distances = torch.zeros(*shape, 3, dtype=torch.float64)
-        self._head: GaussianHead | None = None
+        self.losses = torch.zeros(len(CANDIDATES), len(POWERS), len(POWERS), dtype=torch.float64)
+        self.membership = Membership(len(SHRINKAGES))
+        self._heads: dict[tuple[int, int], GaussianHead] = {}
         self._projection: Tensor | None = None
 
     def embed(self, rows: Tensor, space: int) -> Tensor:
@@ -88,44 +109,68 @@ class StackedHead:
             scores: (N, K) of the other classifier, which has not learned from these images.
         """
         embedded = [self.embed(rows, space) for space in range(len(SPACES))]
+        if self.statistics:
+            self._learn_others(embedded[-1], labels, scores)
         added = [Statistics.of(x, labels, scores.shape[1]) for x in embedded]
         before = self.statistics or [Statistics.empty(x.shape[1]) for x in embedded]
         self.statistics = [one + more for one, more in zip(before, added, strict=True)]
-        self._head = None
+        self._heads = {}
         chosen = self._usable(labels)
         if len(chosen):
-            for space, x in enumerate(embedded):
-                self._calibrate(space, x[chosen], labels[chosen], scores[chosen])
+            self._calibrate([x[chosen] for x in embedded], labels[chosen], scores[chosen])
+
+    def _learn_others(self, x: Tensor, labels: Tensor, scores: Tensor) -> None:
+        """Learn from images of new classes how those of classes not seen look."""
+        seen = self.statistics[-1].seen
+        chosen = self._sample((~seen[labels]).nonzero().flatten(), len(seen))
+        if len(chosen):
+            every = range(len(SHRINKAGES))
+            far = [self._head(len(SPACES) - 1, s).distances(x[chosen]) for s in every]
+            text = text_odds(scores[chosen].double(), seen)
+            self.membership.add_losses(OTHER, text, far)
 
     def _usable(self, labels: Tensor) -> Tensor:
-        """Return the indices of images whose losses are summed: a sample if there are many."""
+        """Return the indices of images whose losses are summed."""
         statistics = self.statistics[0]
         usable = several(statistics, labels).nonzero().flatten()
         if (classes := int(statistics.seen.sum())) < 2:
             return usable[:0]
-        draw = torch.Generator().manual_seed(self.seed)
-        if len(usable) > (most := MOST_SCORES // classes):
-            usable = usable[torch.randperm(len(usable), generator=draw)[:most]]
-        return usable
+        return self._sample(usable, classes)
 
-    def _calibrate(self, space: int, x: Tensor, labels: Tensor, scores: Tensor) -> None:
-        """Add the losses and distances of images by a head that is fitted without them."""
-        statistics, eigen = self.statistics[space], scatter_eigen(self.statistics[space])
-        seen = statistics.seen
+    def _sample(self, images: Tensor, classes: int) -> Tensor:
+        """Return indices (N,) of images, or a sample if there are many."""
+        if len(images) <= (most := MOST_SCORES // classes):
+            return images
+        draw = torch.Generator().manual_seed(self.seed)
+        return images[torch.randperm(len(images), generator=draw)[:most]]
+
+    def _calibrate(self, embedded: list[Tensor], labels: Tensor, scores: Tensor) -> None:
+        """Add the losses of images by heads that are fitted without them."""
+        seen = self.statistics[0].seen
+        heads: dict[tuple[int, int], Tensor] = {}
+        far: list[Tensor] = []
+        for space, (x, statistics) in enumerate(zip(embedded, self.statistics, strict=True)):
+            eigen = scatter_eigen(statistics)
+            left_out = [
+                lda_scores_and_distances(statistics, x, labels, s, eigen) for s in SHRINKAGES
+            ]
+            heads |= {(space, i): head[:, seen] for i, (head, _) in enumerate(left_out)}
+            far = [distances for _, distances in left_out]
         targets = (seen.cumsum(0) - 1)[labels]
-        for i, shrinkage in enumerate(SHRINKAGES):
-            head, far = lda_scores_and_distances(statistics, x, labels, shrinkage, eigen)
-            self.losses[space, i] += loss_table(scores[:, seen], head[:, seen], targets)
-            log = far.clamp(min=TINY).log()
-            self.distances[space, i] += torch.stack([torch.ones_like(log), log, log * log]).sum(1)
+        for table, parts in zip(self.losses, CANDIDATES, strict=True):
+            total = [part.weight * heads[part.space, part.shrinkage] for part in parts]
+            table += loss_table(scores[:, seen], torch.stack(total).sum(0), targets)
+        self.membership.add_moments(far)
+        if not seen.all():
+            self.membership.add_losses(SEEN, text_odds(scores.double(), seen), far)
 
     @property
     def choice(self) -> Choice:
-        """The space, shrinkage and powers with the smallest sum of losses."""
+        """The head and powers with the smallest sum of losses."""
         if not self.losses.any():  # one class, or one image per class: nothing to choose from
-            return Choice(0, len(SHRINKAGES) - 1, (1.0, 1.0))
-        space, index = divmod(int(self.losses.flatten(2).amin(2).argmin()), len(SHRINKAGES))
-        return Choice(space, index, best_powers(self.losses[space, index]))
+            return Choice(CANDIDATES[len(SHRINKAGES) - 1], (1.0, 1.0))
+        best = int(self.losses.flatten(1).amin(1).argmin())
+        return Choice(CANDIDATES[best], best_powers(self.losses[best]))
 
     def __call__(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Return log-probabilities (N, C) of the classes seen and of others.
@@ -141,48 +186,40 @@ class StackedHead:
         """
         if not self.statistics:
             return scores
-        choice = self.choice
-        statistics = self.statistics[choice.space]
-        if self._head is None:
-            self._head = lda_head(statistics, SHRINKAGES[choice.shrinkage])
-        x = self.embed(rows.cpu(), choice.space)
+        (parts, powers), classes = self.choice, self.statistics[0].seen
+        spaces = {space: self.embed(rows.cpu(), space) for space in range(len(SPACES))}
+        heads = [w * self._head(space, shrinkage)(spaces[space]) for space, shrinkage, w in parts]
+        head = torch.stack(heads).sum(0)[:, classes].to(scores)
         member = torch.zeros(scores.shape[1], dtype=torch.bool)
-        member[: len(statistics.seen)] = statistics.seen
-        seen, other = (m.nonzero().flatten().to(scores.device) for m in (member, ~member))
-        inside, outside = scores[:, seen], scores[:, other]
-        head = self._head(x)[:, statistics.seen].to(scores)
-        both = fused(inside, head, choice.powers).log_softmax(1)
-        if not len(other):
-            return both.new_empty(scores.shape).index_copy(1, seen, both)
-        power = choice.powers[0]
-        odds = _log_mean_exp(power * inside) - _log_mean_exp(power * outside)
-        odds = odds + self._near(self._head.distances(x), choice).to(scores)
+        member[: len(classes)] = classes
+        member = member.to(scores.device)
+        both = fused(scores[:, member], head, powers).log_softmax(1)
+        if member.all():
+            return both
+        space, (shrinkage, _) = len(SPACES) - 1, self.membership.choice(powers[0])
+        far = self._head(space, shrinkage).distances(spaces[space])
+        odds = self.membership.odds(text_odds(scores, member, powers[:1])[0], far, powers[0])
         result = torch.empty_like(scores)
-        result[:, seen] = both + F.logsigmoid(odds)[:, None]
-        result[:, other] = outside.log_softmax(1) + F.logsigmoid(-odds)[:, None]
+        result[:, member] = both + F.logsigmoid(odds)[:, None]
+        result[:, ~member] = scores[:, ~member].log_softmax(1) + F.logsigmoid(-odds)[:, None]
         return result
 
-    def _near(self, distances: Tensor, choice: Choice) -> Tensor:
-        """Return how much more likely distances (N,) are for classes seen, as log-odds (N,).
-
-        The logarithm of a distance is normal for images of classes seen, with the moments of the
-        leave-one-out ones; those below the mean count as the mean. For other images it is
-        spread evenly over `SPREAD` standard deviations.
-        """
-        count, total, squares = self.distances[choice.space, choice.shrinkage].tolist()
-        mean = total / max(count, 1)
-        deviation = max(squares / max(count, 1) - mean**2, 0.0) ** 0.5
-        if deviation < TINY:  # too few images
-            return torch.zeros_like(distances)
-        beyond = ((distances.clamp(min=TINY).log() - mean) / deviation).clamp(min=0)
-        return math.log(SPREAD / math.sqrt(2 * math.pi)) - beyond.square() / 2
+    def _head(self, space: int, shrinkage: int) -> GaussianHead:
+        """Return the head on a space, fitted once."""
+        if (space, shrinkage) not in self._heads:
+            fitted = lda_head(self.statistics[space], SHRINKAGES[shrinkage])
+            self._heads[space, shrinkage] = fitted
+        return self._heads[space, shrinkage]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums, from which everything else follows."""
-        return {"losses": self.losses, "distances": self.distances} | {
-            f"{space}/{name}": tensor
-            for space, statistics in zip(SPACES, self.statistics, strict=False)
-            for name, tensor in statistics.state_dict().items()
+        parts = zip(SPACES, self.statistics, strict=False)  # no statistics before the first task
+        states = {space: statistics.state_dict() for space, statistics in parts}
+        states["membership"] = self.membership.state_dict()
+        return {"losses": self.losses} | {
+            f"{part}/{name}": tensor
+            for part, state in states.items()
+            for name, tensor in state.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -192,17 +229,13 @@ class StackedHead:
             ValueError: they are not those of a stacked head.
         """
         tensors = {name: tensor.cpu() for name, tensor in state.items()}
-        losses, distances = tensors.pop("losses"), tensors.pop("distances")
-        parts = [
-            {n.rpartition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{space}/")}
-            for space in SPACES
+        losses = tensors.pop("losses")
+        *parts, membership = [
+            {n.rpartition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
+            for part in (*SPACES, "membership")
         ]
-        right = losses.shape == self.losses.shape and distances.shape == self.distances.shape
-        if not right or (any(parts) and not all(parts)):
+        if losses.shape != self.losses.shape or (any(parts) and not all(parts)):
             raise ValueError("not the sums of a stacked head")
-        self.losses, self.distances, self._head = losses, distances, None
+        self.membership.load_state_dict(membership)
+        self.losses, self._heads = losses, {}
         self.statistics = [Statistics.from_state(part) for part in parts if part]
-
-
-def _log_mean_exp(scores: Tensor) -> Tensor:
-    return scores.logsumexp(1) - math.log(scores.shape[1])

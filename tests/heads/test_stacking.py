@@ -1,6 +1,7 @@
 """A Gaussian head stacked on other scores: sums over a stream, leave-one-out choices, scores."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from cl_clipfit.heads import stacking
 from cl_clipfit.heads.fusion import POWERS
 from cl_clipfit.heads.linear import lda_head
 from cl_clipfit.heads.projection import random_features, random_projection
-from cl_clipfit.heads.stacking import SHRINKAGES, StackedHead
+from cl_clipfit.heads.stacking import CANDIDATES, SHRINKAGES, Choice, StackedHead
 from cl_clipfit.heads.statistics import Statistics
 
 CLASSES, FEATURES, TOKENS, WIDTH = 6, 8, 5, 30
@@ -45,36 +46,33 @@ def test_losses_are_those_of_brute_force() -> None:
     rows, labels = images(18)
     scores, stack = other(rows), head()
     seen: list[int] = []
-    expected, distances = torch.zeros_like(stack.losses), torch.zeros_like(stack.distances)
+    expected, moments = torch.zeros_like(stack.losses), torch.zeros(len(SHRINKAGES), 3).double()
+    projected = random_features(rows, random_projection(rows.shape[1], WIDTH, 4))
+    spaces = rows[:, :FEATURES], projected
     for task in tasks(labels):
         stack.add(rows[task], labels[task], scores[task])
         seen += task.tolist()
         classes = sorted(set(labels[seen].tolist()))
-        projected = random_features(rows, random_projection(rows.shape[1], WIDTH, 4))
-        for space, x in enumerate((rows[:, :FEATURES], projected)):
-            for s, shrinkage in enumerate(SHRINKAGES):
-                for image in task.tolist():
-                    rest = [i for i in seen if i != image]
-                    fitted = lda_head(Statistics.of(x[rest], labels[rest], CLASSES), shrinkage)
-                    one = x[image : image + 1]
-                    z_h = fitted(one)[:, classes]
-                    log = float(fitted.distances(one).log())
-                    moments = [1.0, log, log * log]
-                    distances[space, s] += torch.tensor(moments, dtype=torch.float64)
-                    z_t = scores[image : image + 1, classes].double()
-                    target = torch.tensor([classes.index(int(labels[image]))])
-                    for i, a in enumerate(POWERS):
-                        for j, b in enumerate(POWERS):
-                            loss = F.cross_entropy(a * z_t + b * z_h, target)
-                            expected[space, s, i, j] += loss
+        for image in task.tolist():
+            rest = [i for i in seen if i != image]
+            heads = {}
+            for (space, x), (s, shrinkage) in product(enumerate(spaces), enumerate(SHRINKAGES)):
+                fitted = lda_head(Statistics.of(x[rest], labels[rest], CLASSES), shrinkage)
+                heads[space, s] = fitted(x[image : image + 1])[:, classes]
+                log = float(fitted.distances(x[image : image + 1]).log())
+                if space:
+                    moments[s] += torch.tensor([1.0, log, log * log]).double()
+            z_t = scores[image : image + 1, classes].double()
+            target = torch.tensor([classes.index(int(labels[image]))])
+            for c, parts in enumerate(CANDIDATES):
+                z_h = torch.stack([weight * heads[space, s] for space, s, weight in parts]).sum(0)
+                for (i, a), (j, b) in product(enumerate(POWERS), enumerate(POWERS)):
+                    expected[c, i, j] += F.cross_entropy(a * z_t + b * z_h, target)
     torch.testing.assert_close(stack.losses, expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(stack.distances, distances, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(stack.membership.moments, moments, rtol=1e-6, atol=1e-6)
     chosen = stack.choice
-    best = expected.flatten().argmin()
-    position = torch.unravel_index(best, expected.shape)
-    space, shrinkage, a, b = (int(i) for i in position)
-    assert (chosen.space, chosen.shrinkage) == (space, shrinkage)
-    assert chosen.powers == (POWERS[a], POWERS[b])
+    best, a, b = (int(i) for i in torch.unravel_index(expected.argmin(), expected.shape))
+    assert chosen == Choice(CANDIDATES[best], (POWERS[a], POWERS[b]))
 
 
 def test_a_useless_classifier_gets_no_say_and_a_perfect_one_all_of_it() -> None:
@@ -110,8 +108,11 @@ def test_scores_are_probabilities_and_both_classifiers_share_out_those_of_classe
     torch.testing.assert_close(after.exp().sum(1), torch.ones(len(rows)))
     torch.testing.assert_close(after[:, 4:].log_softmax(1), scores[:, 4:].log_softmax(1))
     a, b = stack.choice.powers
-    x, shrinkage = stack.embed(rows, stack.choice.space), SHRINKAGES[stack.choice.shrinkage]
-    gaussian = lda_head(stack.statistics[stack.choice.space], shrinkage)(x).float()
+    gaussian = torch.zeros(len(rows), CLASSES, dtype=torch.float64)
+    for space, s, weight in stack.choice.parts:
+        fitted = lda_head(stack.statistics[space], SHRINKAGES[s])
+        gaussian += weight * fitted(stack.embed(rows, space))
+    gaussian = gaussian.float()
     expected = (a * scores + b * gaussian)[:, :4].log_softmax(1)
     torch.testing.assert_close(after[:, :4].log_softmax(1), expected, rtol=1e-4, atol=1e-4)
 
@@ -137,11 +138,6 @@ def test_what_is_far_from_every_class_seen_is_another() -> None:
     probability = stack(torch.zeros(len(new), CLASSES), new)[:, :4].exp().sum(1)
     assert (probability[new_labels < 4] > 0.5).float().mean() > 0.9
     assert (probability[new_labels >= 4] > 0.5).float().mean() < 0.1
-    # An image at a class mean is as near as any, and the odds are then those of the docstring.
-    mean = torch.cat([stack.statistics[0].means()[0], torch.zeros(TOKENS)])[None].float()
-    odds = float(stack._near(torch.zeros(1, dtype=torch.float64), stack.choice))
-    assert odds == pytest.approx(math.log(5 / math.sqrt(2 * math.pi)))
-    assert float(stack(torch.zeros(1, CLASSES), mean)[0, :4].exp().sum()) > 0.5
 
 
 def test_the_state_restores_every_score_and_nothing_else_does() -> None:
@@ -177,4 +173,4 @@ def test_losses_of_very_many_images_are_those_of_a_sample(monkeypatch: pytest.Mo
     again.add(rows, labels, scores)
     assert torch.equal(stack.losses, again.losses)
     # With equal scores the loss at the smallest power of the head is close to ln K per image.
-    assert float(stack.losses[0, -1, 0, 0]) < 20 * math.log(CLASSES)
+    assert float(stack.losses[len(SHRINKAGES) - 1, 0, 0]) < 20 * math.log(CLASSES)

@@ -1,0 +1,136 @@
+"""Whether an image is of a class seen: odds from text scores and distance, fitted on the stream.
+
+No image of another data set is needed. The images of a new task, before they are learned, are
+images of none of the classes seen so far; left out of a head that has learned them, they are images
+of classes seen. Their losses choose how much a distance says, and only sums are kept.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_clipfit.heads.fusion import POWERS
+
+WIDTHS = tuple(5 * 2.0 ** (exponent / 2) for exponent in range(-6, 7))
+DEFAULT = WIDTHS.index(5.0)
+OTHER, SEEN = 0, 1
+TINY = 1e-12
+
+
+def text_odds(scores: Tensor, seen: Tensor, powers: Sequence[float] = POWERS) -> Tensor:
+    """Return log-odds (P, N) of the classes seen by scores (N, C), each group as likely before.
+
+    Args:
+        scores: of all names.
+        seen: bool (C,), which of them are classes seen; some are, and some are not.
+        powers: P factors of the scores.
+    """
+    inside, outside = scores[:, seen], scores[:, ~seen]
+    return torch.stack([log_mean_exp(a * inside) - log_mean_exp(a * outside) for a in powers])
+
+
+def log_mean_exp(scores: Tensor) -> Tensor:
+    """Return log(mean(exp(scores))) over the columns: (N, C) -> (N,)."""
+    return scores.logsumexp(1) - math.log(scores.shape[1])
+
+
+class Membership:
+    """Log-odds that an image is of a class seen.
+
+    The logarithm of the distance to the nearest class mean is normal for images of classes seen,
+    with the moments of the leave-one-out ones; those below the mean count as the mean. For other
+    images it is spread evenly over as many standard deviations as `WIDTHS` says. The distance's
+    shrinkage and the width are those with the smallest loss (cross-entropy of seen against other,
+    both groups counting the same).
+
+    Args:
+        shrinkages: number of shrinkages, each with its distances.
+
+    Attributes:
+        moments: fp64 (S, 3), count, sum and sum of squares of the logarithm of a distance.
+        losses: fp64 (2, S, P, W), sums over images of others and of classes seen, by shrinkage,
+            power of the scores and width.
+        numbers: fp64 (2,), images of others and of classes seen in the losses.
+    """
+
+    def __init__(self, shrinkages: int) -> None:
+        self.moments = torch.zeros(shrinkages, 3, dtype=torch.float64)
+        shape = 2, shrinkages, len(POWERS), len(WIDTHS)
+        self.losses = torch.zeros(shape, dtype=torch.float64)
+        self.numbers = torch.zeros(2, dtype=torch.float64)
+
+    def add_moments(self, distances: Sequence[Tensor]) -> None:
+        """Add leave-one-out distances (N,) of images of classes seen, by shrinkage."""
+        for moments, far in zip(self.moments, distances, strict=True):
+            log = far.clamp(min=TINY).log()
+            moments += torch.stack([torch.ones_like(log), log, log * log]).sum(1)
+
+    def add_losses(self, group: int, text: Tensor, distances: Sequence[Tensor]) -> None:
+        """Add the losses of images.
+
+        Args:
+            group: `OTHER` or `SEEN`, what the images are.
+            text: fp64 (P, N); see `text_odds`.
+            distances: (N,) by shrinkage, of images that the head has not learned.
+        """
+        self.numbers[group] += text.shape[1]
+        sign = 1 if group == OTHER else -1
+        for table, far, shrinkage in zip(
+            self.losses[group], distances, range(len(self.moments)), strict=True
+        ):
+            odds = text + self.nearness(far, shrinkage)
+            for j, width in enumerate(WIDTHS):
+                table[:, j] += F.softplus(sign * (odds + _offset(width))).sum(1)
+
+    def choice(self, power: float) -> tuple[int, float]:
+        """Return the shrinkage (an index) and the width for a power of the scores (of `POWERS`)."""
+        if not self.numbers.all():  # one task: nothing was ever new
+            return 0, WIDTHS[DEFAULT]
+        means = self.losses[:, :, POWERS.index(power)] / self.numbers[:, None, None]
+        shrinkage, width = divmod(int(means.sum(0).argmin()), len(WIDTHS))
+        return shrinkage, WIDTHS[width]
+
+    def odds(self, text: Tensor, distances: Tensor, power: float) -> Tensor:
+        """Return the log-odds (N,) from those of the text (N,) and the distances (N,)."""
+        shrinkage, width = self.choice(power)
+        if not self.deviation(shrinkage):
+            return text
+        return text + self.nearness(distances, shrinkage).to(text) + _offset(width)
+
+    def deviation(self, shrinkage: int) -> float:
+        """Return the standard deviation of the logarithm of a distance; 0 for too few images."""
+        count, total, squares = self.moments[shrinkage].tolist()
+        variance = squares / max(count, 1) - (total / max(count, 1)) ** 2
+        return max(variance, 0.0) ** 0.5 if variance > TINY else 0.0
+
+    def nearness(self, distances: Tensor, shrinkage: int) -> Tensor:
+        """Return -1/2 z^2 of distances (N,) that are z > 0 standard deviations above the mean."""
+        count, total, _ = self.moments[shrinkage].tolist()
+        if not (deviation := self.deviation(shrinkage)):
+            return torch.zeros_like(distances)
+        z = (distances.clamp(min=TINY).log() - total / count) / deviation
+        return -z.clamp(min=0).square() / 2
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sums."""
+        return {"moments": self.moments, "losses": self.losses, "numbers": self.numbers}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the sums.
+
+        Raises:
+            ValueError: they are not those of a membership.
+        """
+        mine = self.state_dict()
+        if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in state.items()}:
+            raise ValueError("not the sums of a membership")
+        self.moments, self.losses = state["moments"], state["losses"]
+        self.numbers = state["numbers"]
+
+
+def _offset(width: float) -> float:
+    """Return the logarithm of the ratio of densities at the mean: 1 / sqrt(2 pi) and 1 / width."""
+    return math.log(width / math.sqrt(2 * math.pi))
