@@ -42,75 +42,65 @@ class Membership:
 
     The logarithm of the distance to the nearest class mean is normal for images of classes seen,
     with the moments of the leave-one-out ones; those below the mean count as the mean. For other
-    images it is spread evenly over as many standard deviations as `WIDTHS` says. The distance's
-    shrinkage and the width are those with the smallest loss (cross-entropy of seen against other,
-    both groups counting the same).
-
-    Args:
-        shrinkages: number of shrinkages, each with its distances.
+    images it is spread evenly over as many standard deviations as `WIDTHS` says. The width is that
+    with the smallest loss (cross-entropy of seen against other, both groups counting the same).
 
     Attributes:
-        moments: fp64 (S, 3), count, sum and sum of squares of the logarithm of a distance.
-        losses: fp64 (2, S, P, W), sums over images of others and of classes seen, by shrinkage,
-            power of the scores and width.
+        moments: fp64 (3,), count, sum and sum of squares of the logarithm of a distance.
+        losses: fp64 (2, P, W), sums over images of others and of classes seen, by power of the
+            scores and width.
         numbers: fp64 (2,), images of others and of classes seen in the losses.
     """
 
-    def __init__(self, shrinkages: int) -> None:
-        self.moments = torch.zeros(shrinkages, 3, dtype=torch.float64)
-        shape = 2, shrinkages, len(POWERS), len(WIDTHS)
-        self.losses = torch.zeros(shape, dtype=torch.float64)
+    def __init__(self) -> None:
+        self.moments = torch.zeros(3, dtype=torch.float64)
+        self.losses = torch.zeros(2, len(POWERS), len(WIDTHS), dtype=torch.float64)
         self.numbers = torch.zeros(2, dtype=torch.float64)
 
-    def add_moments(self, distances: Sequence[Tensor]) -> None:
-        """Add leave-one-out distances (N,) of images of classes seen, by shrinkage."""
-        for moments, far in zip(self.moments, distances, strict=True):
-            log = far.clamp(min=TINY).log()
-            moments += torch.stack([torch.ones_like(log), log, log * log]).sum(1)
+    def add_moments(self, distances: Tensor) -> None:
+        """Add leave-one-out distances (N,) of images of classes seen."""
+        log = distances.clamp(min=TINY).log()
+        self.moments += torch.stack([torch.ones_like(log), log, log * log]).sum(1)
 
-    def add_losses(self, group: int, text: Tensor, distances: Sequence[Tensor]) -> None:
+    def add_losses(self, group: int, text: Tensor, distances: Tensor) -> None:
         """Add the losses of images.
 
         Args:
             group: `OTHER` or `SEEN`, what the images are.
             text: fp64 (P, N); see `text_odds`.
-            distances: (N,) by shrinkage, of images that the head has not learned.
+            distances: (N,) by a head that has not learned them.
         """
         self.numbers[group] += text.shape[1]
         sign = 1 if group == OTHER else -1
-        for table, far, shrinkage in zip(
-            self.losses[group], distances, range(len(self.moments)), strict=True
-        ):
-            odds = text + self.nearness(far, shrinkage)
-            for j, width in enumerate(WIDTHS):
-                table[:, j] += F.softplus(sign * (odds + _offset(width))).sum(1)
+        odds = text + self.nearness(distances)
+        for i, width in enumerate(WIDTHS):
+            self.losses[group, :, i] += F.softplus(sign * (odds + _offset(width))).sum(1)
 
-    def choice(self, power: float) -> tuple[int, float]:
-        """Return the shrinkage (an index) and the width for a power of the scores (of `POWERS`)."""
+    def width(self, power: float) -> float:
+        """Return the width for a power of the scores (of `POWERS`)."""
         if not self.numbers.all():  # one task: nothing was ever new
-            return 0, WIDTHS[DEFAULT]
-        means = self.losses[:, :, POWERS.index(power)] / self.numbers[:, None, None]
-        shrinkage, width = divmod(int(means.sum(0).argmin()), len(WIDTHS))
-        return shrinkage, WIDTHS[width]
+            return WIDTHS[DEFAULT]
+        means = self.losses[:, POWERS.index(power)] / self.numbers[:, None]
+        return WIDTHS[int(means.sum(0).argmin())]
 
     def odds(self, text: Tensor, distances: Tensor, power: float) -> Tensor:
         """Return the log-odds (N,) from those of the text (N,) and the distances (N,)."""
-        shrinkage, width = self.choice(power)
-        if not self.deviation(shrinkage):
+        if not self.deviation:
             return text
-        return text + self.nearness(distances, shrinkage).to(text) + _offset(width)
+        return text + self.nearness(distances).to(text) + _offset(self.width(power))
 
-    def deviation(self, shrinkage: int) -> float:
-        """Return the standard deviation of the logarithm of a distance; 0 for too few images."""
-        count, total, squares = self.moments[shrinkage].tolist()
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the logarithm of a distance; 0 for too few images."""
+        count, total, squares = self.moments.tolist()
         variance = squares / max(count, 1) - (total / max(count, 1)) ** 2
-        return max(variance, 0.0) ** 0.5 if variance > TINY else 0.0
+        return float(variance**0.5) if variance > TINY else 0.0
 
-    def nearness(self, distances: Tensor, shrinkage: int) -> Tensor:
+    def nearness(self, distances: Tensor) -> Tensor:
         """Return -1/2 z^2 of distances (N,) that are z > 0 standard deviations above the mean."""
-        count, total, _ = self.moments[shrinkage].tolist()
-        if not (deviation := self.deviation(shrinkage)):
+        if not (deviation := self.deviation):
             return torch.zeros_like(distances)
+        count, total, _ = self.moments.tolist()
         z = (distances.clamp(min=TINY).log() - total / count) / deviation
         return -z.clamp(min=0).square() / 2
 

@@ -23,6 +23,7 @@ from cl_clipfit.heads.statistics import Statistics
 SHRINKAGES = (0.03, 0.1, 0.3, 0.9)
 SPACES = ("features", "random features")
 RATIOS = (0.125, 0.25, 0.5)  # weight of the head on random features beside the one on features
+NEAR = 1, 1  # space and shrinkage of the distance that tells whether an image is of a class seen
 # Scores (images times classes) per call whose losses are summed: enough for a choice among few.
 MOST_SCORES = 100_000
 
@@ -88,7 +89,7 @@ class StackedHead:
         self.features, self.width, self.seed = features, width, seed
         self.statistics: list[Statistics] = []
         self.losses = torch.zeros(len(CANDIDATES), len(POWERS), len(POWERS), dtype=torch.float64)
-        self.membership = Membership(len(SHRINKAGES))
+        self.membership = Membership()
         self._heads: dict[tuple[int, int], GaussianHead] = {}
         self._projection: Tensor | None = None
 
@@ -124,10 +125,8 @@ class StackedHead:
         seen = self.statistics[-1].seen
         chosen = self._sample((~seen[labels]).nonzero().flatten(), len(seen))
         if len(chosen):
-            every = range(len(SHRINKAGES))
-            far = [self._head(len(SPACES) - 1, s).distances(x[chosen]) for s in every]
-            text = text_odds(scores[chosen].double(), seen)
-            self.membership.add_losses(OTHER, text, far)
+            far = self._head(*NEAR).distances(x[chosen])
+            self.membership.add_losses(OTHER, text_odds(scores[chosen].double(), seen), far)
 
     def _usable(self, labels: Tensor) -> Tensor:
         """Return the indices of images whose losses are summed."""
@@ -148,21 +147,19 @@ class StackedHead:
         """Add the losses of images by heads that are fitted without them."""
         seen = self.statistics[0].seen
         heads: dict[tuple[int, int], Tensor] = {}
-        far: list[Tensor] = []
+        distances: dict[tuple[int, int], Tensor] = {}
         for space, (x, statistics) in enumerate(zip(embedded, self.statistics, strict=True)):
             eigen = scatter_eigen(statistics)
-            left_out = [
-                lda_scores_and_distances(statistics, x, labels, s, eigen) for s in SHRINKAGES
-            ]
-            heads |= {(space, i): head[:, seen] for i, (head, _) in enumerate(left_out)}
-            far = [distances for _, distances in left_out]
+            for i, shrinkage in enumerate(SHRINKAGES):
+                head, far = lda_scores_and_distances(statistics, x, labels, shrinkage, eigen)
+                heads[space, i], distances[space, i] = head[:, seen], far
         targets = (seen.cumsum(0) - 1)[labels]
         for table, parts in zip(self.losses, CANDIDATES, strict=True):
             total = [part.weight * heads[part.space, part.shrinkage] for part in parts]
             table += loss_table(scores[:, seen], torch.stack(total).sum(0), targets)
-        self.membership.add_moments(far)
+        self.membership.add_moments(distances[NEAR])
         if not seen.all():
-            self.membership.add_losses(SEEN, text_odds(scores.double(), seen), far)
+            self.membership.add_losses(SEEN, text_odds(scores.double(), seen), distances[NEAR])
 
     @property
     def choice(self) -> Choice:
@@ -196,8 +193,7 @@ class StackedHead:
         both = fused(scores[:, member], head, powers).log_softmax(1)
         if member.all():
             return both
-        space, (shrinkage, _) = len(SPACES) - 1, self.membership.choice(powers[0])
-        far = self._head(space, shrinkage).distances(spaces[space])
+        far = self._head(*NEAR).distances(spaces[NEAR[0]])
         odds = self.membership.odds(text_odds(scores, member, powers[:1])[0], far, powers[0])
         result = torch.empty_like(scores)
         result[:, member] = both + F.logsigmoid(odds)[:, None]

@@ -12,7 +12,7 @@ from cl_clipfit.heads import stacking
 from cl_clipfit.heads.fusion import POWERS
 from cl_clipfit.heads.linear import lda_head
 from cl_clipfit.heads.projection import random_features, random_projection
-from cl_clipfit.heads.stacking import CANDIDATES, SHRINKAGES, Choice, StackedHead
+from cl_clipfit.heads.stacking import CANDIDATES, NEAR, SHRINKAGES, Choice, StackedHead
 from cl_clipfit.heads.statistics import Statistics
 
 CLASSES, FEATURES, TOKENS, WIDTH = 6, 8, 5, 30
@@ -46,7 +46,7 @@ def test_losses_are_those_of_brute_force() -> None:
     rows, labels = images(18)
     scores, stack = other(rows), head()
     seen: list[int] = []
-    expected, moments = torch.zeros_like(stack.losses), torch.zeros(len(SHRINKAGES), 3).double()
+    expected, moments = torch.zeros_like(stack.losses), torch.zeros(3).double()
     projected = random_features(rows, random_projection(rows.shape[1], WIDTH, 4))
     spaces = rows[:, :FEATURES], projected
     for task in tasks(labels):
@@ -60,8 +60,8 @@ def test_losses_are_those_of_brute_force() -> None:
                 fitted = lda_head(Statistics.of(x[rest], labels[rest], CLASSES), shrinkage)
                 heads[space, s] = fitted(x[image : image + 1])[:, classes]
                 log = float(fitted.distances(x[image : image + 1]).log())
-                if space:
-                    moments[s] += torch.tensor([1.0, log, log * log]).double()
+                if (space, s) == NEAR:
+                    moments += torch.tensor([1.0, log, log * log]).double()
             z_t = scores[image : image + 1, classes].double()
             target = torch.tensor([classes.index(int(labels[image]))])
             for c, parts in enumerate(CANDIDATES):
