@@ -48,7 +48,11 @@ app = App(
     version=__version__,
     help="Train CLIP on a stream of tasks and see what it learns, forgets and remembers.",
     default_parameter=Parameter(
-        consume_multiple=True, negative=(), json_list=False, json_dict=False
+        consume_multiple=True,
+        negative=(),
+        json_list=False,
+        json_dict=False,
+        allow_repeating=True,  # of a single value the last counts, as in other commands
     ),
     config=keep_text,
 )

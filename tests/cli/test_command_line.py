@@ -246,6 +246,14 @@ def test_text_that_looks_like_json_is_text(option: str) -> None:
     assert parse(f"--{option}={texts[0]}") == {option: texts[:1]}
 
 
+def test_of_a_repeated_option_the_last_counts_and_lists_grow() -> None:
+    assert parse("--model", "mini", "--model=other") == {"model": "other"}
+    assert parse("--epochs", "1", "--quiet", "--epochs", "2", "--quiet") == {
+        "epochs": 2, "quiet": True,
+    }  # fmt: skip
+    assert parse("--seed", "1", "--seed", "2", "3") == {"seed": [1, 2, 3]}
+
+
 def test_a_list_is_no_number_and_a_path_of_its_letters(refused: Callable[..., str]) -> None:
     for given in ("[1, 2]", "{}"):
         assert "--seed: input should be a valid integer" in refused("--seed", given)
