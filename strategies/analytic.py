@@ -10,6 +10,7 @@ from cl_clipfit.heads.linear import LinearHead
 from cl_clipfit.heads.recursive import RecursiveRidge
 
 NAME = "analytic"
+GROUP = "closed-form heads"
 PAPER = "Zhuang et al. 2022, NeurIPS (ACIL), theorem 1, on CLIP's features"
 NEEDS = "the inverse of a second moment of random features, and the weights"
 

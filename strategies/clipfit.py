@@ -21,6 +21,7 @@ from cl_clipfit.merging.layers import squared_change_by_layer
 from cl_clipfit.training.losses import cosine_distance
 
 NAME = "clipfit"
+GROUP = "selective fine-tuning"
 PAPER = "Li et al. 2024, arXiv 2409.16718 (EMNLP)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"text_lr_scale": 30}  # how it was chosen: docs/clipfit.md

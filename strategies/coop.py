@@ -3,6 +3,7 @@
 from cl_clipfit import PromptStrategy
 
 NAME = "coop"
+GROUP = "prompts"
 PAPER = "Zhou et al. 2022, arXiv 2109.01134 (IJCV)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"optimizer": "adamw", "lr": 3e-3}  # how it was chosen: docs/clipfit.md

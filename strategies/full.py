@@ -9,6 +9,7 @@ from torch import nn
 from cl_clipfit import CLIPStrategy, ScopeOptions, selection
 
 NAME = "full"
+GROUP = "reference points"
 PAPER = "the naive baseline of the field"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-4}  # the current task is learned best; how it was chosen: docs/clipfit.md

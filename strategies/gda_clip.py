@@ -9,6 +9,7 @@ from cl_clipfit.heads.linear import LinearHead, gda_head
 from cl_clipfit.heads.statistics import Statistics
 
 NAME = "gda-clip"
+GROUP = "closed-form heads"
 PAPER = "Wang et al. 2024, arXiv 2402.04087 (ICLR), eq. 5 to 8"
 NEEDS = "sums of features and their products (statistics)"
 

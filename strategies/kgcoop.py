@@ -9,6 +9,7 @@ from torch import Tensor
 from cl_clipfit import Count, NotNegative, PromptOptions, PromptStrategy, TextDistillation
 
 NAME = "kgcoop"
+GROUP = "prompts"
 PAPER = "Yao et al. 2023, arXiv 2303.13283 (CVPR)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"optimizer": "adamw", "lr": 3e-3}  # how it was chosen: docs/clipfit.md

@@ -10,6 +10,7 @@ from cl_clipfit.heads.linear import LinearHead, lda_head
 from cl_clipfit.heads.statistics import Statistics
 
 NAME = "lda"
+GROUP = "closed-form heads"
 PAPER = "Hayes and Kanan 2020, arXiv 1909.01520 (streaming LDA); Hastie et al. 2009, section 4.3"
 NEEDS = "sums of features and their products (statistics)"
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cl_clipfit import CLIPStrategy, ScopeOptions, StepFeatures, label_index
 
 NAME = "linear-head"
+GROUP = "adapters"
 PAPER = "Wortsman et al. 2022, arXiv 2109.01903 (CVPR)"
 NEEDS = "nothing of earlier tasks"
 # No PUBLISHED: a recipe cannot express its warm-up over 500 steps and its gradient clipping.

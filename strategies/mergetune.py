@@ -34,6 +34,7 @@ from cl_clipfit.merging import (
 from cl_clipfit.training.losses import cosine_distance, l2_distance
 
 NAME = "mergetune"
+GROUP = "merging"
 PAPER = "Wang et al. 2026, arXiv 2601.10497 (ICLR)"
 NEEDS = "the previous task's merged weights"
 PUBLISHED = {

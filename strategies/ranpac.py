@@ -5,6 +5,7 @@ from pydantic import Field
 from cl_clipfit import CLIPStrategy, FirstSession, RandomFeaturesOptions, RandomRidgeStrategy
 
 NAME = "ranpac"
+GROUP = "closed-form heads"
 PAPER = "McDonnell et al. 2023, arXiv 2307.02251 (NeurIPS), eq. 6 and 7; phase 1: first_session"
 NEEDS = "sums of random features and their products (statistics)"
 PUBLISHED = {"width": 10_000}

@@ -5,6 +5,7 @@ from cl_clipfit.heads.linear import LinearHead, class_mean_head
 from cl_clipfit.heads.statistics import Statistics
 
 NAME = "simplecil"
+GROUP = "closed-form heads"
 PAPER = "Zhou et al. 2023, arXiv 2303.07338 (IJCV 2024), eq. 3"
 NEEDS = "class sums (statistics)"
 

@@ -1,4 +1,4 @@
-"""Stack: any method beside a Gaussian head on zero-shot features, weighted by leave-one-out."""
+"""Stack: any method beside Gaussian heads on zero-shot features, weighted by leave-one-out."""
 
 import hashlib
 import sys
@@ -14,6 +14,7 @@ from cl_clipfit import CLIPStrategy, Count, Options, Workload, encode_images, re
 from cl_clipfit.heads.stacking import StackedHead
 
 NAME = "stack"
+GROUP = "heads beside any method"
 PAPER = "this project (docs/method.md); stacking: Wolpert 1992, Neural Networks 5"
 NEEDS = "sums of zero-shot features and their products (statistics), and what its base keeps"
 

@@ -3,6 +3,7 @@
 from cl_clipfit import RandomRidgeStrategy
 
 NAME = "vis"
+GROUP = "closed-form heads"
 PAPER = "arXiv 2609.37888, without the residual network that it trains on the first task"
 NEEDS = "sums of random features and their products (statistics)"
 PUBLISHED = {"width": 15_000}

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.options import Options, Recipe
@@ -20,10 +21,24 @@ from cl_clipfit.experiment.recipes import (
     named_recipes,
 )
 from cl_clipfit.registry import KINDS, Entry, Kind, Registry
-from cl_clipfit.report.display import literal
+from cl_clipfit.report.display import literal, one_line
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
-_STRATEGY_FACTS = ("PAPER", "NEEDS")
+_OWN = "your own"
+_GROUPS = (
+    "reference points",
+    "selective fine-tuning",
+    "scaling and low rank",
+    "update shaping",
+    "consistency",
+    "prompts",
+    "adapters",
+    "closed-form heads",
+    "merging",
+    "weights per task",
+    "heads beside any method",
+    _OWN,
+)
 _MODEL_NAMES = (
     "--model ARCH:TAG; from a file ARCH:TAG:FILE or ARCH:FILE; untrained ARCH:random;"
     " an architecture of one's own CONFIG.json:FILE, local-dir:FOLDER or hf-hub:ORG/REPO"
@@ -33,25 +48,52 @@ _BOUNDLESS = 2**31  # limits from here on are technical and are not shown
 
 
 def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Console) -> None:
-    """Print one row for each entry; a broken plug-in is listed with its error."""
-    scenarios = kind == "scenarios"
-    facts = _SCENARIO_FACTS if scenarios else ("summary", *_STRATEGY_FACTS)
-    more = literal(f"more: {program()} info NAME")
-    table = Table(box=box.SIMPLE_HEAD, caption=more, caption_justify="left")
-    for column in ("name", *(fact.lower() for fact in facts)):
-        # One line per scenario: its name, or `info`, tells what it is.
-        table.add_column(column, overflow="fold", no_wrap=scenarios and column == "name")
-    for entry in Registry(plugins).entries(kind):
-        if pattern.casefold() not in entry.name.casefold():
-            continue
-        about = {"summary": entry.summary, **entry.about}
-        if entry.error:
-            about |= {facts[0]: f"cannot be used: {entry.error}"}
-        values = [str(about.get(fact, "")) for fact in facts]
-        table.add_row(*(literal(text) for text in (entry.name, *values)))
-    if not table.row_count:
+    """Print one row for each entry; a broken plug-in is listed with its error.
+
+    Raises:
+        UserError: no name contains the pattern.
+    """
+    entries = [
+        e for e in Registry(plugins).entries(kind) if pattern.casefold() in e.name.casefold()
+    ]
+    if not entries:
         raise UserError(f"no {kind} with '{pattern}' in the name")
+    table = _scenarios_table(entries) if kind == "scenarios" else _strategies_table(entries)
+    table.caption, table.caption_justify = literal(f"more: {program()} info NAME"), "left"
     console.print(table)
+
+
+def _scenarios_table(entries: list[Entry]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("name", *(fact.lower() for fact in _SCENARIO_FACTS)):
+        # One line per scenario: its name, or `info`, tells what it is.
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    for entry in entries:
+        about = entry.about
+        if entry.error:
+            about = about | {_SCENARIO_FACTS[0]: f"cannot be used: {entry.error}"}
+        values = [str(about.get(fact, "")) for fact in _SCENARIO_FACTS]
+        table.add_row(*(literal(text) for text in (entry.name, *values)))
+    return table
+
+
+def _strategies_table(entries: list[Entry]) -> Table:
+    """Return one line per strategy, by group."""
+    groups: dict[str, list[Entry]] = {name: [] for name in _GROUPS}
+    for entry in entries:
+        groups.setdefault(str(entry.about.get("GROUP", _OWN)), []).append(entry)
+    table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for group, members in groups.items():
+        if members:
+            table.add_row(Text(group, style="bold", no_wrap=True, overflow="ignore"))
+        for entry in members:
+            summary = one_line(entry.summary.removesuffix("."))
+            line = Text(summary, no_wrap=True, overflow="ellipsis")
+            error = literal(f"cannot be used: {entry.error}")
+            table.add_row(literal(f"  {entry.name}"), error if entry.error else line)
+    return table
 
 
 def list_models(pattern: str, console: Console) -> None:

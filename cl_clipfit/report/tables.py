@@ -87,7 +87,8 @@ def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, A
     return groups
 
 
-def _cell(values: Sequence[float | None], between: str = " ") -> str:
+def cell(values: Sequence[float | None], between: str = " ") -> str:
+    """Return the mean and, of several values, half the width of its 95 % interval; "-" of none."""
     measured = [v for v in values if v is not None]
     if not measured:
         return "-"
@@ -135,11 +136,11 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
         parameters = f"{group[0]['model']['trainable_parameters']:,}"
         table.add_row(
             literal(name),
-            *(_cell([value(r, key) for r in group], between) for key in shown),
+            *(cell([value(r, key) for r in group], between) for key in shown),
             *(() if wide else (parameters, f"{statistics.fmean(seconds):.1f}")),
         )
         for other, scored in compared(group).items():
-            cells = [_cell([value(f, key) for f in scored], between) for key in shown]
+            cells = [cell([value(f, key) for f in scored], between) for key in shown]
             table.add_row(f"  {literal(other)}", *cells, style="dim")
     return table
 
@@ -244,9 +245,9 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
         chosen = mode.get("chosen_labels")
         table.add_row(
             literal(mode["mode"] + (f" ({settings})" if settings else "")),
-            *(_cell([value(mode, key)]) for key in shown),
-            _cell([chosen["metrics"]["last_accuracy"]] if chosen else [None]),
-            _cell([mode["routed"][-1]] if "routed" in mode else [None]),
+            *(cell([value(mode, key)]) for key in shown),
+            cell([chosen["metrics"]["last_accuracy"]] if chosen else [None]),
+            cell([mode["routed"][-1]] if "routed" in mode else [None]),
         )
     return table
 
