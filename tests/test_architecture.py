@@ -163,3 +163,23 @@ def test_counts_of_a_drawn_house(tmp_path: Path) -> None:
 def test_every_module_parses_and_says_what_it_is() -> None:
     for file in FILES:
         assert ast.get_docstring(ast.parse(file.read_text())), file
+
+
+def test_no_two_methods_share_a_block_of_six_lines() -> None:
+    blocks: dict[tuple[str, ...], str] = {}
+    for file in sorted(Path("strategies").glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        imports = {
+            number
+            for node in ast.parse(text).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        lines = [
+            line.strip()
+            for number, line in enumerate(text.splitlines(), 1)
+            if line.strip() and number not in imports
+        ]
+        for block in {tuple(lines[at : at + 6]) for at in range(len(lines) - 5)}:
+            other = blocks.setdefault(block, file.name)
+            assert other == file.name, f"{other} and {file.name} share: {' / '.join(block)}"
