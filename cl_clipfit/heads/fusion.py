@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 POWERS = tuple(2.0**exponent for exponent in range(-6, 5))
@@ -35,12 +34,16 @@ def loss_table(
     Returns:
         fp64 (len(powers), len(powers)), a by row and b by column.
     """
-    one, two = first.double(), second.double()
-    rows = [
-        [F.cross_entropy(fused(one, two, (a, b)), labels, reduction="sum") for b in powers]
-        for a in powers
-    ]
-    return torch.stack([torch.stack(row) for row in rows])
+    one, two = (
+        torch.stack([_scaled(scores.double(), power) for power in powers])
+        for scores in (first, second)
+    )
+    rows = []
+    for scaled in one:  # all sums at once would be large
+        sums = scaled + two
+        right = sums[:, torch.arange(len(labels)), labels]
+        rows.append((sums.logsumexp(2) - right).sum(1))
+    return torch.stack(rows)
 
 
 def best_powers(table: Tensor, powers: Sequence[float] = POWERS) -> tuple[float, float]:
