@@ -1,11 +1,14 @@
 """Fuse the scores of two classifiers with powers that held-out losses choose, summed over tasks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+_SMALL = 1e-200  # of a sum of products of exponentials; far above where fp64 loses digits
 POWERS = tuple(2.0**exponent for exponent in range(-6, 5))
 
 
@@ -18,8 +21,8 @@ def _scaled(scores: Tensor, power: float) -> Tensor:
     return scores * power if power else scores.masked_fill(scores.isfinite(), 0.0)
 
 
-def loss_table(
-    first: Tensor, second: Tensor, labels: Tensor, powers: Sequence[float] = POWERS
+def loss_tables(
+    first: Tensor, seconds: Iterable[Tensor], labels: Tensor, powers: Sequence[float] = POWERS
 ) -> Tensor:
     """Return the sum over images of the cross-entropy of a z_1 + b z_2, for all pairs of powers.
 
@@ -27,23 +30,43 @@ def loss_table(
 
     Args:
         first: scores (N, K) of images that the first classifier has not learned from.
-        second: scores (N, K) of the same images, likewise.
+        seconds: scores (N, K) of the same images by T others, likewise.
         labels: (N,).
-        powers: the grid, for a and b alike.
+        powers: the grid of P, for a and b alike.
 
     Returns:
-        fp64 (len(powers), len(powers)), a by row and b by column.
+        fp64 (T, P, P) in nats, a by row and b by column; to ten decimals, so that of powers that
+        are equally good rounding errors do not choose.
     """
-    one, two = (
-        torch.stack([_scaled(scores.double(), power) for power in powers])
-        for scores in (first, second)
-    )
-    rows = []
-    for scaled in one:  # all sums at once would be large
-        sums = scaled + two
-        right = sums[:, torch.arange(len(labels)), labels]
-        rows.append((sums.logsumexp(2) - right).sum(1))
-    return torch.stack(rows)
+    every, one = torch.arange(len(labels)), _Scaled.of(first, powers)
+    own = (one.peaks - one.scores[every, :, labels])[:, :, None]
+    tables = []
+    for second in seconds:
+        two = _Scaled.of(second, powers)
+        # The sum of exp(a z_1) exp(b z_2) over classes, for all pairs of powers, is a product of
+        # matrices: far fewer exponentials than one per pair.
+        sums = one.exponentials @ two.exponentials.mT
+        other = (two.peaks - two.scores[every, :, labels])[:, None, :]
+        losses = (sums.log() + own + other).sum(0)
+        for i, j in (sums < _SMALL).any(0).nonzero().tolist():  # large powers: it underflows
+            scores = one.scores[:, i] + two.scores[:, j]
+            losses[i, j] = F.cross_entropy(scores, labels, reduction="sum")
+        tables.append(losses.round(decimals=10))
+    return torch.stack(tables)
+
+
+class _Scaled(NamedTuple):
+    """Scores times P powers, fp64 (N, P, K); their largest (N, P); exp(scores - largest)."""
+
+    scores: Tensor
+    peaks: Tensor
+    exponentials: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, powers: Sequence[float]) -> "_Scaled":
+        scaled = torch.stack([_scaled(scores.double(), power) for power in powers], 1)
+        peaks = scaled.amax(2)
+        return cls(scaled, peaks, (scaled - peaks[..., None]).exp())
 
 
 def best_powers(table: Tensor, powers: Sequence[float] = POWERS) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_clipfit.heads.fusion import POWERS, best_powers, fused, loss_table
+from cl_clipfit.heads.fusion import POWERS, best_powers, fused, loss_tables
 from cl_clipfit.heads.leave_one_out import lda_scores_and_distances, scatter_eigen, several
 from cl_clipfit.heads.linear import GaussianHead, lda_head
 from cl_clipfit.heads.membership import OTHER, SEEN, Membership, text_odds
@@ -154,9 +154,11 @@ class StackedHead:
                 head, far = lda_scores_and_distances(statistics, x, labels, shrinkage, eigen)
                 heads[space, i], distances[space, i] = head[:, seen], far
         targets = (seen.cumsum(0) - 1)[labels]
-        for table, parts in zip(self.losses, CANDIDATES, strict=True):
-            total = [part.weight * heads[part.space, part.shrinkage] for part in parts]
-            table += loss_table(scores[:, seen], torch.stack(total).sum(0), targets)
+        sums = (
+            torch.stack([part.weight * heads[part.space, part.shrinkage] for part in parts]).sum(0)
+            for parts in CANDIDATES
+        )
+        self.losses += loss_tables(scores[:, seen], sums, targets)
         self.membership.add_moments(distances[NEAR])
         if not seen.all():
             self.membership.add_losses(SEEN, text_odds(scores.double(), seen), distances[NEAR])

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from cl_clipfit.heads import leave_one_out
-from cl_clipfit.heads.fusion import POWERS, best_powers, fused, loss_table
+from cl_clipfit.heads.fusion import POWERS, best_powers, fused, loss_tables
 from cl_clipfit.heads.linear import (
     LinearHead,
     class_mean_head,
@@ -249,9 +251,10 @@ def test_powers_have_the_smallest_loss_summed_over_tasks() -> None:
     for one, two, y in tasks:  # the second is the better one
         two[torch.arange(20), y] += 2
         one[torch.arange(20), y] += 0.3
-    table = sum((loss_table(*task) for task in tasks), torch.zeros(()))
+    table = sum((loss_tables(one, [two], y)[0] for one, two, y in tasks), torch.zeros(()))
     both = [torch.cat(parts) for parts in zip(*tasks, strict=True)]
-    torch.testing.assert_close(table, loss_table(both[0], both[1], both[2]), rtol=1e-10, atol=1e-10)
+    at_once = loss_tables(both[0], [both[1]], both[2])[0]
+    torch.testing.assert_close(table, at_once, rtol=1e-10, atol=1e-9)
 
     def loss(a: float, b: float) -> float:
         scores = (a * both[0] + b * both[1]).double()
@@ -260,6 +263,18 @@ def test_powers_have_the_smallest_loss_summed_over_tasks() -> None:
 
     brute = min((loss(a, b), a, b) for a in POWERS for b in POWERS)
     assert best_powers(table) == brute[1:] and brute[2] > brute[1]
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0, 3000.0], ids=["small", "logits", "huge"])
+def test_losses_are_cross_entropies_also_where_exponentials_underflow(size: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    one, *others = (size * torch.randn(3, 30, 7, generator=draw)).double()
+    labels = torch.randint(7, (30,), generator=draw)
+    found = loss_tables(one, others, labels)
+    for table, two in zip(found, others, strict=True):
+        for (i, a), (j, b) in product(enumerate(POWERS), enumerate(POWERS)):
+            wanted = F.cross_entropy(a * one + b * two, labels, reduction="sum")
+            torch.testing.assert_close(table[i, j], wanted, rtol=1e-12, atol=1e-9)
 
 
 def test_what_one_classifier_excludes_stays_excluded() -> None:
