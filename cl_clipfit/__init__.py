@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
+    from cl_clipfit.methods.factored import FactoredStrategy as FactoredStrategy
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
@@ -86,6 +87,7 @@ _HOMES = {
     "StatisticsStrategy": "cl_clipfit.methods.closed_form",
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
+    "FactoredStrategy": "cl_clipfit.methods.factored",
     "Count": "cl_clipfit.config.options",
     "DataRequest": "cl_clipfit.data.source",
     "DeltaBank": "cl_clipfit.bank.store",

@@ -175,6 +175,20 @@ def select_text_norms(clip: Any) -> list[nn.Parameter]:
     return [p for m in norms for p in m.parameters(recurse=False)]
 
 
+def select_query_key_value(clip: Any) -> list[nn.Parameter]:
+    """Return the joint weights (3 width, width) of queries, keys and values of both towers.
+
+    Raises:
+        ValueError: the architecture of the text tower is unknown.
+    """
+    attentions: list[Any] = [
+        getattr(b, "attn", b) for b in (*text_blocks(clip), *image_blocks(clip))
+    ]
+    joint = [getattr(attention, "in_proj_weight", None) for attention in attentions]
+    timm = [getattr(getattr(attention, "qkv", None), "weight", None) for attention in attentions]
+    return [p for pair in zip(joint, timm, strict=True) for p in pair if p is not None]
+
+
 def select_clipfit(
     clip: Any,
     text_biases: TextBiases = "second-ffn",

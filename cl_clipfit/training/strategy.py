@@ -37,6 +37,7 @@ class CLIPStrategy(TrainingLoop):
       holds what the step encoded, so that a distillation term needs no second pass;
     - `before_task()`: before the optimiser of a task is built;
     - `add_gradients()`: after the backward pass of a step, for terms that need passes of their own;
+    - `update_weights()`: the optimiser's step, whose update a method may change;
     - `after_step()`: after every optimiser step;
     - `add_experience()`: learns from an experience without gradients ("closed-form");
     - `after_task()`: after the last step of a task; `train_stage(recipe)` there trains on the
@@ -178,6 +179,10 @@ class CLIPStrategy(TrainingLoop):
         """Return the optimiser's groups; default: one, with the whole selection."""
         return [{"params": list(self.selection.values())}]
 
+    def trained_numbers(self) -> int:
+        """Return how many numbers the optimiser changes; default: those of the selection."""
+        return sum(p.numel() for p in self.selection.values())
+
     def label_space(self) -> Sequence[int]:
         """Return the classes (labels) that the training loss ranks.
 
@@ -222,6 +227,10 @@ class CLIPStrategy(TrainingLoop):
 
     def add_gradients(self) -> None:
         """Add to the gradients of a step, after the backward pass of its loss; default nothing."""
+
+    def update_weights(self) -> None:
+        """Change the selection by the gradients of a step; default: a step of the optimiser."""
+        self.optimizer.step()
 
     def after_step(self) -> None:
         """Do something after every optimiser step; default nothing."""
