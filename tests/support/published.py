@@ -1,6 +1,5 @@
 """Selections of strategies on architectures of published sizes, without memory for weights."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -20,7 +19,8 @@ def chosen(cls: Any, options: Any, custom: bool = False) -> tuple[list[str], nn.
     """Return the names of the parameters that a strategy selects on ViT-B/16, and the model."""
     clip = build(custom=custom)
     made: Any = object.__new__(cls)
-    made.model, made.options = SimpleNamespace(clip=clip), options
+    made.model, made.options = nn.Module(), options
+    made.model.clip = clip
     identities = [id(p) for p in cls.trainable(made)]
     names = {id(p): name for name, p in clip.named_parameters()}
     assert len(set(identities)) == len(identities)
