@@ -54,6 +54,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
+    from cl_clipfit.methods.shaped import MaskedStrategy as MaskedStrategy
+    from cl_clipfit.methods.shaped import ShapedStrategy as ShapedStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
@@ -88,6 +90,8 @@ _HOMES = {
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
     "FactoredStrategy": "cl_clipfit.methods.factored",
+    "MaskedStrategy": "cl_clipfit.methods.shaped",
+    "ShapedStrategy": "cl_clipfit.methods.shaped",
     "Count": "cl_clipfit.config.options",
     "DataRequest": "cl_clipfit.data.source",
     "DeltaBank": "cl_clipfit.bank.store",

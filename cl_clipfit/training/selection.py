@@ -189,6 +189,27 @@ def select_query_key_value(clip: Any) -> list[nn.Parameter]:
     return [p for pair in zip(joint, timm, strict=True) for p in pair if p is not None]
 
 
+def select_matrices(clip: Any) -> list[nn.Parameter]:
+    """Return every weight matrix of the blocks of both towers: 122,683,392 on ViT-B/16.
+
+    Raises:
+        ValueError: the architecture of the text tower is unknown.
+    """
+    blocks = [*text_blocks(clip), *image_blocks(clip)]
+    return [p for block in blocks for p in block.parameters() if p.dim() == 2]
+
+
+def select_first_ffn(clip: Any) -> list[nn.Linear]:
+    """Return the first linear of every feed-forward network of both towers.
+
+    Raises:
+        ValueError: the architecture of the text tower is unknown.
+    """
+    feed_forward: list[Any] = [b.mlp for b in (*text_blocks(clip), *image_blocks(clip))]
+    linears = [[m for m in f.modules() if isinstance(m, nn.Linear)] for f in feed_forward]
+    return [block[0] for block in linears]
+
+
 def select_clipfit(
     clip: Any,
     text_biases: TextBiases = "second-ffn",
