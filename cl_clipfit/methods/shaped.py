@@ -17,6 +17,11 @@ class ShapedStrategy(CLIPStrategy):
     A method overrides `shaped`.
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        # Avalanche gives a class without this method a copy of CLIPStrategy's, which would skip
+        # that of a host between the two.
+        super().__init__(**kwargs)
+
     def shaped(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """Return the values of a parameter after a step, of those before it and the optimiser's."""
         return after
