@@ -6,6 +6,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -106,6 +107,7 @@ class TrainingLoop(SupervisedTemplate):
     before_task: Callable[[], None]
     add_experience: Callable[[], None]
     add_gradients: Callable[[], None]
+    step_weights: Callable[[], AbstractContextManager[None]]
     update_weights: Callable[[], None]
     after_step: Callable[[], None]
     after_task: Callable[[], None]
@@ -161,13 +163,14 @@ class TrainingLoop(SupervisedTemplate):
             self._before_forward(**kwargs)
 
             def passes() -> None:
-                self.mb_output = self.forward()  # the hook training_logits
-                self._after_forward(**kwargs)
-                self.loss += self.criterion()  # the hook compute_loss
-                self.method_loss = self.loss.detach().clone()
-                self._before_backward(**kwargs)
-                self.plugin_loss = self.loss.detach() - self.method_loss
-                self.backward()  # then the hook add_gradients
+                with self.step_weights():
+                    self.mb_output = self.forward()  # the hook training_logits
+                    self._after_forward(**kwargs)
+                    self.loss += self.criterion()  # the hook compute_loss
+                    self.method_loss = self.loss.detach().clone()
+                    self._before_backward(**kwargs)
+                    self.plugin_loss = self.loss.detach() - self.method_loss
+                    self.backward()  # then the hook add_gradients
 
             self._repeat_until_it_fits(passes)
             self._after_backward(**kwargs)

@@ -1,6 +1,7 @@
 """`CLIPStrategy`: the hooks of a method, on the training loop of `loop.py`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,7 @@ class CLIPStrategy(TrainingLoop):
     - `parameter_groups()`: the optimiser's groups; default: one over the whole selection;
     - `label_space()`: the classes that the training loss ranks; default: the task's own;
     - `text_space()`: the classes encoded in a step; default: those of `label_space()`;
+    - `step_weights()`: the weights at which a step's passes run; default: as they are;
     - `training_logits(images)`: the forward pass of a step; default: cosine similarities;
     - `compute_loss(logits, labels)`: the loss of a step; default: cross-entropy. `self.features`
       holds what the step encoded, so that a distillation term needs no second pass;
@@ -227,6 +229,10 @@ class CLIPStrategy(TrainingLoop):
 
     def add_gradients(self) -> None:
         """Add to the gradients of a step, after the backward pass of its loss; default nothing."""
+
+    def step_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which a step's passes run, as one that changes the weights."""
+        return nullcontext()
 
     def update_weights(self) -> None:
         """Change the selection by the gradients of a step; default: a step of the optimiser."""
