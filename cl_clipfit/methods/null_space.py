@@ -41,13 +41,14 @@ class NullSpaceStrategy(HostedStrategy, ShapedStrategy):
         for name, parameter in self.selection.items():
             if parameter.dim() < 2:
                 raise UserError(
-                    f"{name} is a bias or belongs to a LayerNorm: its input is constant, so that no"
-                    " update but 0 keeps old outputs: choose a host that trains matrices, as lora"
+                    f"updates of {name} cannot be projected: the input of a bias or LayerNorm is"
+                    " constant, and only an update of 0 keeps old outputs: choose a host that"
+                    " trains matrices, as lora"
                 )
             if id(parameter) not in known:
                 raise UserError(
-                    f"{name} does not read a LayerNorm, and its inputs are not recorded: choose"
-                    " another host, as lora or prolip"
+                    f"updates of {name} cannot be projected: it does not read a LayerNorm, and its"
+                    " inputs are not recorded: choose another host, as lora or prolip"
                 )
         self._inputs = {name: known[id(p)] for name, p in self.selection.items()}
 

@@ -1,6 +1,7 @@
 """PEGP: recorded moments are those of the inputs, and old outputs stay in every host."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, UserError, 
 from cl_clipfit.registry import Registry
 from cl_clipfit.strategies.lora import Lora, LoraOptions
 from cl_clipfit.strategies.pegp import Pegp, PegpOptions
+from tests.support.tiny import TINY
 
 Build = Callable[..., CLIPClassifier]
 REGISTRY = Registry()
@@ -105,10 +107,10 @@ def test_projections_and_what_they_leave(tiny: Build, source: Source) -> None:
 @pytest.mark.parametrize(
     ("host", "says"),
     [
-        ("bitfit", r"is a bias or belongs to a LayerNorm: its input is constant"),
-        ("ln-tune", r"ln_pre\.weight is a bias or belongs to a LayerNorm"),
-        ("linear-head", r"head does not read a LayerNorm, and its inputs are not recorded"),
-        ("sift", r"out_proj\.weight does not read a LayerNorm"),
+        ("bitfit", r"bias cannot be projected: the input of a bias or LayerNorm is constant"),
+        ("ln-tune", r"ln_pre\.weight cannot be projected: the input of a bias or LayerNorm"),
+        ("linear-head", r"head cannot be projected: it does not read a LayerNorm"),
+        ("sift", r"out_proj\.weight cannot be projected: it does not read a LayerNorm"),
     ],
 )
 def test_what_cannot_be_projected_is_refused(
@@ -117,6 +119,13 @@ def test_what_cannot_be_projected_is_refused(
     task = build_scenario("s", source, tasks=3).benchmark.train_stream[0]
     with pytest.raises(UserError, match=says):
         make(host, tiny, source).train(task, eval_streams=[])
+
+
+def test_a_command_says_in_one_line_what_cannot_be_projected(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    line = refused(*TINY, "--strategy", "pegp:host=bitfit", "--output", tmp_path)
+    assert line.startswith("error: updates of clip.visual.ln_pre.bias cannot be projected: ")
 
 
 def test_hosts_that_take_no_steps_are_refused() -> None:
