@@ -9,7 +9,7 @@ from torch import nn
 from cl_clipfit import MaskedStrategy, Number, ScopeOptions, selection
 
 NAME = "sift"
-PAPER = "Song et al. 2024, arXiv 2312.11875 (ICML), section 3"
+PAPER = "Song et al. 2024, arXiv 2312.11875 (ICML)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}
 # Of RoBERTa-large, without its warm-up over 6 % of the steps.

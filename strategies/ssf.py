@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from cl_clipfit import FactoredStrategy, ScopeOptions, UserError
 
 NAME = "ssf"
-PAPER = "Lian et al. 2022, arXiv 2210.08823 (NeurIPS), eq. 2 to 4"
+PAPER = "Lian et al. 2022, arXiv 2210.08823 (NeurIPS)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}
 PUBLISHED = {  # without the moving average of the weights
@@ -23,7 +23,7 @@ class Ssf(FactoredStrategy):
     """Cross-entropy; y = scale * x + shift after an operation: 207,360 parameters on ViT-B/16.
 
     The operations are the patch embedding, every LayerNorm and every linear layer of the blocks.
-    The weights always hold both, folded in (eq. 4): rows of a weight are scaled, a bias is scaled
+    The weights always hold both, folded in: rows of a weight are scaled, a bias is scaled
     and shifted; the patch embedding, which has no bias, shifts the positions of the patches. The
     published scales start near 1, at N(1, 0.02), and would change the model before the first step
     of every task; here they start at 1 and shifts at 0, which is zero-shot CLIP.
