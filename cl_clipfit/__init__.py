@@ -50,9 +50,14 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
+    from cl_clipfit.methods.factored import FactoredStrategy as FactoredStrategy
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
+    from cl_clipfit.methods.hosted import HostedStrategy as HostedStrategy
+    from cl_clipfit.methods.null_space import NullSpaceStrategy as NullSpaceStrategy
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
+    from cl_clipfit.methods.shaped import MaskedStrategy as MaskedStrategy
+    from cl_clipfit.methods.shaped import ShapedStrategy as ShapedStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
@@ -86,6 +91,11 @@ _HOMES = {
     "StatisticsStrategy": "cl_clipfit.methods.closed_form",
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
+    "FactoredStrategy": "cl_clipfit.methods.factored",
+    "HostedStrategy": "cl_clipfit.methods.hosted",
+    "NullSpaceStrategy": "cl_clipfit.methods.null_space",
+    "MaskedStrategy": "cl_clipfit.methods.shaped",
+    "ShapedStrategy": "cl_clipfit.methods.shaped",
     "Count": "cl_clipfit.config.options",
     "DataRequest": "cl_clipfit.data.source",
     "DeltaBank": "cl_clipfit.bank.store",

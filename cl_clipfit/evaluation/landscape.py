@@ -82,7 +82,8 @@ def encode_shared(strategy: "CLIPStrategy", names: Iterable[str], sample: Sample
     if sample.images.dim() == 2 or not shared:
         return sample
     strategy.model.eval()
-    return replace(sample, images=encode_images(strategy, sample.images))
+    encoded = encode_images(strategy, sample.images, strategy.class_tokens)
+    return replace(sample, images=encoded)
 
 
 def profile(

@@ -169,7 +169,8 @@ class Scorer:
             if uses == 1:
                 return self.scenario, self.probes
             strategy.model.eval()
-            return with_features(self.scenario, self.probes, partial(encode_images, strategy))
+            encode = partial(encode_images, strategy, class_tokens=strategy.class_tokens)
+            return with_features(self.scenario, self.probes, encode)
 
     def as_pretrained(self) -> bool:
         """Return whether the encoder's features are now those of the strategy's image tower."""
@@ -186,4 +187,5 @@ class Scorer:
     @cached_property
     def _pretrained_features(self) -> tuple[Scenario, Mapping[str, Source]]:
         assert self.encoder is not None
-        return self.encoder.encode(self.scenario, self.probes, train=False)
+        tokens = self.strategy.class_tokens
+        return self.encoder.encode(self.scenario, self.probes, train=False, class_tokens=tokens)

@@ -111,6 +111,8 @@ def select_first(plan: RunPlan, strategy: CLIPStrategy, classes: Sequence[int]) 
             strategy.warn(doubt_of_loss(strategy.label_space(), strategy.options))
             if plan.repeats_images:
                 strategy.zero_shot_point()
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(failure(plan, error)) from error
         strategy.task_classes, strategy.seen_classes = [], []

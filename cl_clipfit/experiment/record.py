@@ -146,7 +146,7 @@ def _describe_model(stream: StreamPlan, strategy: CLIPStrategy) -> dict[str, Any
         "model": {
             **(asdict(identity) if identity else {}),
             "parameters": sum(p.numel() for p in strategy.model.parameters()),
-            "trainable_parameters": sum(p.numel() for p in strategy.selection.values()),
+            "trainable_parameters": strategy.trained_numbers(),
         },
         "precision": strategy.model.precision,
         "micro_batch": strategy.model.micro_batch,

@@ -6,6 +6,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -106,6 +107,8 @@ class TrainingLoop(SupervisedTemplate):
     before_task: Callable[[], None]
     add_experience: Callable[[], None]
     add_gradients: Callable[[], None]
+    step_weights: Callable[[], AbstractContextManager[None]]
+    update_weights: Callable[[], None]
     after_step: Callable[[], None]
     after_task: Callable[[], None]
 
@@ -155,18 +158,19 @@ class TrainingLoop(SupervisedTemplate):
             self.mbatch, images = batch, batch[0]
             self._unpack_minibatch()  # to the device, augmented
             self._before_training_iteration(**kwargs)
-            self.optimizer.zero_grad()
+            self._clear_gradients()
             self.loss = self._make_empty_loss()
             self._before_forward(**kwargs)
 
             def passes() -> None:
-                self.mb_output = self.forward()  # the hook training_logits
-                self._after_forward(**kwargs)
-                self.loss += self.criterion()  # the hook compute_loss
-                self.method_loss = self.loss.detach().clone()
-                self._before_backward(**kwargs)
-                self.plugin_loss = self.loss.detach() - self.method_loss
-                self.backward()  # then the hook add_gradients
+                with self.step_weights():
+                    self.mb_output = self.forward()  # the hook training_logits
+                    self._after_forward(**kwargs)
+                    self.loss += self.criterion()  # the hook compute_loss
+                    self.method_loss = self.loss.detach().clone()
+                    self._before_backward(**kwargs)
+                    self.plugin_loss = self.loss.detach() - self.method_loss
+                    self.backward()  # then the hook add_gradients
 
             self._repeat_until_it_fits(passes)
             self._after_backward(**kwargs)
@@ -226,10 +230,16 @@ class TrainingLoop(SupervisedTemplate):
         self.add_gradients()
 
     def optimizer_step(self) -> None:
-        """Step the optimiser and the schedule, then call `after_step`."""
-        self.optimizer.step()
+        """Take the step with `update_weights`, step the schedule, then call `after_step`."""
+        self.update_weights()
         self._step_schedule()
         self.after_step()
+
+    def _clear_gradients(self) -> None:
+        """Clear those of the optimiser's parameters, and of a selection that it does not hold."""
+        self.optimizer.zero_grad()
+        for parameter in self.selection.values():
+            parameter.grad = None
 
     def _step_schedule(self) -> None:
         assert self.scheduler is not None
@@ -257,7 +267,7 @@ class TrainingLoop(SupervisedTemplate):
                 self.model.micro_batch, len(batch[0]), self.micro_batch_given
             )
             self.mb_output, self.features, self.mbatch = None, None, list(batch)
-            self.optimizer.zero_grad()
+            self._clear_gradients()
             self.loss = self._make_empty_loss()
             release()
             set_rng_state(self, state, self.device)

@@ -1,6 +1,7 @@
 """`CLIPStrategy`: the hooks of a method, on the training loop of `loop.py`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -32,11 +33,13 @@ class CLIPStrategy(TrainingLoop):
     - `parameter_groups()`: the optimiser's groups; default: one over the whole selection;
     - `label_space()`: the classes that the training loss ranks; default: the task's own;
     - `text_space()`: the classes encoded in a step; default: those of `label_space()`;
+    - `step_weights()`: the weights at which a step's passes run; default: as they are;
     - `training_logits(images)`: the forward pass of a step; default: cosine similarities;
     - `compute_loss(logits, labels)`: the loss of a step; default: cross-entropy. `self.features`
       holds what the step encoded, so that a distillation term needs no second pass;
     - `before_task()`: before the optimiser of a task is built;
     - `add_gradients()`: after the backward pass of a step, for terms that need passes of their own;
+    - `update_weights()`: the optimiser's step, whose update a method may change;
     - `after_step()`: after every optimiser step;
     - `add_experience()`: learns from an experience without gradients ("closed-form");
     - `after_task()`: after the last step of a task; `train_stage(recipe)` there trains on the
@@ -178,6 +181,10 @@ class CLIPStrategy(TrainingLoop):
         """Return the optimiser's groups; default: one, with the whole selection."""
         return [{"params": list(self.selection.values())}]
 
+    def trained_numbers(self) -> int:
+        """Return how many numbers the optimiser changes; default: those of the selection."""
+        return sum(p.numel() for p in self.selection.values())
+
     def label_space(self) -> Sequence[int]:
         """Return the classes (labels) that the training loss ranks.
 
@@ -222,6 +229,14 @@ class CLIPStrategy(TrainingLoop):
 
     def add_gradients(self) -> None:
         """Add to the gradients of a step, after the backward pass of its loss; default nothing."""
+
+    def step_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which a step's passes run, as one that changes the weights."""
+        return nullcontext()
+
+    def update_weights(self) -> None:
+        """Change the selection by the gradients of a step; default: a step of the optimiser."""
+        self.optimizer.step()
 
     def after_step(self) -> None:
         """Do something after every optimiser step; default nothing."""
