@@ -9,6 +9,7 @@ from torch import nn
 from cl_clipfit import CLIPStrategy, ScopeOptions, selection
 
 NAME = "bitfit"
+GROUP = "selective fine-tuning"
 PAPER = "Ben Zaken et al. 2022, arXiv 2106.10199 (ACL), section 3"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}

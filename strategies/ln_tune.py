@@ -9,6 +9,7 @@ from torch import nn
 from cl_clipfit import CLIPStrategy, ScopeOptions, selection
 
 NAME = "ln-tune"
+GROUP = "selective fine-tuning"
 PAPER = "Basu et al. 2024, arXiv 2304.01917 (AAAI); on both towers of CLIP: 2SFS (CVPR 2025)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cl_clipfit import Count, FactoredStrategy, Positive, ScopeOptions, selection
 
 NAME = "lora"
+GROUP = "scaling and low rank"
 PAPER = "Hu et al. 2022, arXiv 2106.09685 (ICLR), eq. 3; on CLIP: Zanella 2024, arXiv 2405.18541"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}

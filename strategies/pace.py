@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_clipfit import HostedStrategy, NotNegative, Options, Workload, label_index
 
 NAME = "pace"
+GROUP = "consistency"
 PAPER = "Ni et al. 2024, arXiv 2409.17137 (NeurIPS); in the weight-space form of its theorems"
 NEEDS = "what its host keeps"
 PUBLISHED = {"host": "lora", "consistency": 1.0}

@@ -7,6 +7,7 @@ from pydantic import Field
 from cl_clipfit import NullSpaceStrategy, Number, Options
 
 NAME = "pegp"
+GROUP = "update shaping"
 PAPER = "Qiao et al. 2024, arXiv 2405.13383 (TPAMI 2025)"
 NEEDS = "second moments of the inputs of each matrix (statistics), and what its host keeps"
 PUBLISHED = {"host": "lora", "energy": 0.9}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cl_clipfit import CLIPStrategy, NotNegative, ScopeOptions, UserError
 
 NAME = "prolip"
+GROUP = "selective fine-tuning"
 PAPER = "Fahes et al. 2024, arXiv 2410.05270: cross-entropy + lambda ||V - V_0||^2, lambda = 1 / N"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}

@@ -9,6 +9,7 @@ from torch import nn
 from cl_clipfit import MaskedStrategy, Number, ScopeOptions, selection
 
 NAME = "sift"
+GROUP = "update shaping"
 PAPER = "Song et al. 2024, arXiv 2312.11875 (ICML)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}

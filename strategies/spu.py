@@ -9,6 +9,7 @@ from torch import nn
 from cl_clipfit import MaskedStrategy, Number, ScopeOptions, selection
 
 NAME = "spu"
+GROUP = "update shaping"
 PAPER = "Zhang et al. 2024, arXiv 2308.12462 (CVPR)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cl_clipfit import FactoredStrategy, ScopeOptions, UserError
 
 NAME = "ssf"
+GROUP = "scaling and low rank"
 PAPER = "Lian et al. 2022, arXiv 2210.08823 (NeurIPS)"
 NEEDS = "nothing of earlier tasks"
 RECIPE = {"lr": 1e-3}

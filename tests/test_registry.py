@@ -62,7 +62,7 @@ def test_strategy_moves_its_selection_alone_and_repeats_bit_for_bit(
 @pytest.mark.parametrize("kind", ["strategies", "scenarios"])
 def test_entries_describe_themselves(kind: str) -> None:
     wanted = {
-        "strategies": ("PAPER", "NEEDS"),
+        "strategies": ("GROUP", "PAPER", "NEEDS"),
         "scenarios": ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE"),
     }[kind]
     for entry in Registry().entries(kind):
