@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.errors import UserError as UserError
     from cl_clipfit.errors import nearest as nearest
     from cl_clipfit.evaluation.fisher import diagonal_fisher as diagonal_fisher
+    from cl_clipfit.evaluation.moments import norm_moments as norm_moments
     from cl_clipfit.experiment.prepare import load_scenario as load_scenario
     from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
     from cl_clipfit.experiment.reopen import open_run as open_run
@@ -51,6 +52,9 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
+    from cl_clipfit.methods.merged import ApartOptions as ApartOptions
+    from cl_clipfit.methods.merged import MergingOptions as MergingOptions
+    from cl_clipfit.methods.merged import MergingStrategy as MergingStrategy
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
@@ -77,6 +81,7 @@ _HOMES = {
     "FinishedRun": "cl_clipfit.experiment.reopen",
     "load_scenario": "cl_clipfit.experiment.prepare",
     "Seeds": "cl_clipfit.runtime.determinism",
+    "ApartOptions": "cl_clipfit.methods.merged",
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",
     "ClosedFormStrategy": "cl_clipfit.methods.closed_form",
@@ -92,6 +97,8 @@ _HOMES = {
     "FirstSession": "cl_clipfit.methods.first_session",
     "ImageFiles": "cl_clipfit.data.images.lazy",
     "ImageSet": "cl_clipfit.data.source",
+    "MergingOptions": "cl_clipfit.methods.merged",
+    "MergingStrategy": "cl_clipfit.methods.merged",
     "Names": "cl_clipfit.config.options",
     "NotNegative": "cl_clipfit.config.options",
     "Number": "cl_clipfit.config.options",
@@ -116,6 +123,7 @@ _HOMES = {
     "diagonal_fisher": "cl_clipfit.evaluation.fisher",
     "label_index": "cl_clipfit.training.features",
     "nearest": "cl_clipfit.errors",
+    "norm_moments": "cl_clipfit.evaluation.moments",
     "one_after_the_other": "cl_clipfit.data.composed",
     "encode_images": "cl_clipfit.runtime.out_of_memory",
     "read_samples": "cl_clipfit.training.features",
