@@ -12,6 +12,9 @@ from cl_clipfit._version import __version__
 if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getattr__`
     from cl_clipfit import merging as merging
     from cl_clipfit import metrics as metrics
+    from cl_clipfit.bank.routing import class_statistics as class_statistics
+    from cl_clipfit.bank.routing import route as route
+    from cl_clipfit.bank.routing import task_posterior as task_posterior
     from cl_clipfit.bank.store import DeltaBank as DeltaBank
     from cl_clipfit.clip import CLIPClassifier as CLIPClassifier
     from cl_clipfit.clip import create_classifier as create_classifier
@@ -52,9 +55,11 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
+    from cl_clipfit.methods.hosted import HostedStrategy as HostedStrategy
     from cl_clipfit.methods.merged import ApartOptions as ApartOptions
     from cl_clipfit.methods.merged import MergingOptions as MergingOptions
     from cl_clipfit.methods.merged import MergingStrategy as MergingStrategy
+    from cl_clipfit.methods.per_task import PerTaskStrategy as PerTaskStrategy
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
@@ -95,6 +100,7 @@ _HOMES = {
     "DataRequest": "cl_clipfit.data.source",
     "DeltaBank": "cl_clipfit.bank.store",
     "FirstSession": "cl_clipfit.methods.first_session",
+    "HostedStrategy": "cl_clipfit.methods.hosted",
     "ImageFiles": "cl_clipfit.data.images.lazy",
     "ImageSet": "cl_clipfit.data.source",
     "MergingOptions": "cl_clipfit.methods.merged",
@@ -103,6 +109,7 @@ _HOMES = {
     "NotNegative": "cl_clipfit.config.options",
     "Number": "cl_clipfit.config.options",
     "Options": "cl_clipfit.config.options",
+    "PerTaskStrategy": "cl_clipfit.methods.per_task",
     "Positive": "cl_clipfit.config.options",
     "PromptOptions": "cl_clipfit.methods.prompt",
     "PromptStrategy": "cl_clipfit.methods.prompt",
@@ -119,6 +126,7 @@ _HOMES = {
     "Workload": "cl_clipfit.training.features",
     "base_and_novel": "cl_clipfit.data.composed",
     "build_scenario": "cl_clipfit.data.streams",
+    "class_statistics": "cl_clipfit.bank.routing",
     "create_classifier": "cl_clipfit.clip",
     "diagonal_fisher": "cl_clipfit.evaluation.fisher",
     "label_index": "cl_clipfit.training.features",
@@ -127,6 +135,8 @@ _HOMES = {
     "one_after_the_other": "cl_clipfit.data.composed",
     "encode_images": "cl_clipfit.runtime.out_of_memory",
     "read_samples": "cl_clipfit.training.features",
+    "route": "cl_clipfit.bank.routing",
+    "task_posterior": "cl_clipfit.bank.routing",
     "glyphs": "cl_clipfit.clip.mini.glyphs",
     "merging": "cl_clipfit.merging",
     "metrics": "cl_clipfit.metrics",

@@ -17,13 +17,14 @@ from cl_clipfit.evaluation.landscape import LINES, Sample, profiles
 from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
 from cl_clipfit.merging.combine import aligned
 from cl_clipfit.merging.layers import tensor_groups
-from cl_clipfit.methods.hosted import HostedStrategy, Values
+from cl_clipfit.methods.hosted import HostedStrategy
 from cl_clipfit.training.features import Workload
 from cl_clipfit.training.optimization import lr_share
 
 LINE_POINTS = 6  # at which barriers are measured after a task, with both ends
 LANDSCAPE_IMAGES = 512
 FAR = 3.0  # times the host's distance from zero-shot: a second stage beyond it has diverged
+Values = dict[str, Tensor]
 
 
 class ContinuedOptions(Options):

@@ -2,12 +2,8 @@
 
 from typing import Any, ClassVar, Self
 
-from torch import Tensor
-
 from cl_clipfit.config.options import Options
 from cl_clipfit.training.strategy import CLIPStrategy
-
-Values = dict[str, Tensor]
 
 
 class HostedStrategy(CLIPStrategy):
@@ -45,7 +41,3 @@ class HostedStrategy(CLIPStrategy):
         if base.learning != "gradient":
             return f"trains nothing that could be {cls.host_is}"
         return "builds on another method itself" if base.base_option else ""
-
-    def current_values(self) -> Values:
-        """Return a copy of the selection's values."""
-        return {name: p.detach().clone() for name, p in self.selection.items()}

@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from cl_clipfit.config.options import Options
-from cl_clipfit.methods.hosted import HostedStrategy, Values
+from cl_clipfit.methods.hosted import HostedStrategy
 from cl_clipfit.training.features import Workload
 
+Values = dict[str, Tensor]
 Start = Literal["tuned", "merged", "zero-shot"]
 _START = "where each task starts: at the weights tuned last, at the merged ones, or at zero-shot"
 
