@@ -18,7 +18,7 @@ _IMAGES = 2000  # of a task, for what tells tasks apart; as many as the bank's s
 Values = dict[str, Tensor]
 
 
-class _Kept:
+class _Scored:
     """What scoring computes once for all batches, or for several scores of one; not state."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class PerTaskStrategy(CLIPStrategy):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.values: list[Values] = []
-        self._kept = _Kept()
+        self._scored = _Scored()
 
     @abstractmethod
     def remember(self, features: Tensor, labels: Tensor) -> None:
@@ -72,7 +72,7 @@ class PerTaskStrategy(CLIPStrategy):
 
     def before_task(self) -> None:
         """Forget what belongs to the weights before the task."""
-        self._kept = _Kept()
+        self._scored = _Scored()
         super().before_task()
 
     def after_task(self) -> None:
@@ -83,7 +83,7 @@ class PerTaskStrategy(CLIPStrategy):
             features = encode_images(self, images)
         self.remember(features, labels)
         self.values = [*self.values, self.current_values()]
-        self._kept = _Kept()
+        self._scored = _Scored()
 
     def workload(self) -> Workload:
         """Add the passes of the pretrained tower over a sample and over the test images."""
@@ -99,9 +99,9 @@ class PerTaskStrategy(CLIPStrategy):
             return super().scores(images)
         if not self.mixes:
             return self._grouped(images, super().scores, self._shares(images))
-        if self._kept.text is None:
-            self._kept.text = self._by_task(self.model.text_features)
-        return self.model.logits(self.name_features(images), self._kept.text)
+        if self._scored.text is None:
+            self._scored.text = self._by_task(self.model.text_features)
+        return self.model.logits(self._blocks(images), self._scored.text)
 
     def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
         """Encode class names of a probe with the weights of each task: (P, tasks * d)."""
@@ -112,17 +112,19 @@ class PerTaskStrategy(CLIPStrategy):
 
     def name_features(self, images: Tensor) -> Tensor:
         """Encode images (B, ...), each with its weights: (B, tasks * d)."""
-        if not self.values:
-            return super().name_features(images)
-        if self._kept.batch is None or self._kept.batch[0] is not images:
+        return self._blocks(images) if self.values else super().name_features(images)
+
+    def _blocks(self, images: Tensor) -> Tensor:
+        """Return image features in the block of each task, times its share: (B, tasks * d)."""
+        if self._scored.batch is None or self._scored.batch[0] is not images:
             shares = self._shares(images)
             if self.mixes:
                 features = self._mixed(images, shares)
             else:
                 features = self._grouped(images, super().name_features, shares)
             blocks = (shares[:, :, None] * features[:, None]).flatten(1)
-            self._kept.batch = images, blocks
-        return self._kept.batch[1]
+            self._scored.batch = images, blocks
+        return self._scored.batch[1]
 
     @torch.no_grad()
     def _shares(self, images: Tensor) -> Tensor:
@@ -164,4 +166,4 @@ class PerTaskStrategy(CLIPStrategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state."""
         super().load_state_dict(state)
-        self._kept = _Kept()
+        self._scored = _Scored()

@@ -146,8 +146,8 @@ def test_a_row_of_all_tables_takes_one_pass_for_each_image_tower(
         assert before == ROW + 48
         assert found == [0] * (TASKS + 1)
         return
-    if issubclass(CLASSES[name], PerTaskStrategy):  # after the pass that others share, its own
-        assert found == [ROW] + [2 * ROW] * TASKS
+    if issubclass(CLASSES[name], PerTaskStrategy):  # for the choice of the weights, and with them
+        assert found == [ROW] + [run.strategy.workload().test_passes * ROW] * TASKS
         return
     sets = 1 + len(run.strategy.compared())  # of weights, all with an image tower of their own
     assert sets == run.strategy.workload().test_passes

@@ -517,7 +517,7 @@ REGISTRY = Registry([Path("examples/image_norms.py")])
 CLASSES = {
     entry.name: REGISTRY.strategy_class(entry.name) for entry in REGISTRY.entries("strategies")
 }
-TRAINED = [n for n, c in CLASSES.items() if c.learning == "gradient" and not c.base_option]
+TRAINED = [n for n, c in CLASSES.items() if not MergeTune.refuses(c)]
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -19,11 +19,7 @@ Build = Callable[..., CLIPClassifier]
 Values = dict[str, Tensor]
 ENTRIES = {entry.name: entry for entry in Registry().entries("strategies")}
 MERGING = [n for n, e in ENTRIES.items() if issubclass(e.strategy_class(), MergingStrategy)]
-HOSTS = [
-    name
-    for name, entry in ENTRIES.items()
-    if entry.strategy_class().learning == "gradient" and not entry.strategy_class().base_option
-]
+HOSTS = [n for n, e in ENTRIES.items() if not MergingStrategy.refuses(e.strategy_class())]
 TASKS = 3
 
 
