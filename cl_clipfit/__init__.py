@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.experiment.prepare import load_scenario as load_scenario
     from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
     from cl_clipfit.experiment.reopen import open_run as open_run
+    from cl_clipfit.methods.adapter import AdapterStrategy as AdapterStrategy
     from cl_clipfit.methods.closed_form import ClosedFormStrategy as ClosedFormStrategy
     from cl_clipfit.methods.closed_form import RandomFeaturesOptions as RandomFeaturesOptions
     from cl_clipfit.methods.closed_form import RandomFeaturesStrategy as RandomFeaturesStrategy
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.training import selection as selection
     from cl_clipfit.training.features import StepFeatures as StepFeatures
     from cl_clipfit.training.features import Workload as Workload
+    from cl_clipfit.training.features import keep_columns as keep_columns
     from cl_clipfit.training.features import label_index as label_index
     from cl_clipfit.training.features import read_samples as read_samples
     from cl_clipfit.training.strategy import CLIPStrategy as CLIPStrategy
@@ -86,6 +88,7 @@ _HOMES = {
     "FinishedRun": "cl_clipfit.experiment.reopen",
     "load_scenario": "cl_clipfit.experiment.prepare",
     "Seeds": "cl_clipfit.runtime.determinism",
+    "AdapterStrategy": "cl_clipfit.methods.adapter",
     "ApartOptions": "cl_clipfit.methods.merged",
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",
@@ -129,6 +132,7 @@ _HOMES = {
     "class_statistics": "cl_clipfit.bank.routing",
     "create_classifier": "cl_clipfit.clip",
     "diagonal_fisher": "cl_clipfit.evaluation.fisher",
+    "keep_columns": "cl_clipfit.training.features",
     "label_index": "cl_clipfit.training.features",
     "nearest": "cl_clipfit.errors",
     "norm_moments": "cl_clipfit.evaluation.moments",

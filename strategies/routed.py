@@ -70,7 +70,8 @@ class Routed(HostedStrategy, PerTaskStrategy):
     def before_task(self) -> None:
         """Load zero-shot CLIP if the task starts there."""
         if self.merge.start == "zero-shot":
-            self.model.load_values(self.zero_shot_point())
+            pretrained = self.model.pretrained_values
+            self.model.load_values({name: pretrained[name] for name in self.selection})
         super().before_task()
 
     def remember(self, features: Tensor, labels: Tensor) -> None:

@@ -131,9 +131,9 @@ class ContinuedStrategy(HostedStrategy):
 
     def before_task(self) -> None:
         """Reset the host of a read-out to the end of its previous task."""
-        super().before_task()
         if self._trajectory is not None:
             self.model.load_values(self._trajectory)
+        super().before_task()
         self._previous = self._previous or self.zero_shot_point()
         self._task_started = self._now()
 

@@ -70,8 +70,9 @@ class MergingStrategy(HostedStrategy):
     def before_task(self) -> None:
         """Load the weights that the task starts from."""
         if self.tuned is not None and self.merge.start != "merged":
-            tuned = self.merge.start == "tuned"
-            self.model.load_values(self.tuned if tuned else self.zero_shot_point())
+            # Not the zero-shot point, where an adapter may have no gradient.
+            first = {name: self.model.pretrained_values[name] for name in self.selection}
+            self.model.load_values(self.tuned if self.merge.start == "tuned" else first)
         super().before_task()
 
     def after_task(self) -> None:

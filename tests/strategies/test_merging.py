@@ -61,7 +61,7 @@ def deltas(strategy: Any, tuned: list[Values]) -> tuple[Tensor, Tensor]:
     def row(values: Any) -> Tensor:
         return torch.cat([values[name].flatten() for name in names]).double()
 
-    start = row(strategy.model.pretrained_values)
+    start = row(strategy.zero_shot_point())
     return start, torch.stack([row(values) - start for values in tuned])
 
 
