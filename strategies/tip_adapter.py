@@ -51,10 +51,16 @@ class TipAdapter(ClosedFormStrategy):
         self.key_labels = torch.cat([kept, labels[new]])
 
     def fit(self) -> Callable[[Tensor], Tensor]:
-        """Return the votes of the memory."""
+        """Return the votes of the memory, -inf for classes without a key."""
         keys, labels, classes = self.keys, self.key_labels, len(self.model.class_names)
         assert keys is not None and labels is not None
-        return lambda rows: key_value_scores(rows, keys, labels, classes, self.options.sharpness)
+        sharpness, absent = self.options.sharpness, labels.bincount(minlength=classes) == 0
+
+        def votes(rows: Tensor) -> Tensor:
+            scores = key_value_scores(rows, keys, labels, classes, sharpness)
+            return scores.masked_fill(absent, -torch.inf)
+
+        return votes
 
     def scores(self, images: Tensor) -> Tensor:
         """Score images (B, ...): (B, K)."""

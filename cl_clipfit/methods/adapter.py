@@ -25,7 +25,7 @@ class AdapterStrategy(CLIPStrategy):
     def training_logits(self, images: Tensor) -> Tensor:
         """Encode images, adapt them, and compare them with the classes ranked."""
         classes = list(self.label_space())
-        image = self.name_features(images)
+        image = self.adapt(self.model.image_features(images))
         table = self.model.zero_shot_text_features
         text = table.index_select(0, label_index(classes, table.device))
         self.features = StepFeatures(image, text, classes)

@@ -561,7 +561,7 @@ class Mine(CLIPStrategy):
         ("mergetune", "builds on another method itself"),
         ("clipfiy", "unknown strategy 'clipfiy'"),
         ("clipfit,landscap=off", "nor its host has an option 'landscap'. Did you mean"),
-        ("clipfit,hots=coop", "nor its host has an option 'hots'. Did you mean 'host'"),
+        ("clipfit,hosst=coop", "nor its host has an option 'hosst'. Did you mean 'host'"),
         ("clipfit,metric=fisher,anchor=zero-shot", "metric=fisher needs"),
         ("clipfit,metric=cosine", "metric=cosine needs space=text-features"),
         ("clipfit,alpha=grid-0", "alpha"),
