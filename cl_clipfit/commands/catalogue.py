@@ -23,7 +23,7 @@ from cl_clipfit.registry import KINDS, Entry, Kind, Registry
 from cl_clipfit.report.display import literal
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
-_STRATEGY_FACTS = ("PAPER", "NEEDS")
+_STRATEGY_FACTS = ("PAPER", "NEEDS", "EXEMPLARS")
 _MODEL_NAMES = (
     "--model ARCH:TAG; from a file ARCH:TAG:FILE or ARCH:FILE; untrained ARCH:random;"
     " an architecture of one's own CONFIG.json:FILE, local-dir:FOLDER or hf-hub:ORG/REPO"
@@ -44,7 +44,7 @@ def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Con
     for entry in Registry(plugins).entries(kind):
         if pattern.casefold() not in entry.name.casefold():
             continue
-        about = {"summary": entry.summary, **entry.about}
+        about = {"summary": entry.summary, "EXEMPLARS": "no", **entry.about}
         if entry.error:
             about |= {facts[0]: f"cannot be used: {entry.error}"}
         values = [str(about.get(fact, "")) for fact in facts]

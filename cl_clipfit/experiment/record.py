@@ -99,6 +99,7 @@ def build_result(
         "kept": {
             "what": plan.strategy.about.get("NEEDS", ""),
             "bytes": record.kept_bytes,
+            "exemplars": plan.exemplars,
         },
         "merge": describe_merge(strategy, record),
         "timings": {
