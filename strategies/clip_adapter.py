@@ -13,7 +13,7 @@ from cl_clipfit import AdapterStrategy, ScopeOptions, Share
 NAME = "clip-adapter"
 PAPER = "Gao et al. 2021, arXiv 2110.04544 (IJCV 2024), eq. 5 to 7"
 NEEDS = "nothing of earlier tasks"
-RECIPE = {"lr": 1e-3}
+RECIPE = {"lr": 3e-3}  # above 1e-3 on held-out images of split-digits, in another class order
 # No PUBLISHED: the recipes of the paper and of its code differ.
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -54,7 +53,7 @@ class LinearAdapter(AdapterStrategy):
 
     def adapt(self, features: Tensor) -> Tensor:
         """Map features by A, to unit length."""
-        return F.normalize(features @ self.matrix.T, dim=-1)
+        return nn.functional.normalize(features @ self.matrix.T, dim=-1)
 
     def zero_shot_point(self) -> dict[str, Tensor]:
         """Return the identity."""
