@@ -22,6 +22,7 @@ def key_value_scores(
         (B, K), with gradients.
 
     Example:
+        >>> import torch
         >>> keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
         >>> key_value_scores(keys[:1], keys, torch.tensor([0, 1, 1]), 2, 1.0)
         tensor([[1.0000, 0.3679]])
