@@ -12,6 +12,9 @@ from cl_clipfit._version import __version__
 if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getattr__`
     from cl_clipfit import merging as merging
     from cl_clipfit import metrics as metrics
+    from cl_clipfit.bank.routing import class_statistics as class_statistics
+    from cl_clipfit.bank.routing import route as route
+    from cl_clipfit.bank.routing import task_posterior as task_posterior
     from cl_clipfit.bank.store import DeltaBank as DeltaBank
     from cl_clipfit.clip import CLIPClassifier as CLIPClassifier
     from cl_clipfit.clip import create_classifier as create_classifier
@@ -39,9 +42,11 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.errors import UserError as UserError
     from cl_clipfit.errors import nearest as nearest
     from cl_clipfit.evaluation.fisher import diagonal_fisher as diagonal_fisher
+    from cl_clipfit.evaluation.moments import norm_moments as norm_moments
     from cl_clipfit.experiment.prepare import load_scenario as load_scenario
     from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
     from cl_clipfit.experiment.reopen import open_run as open_run
+    from cl_clipfit.methods.adapter import AdapterStrategy as AdapterStrategy
     from cl_clipfit.methods.closed_form import ClosedFormStrategy as ClosedFormStrategy
     from cl_clipfit.methods.closed_form import RandomFeaturesOptions as RandomFeaturesOptions
     from cl_clipfit.methods.closed_form import RandomFeaturesStrategy as RandomFeaturesStrategy
@@ -53,7 +58,11 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.factored import FactoredStrategy as FactoredStrategy
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
     from cl_clipfit.methods.hosted import HostedStrategy as HostedStrategy
+    from cl_clipfit.methods.merged import ApartOptions as ApartOptions
+    from cl_clipfit.methods.merged import MergingOptions as MergingOptions
+    from cl_clipfit.methods.merged import MergingStrategy as MergingStrategy
     from cl_clipfit.methods.null_space import NullSpaceStrategy as NullSpaceStrategy
+    from cl_clipfit.methods.per_task import PerTaskStrategy as PerTaskStrategy
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
     from cl_clipfit.methods.shaped import MaskedStrategy as MaskedStrategy
@@ -65,6 +74,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.training import selection as selection
     from cl_clipfit.training.features import StepFeatures as StepFeatures
     from cl_clipfit.training.features import Workload as Workload
+    from cl_clipfit.training.features import keep_columns as keep_columns
     from cl_clipfit.training.features import label_index as label_index
     from cl_clipfit.training.features import read_samples as read_samples
     from cl_clipfit.training.strategy import CLIPStrategy as CLIPStrategy
@@ -82,6 +92,8 @@ _HOMES = {
     "FinishedRun": "cl_clipfit.experiment.reopen",
     "load_scenario": "cl_clipfit.experiment.prepare",
     "Seeds": "cl_clipfit.runtime.determinism",
+    "AdapterStrategy": "cl_clipfit.methods.adapter",
+    "ApartOptions": "cl_clipfit.methods.merged",
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",
     "ClosedFormStrategy": "cl_clipfit.methods.closed_form",
@@ -102,10 +114,13 @@ _HOMES = {
     "FirstSession": "cl_clipfit.methods.first_session",
     "ImageFiles": "cl_clipfit.data.images.lazy",
     "ImageSet": "cl_clipfit.data.source",
+    "MergingOptions": "cl_clipfit.methods.merged",
+    "MergingStrategy": "cl_clipfit.methods.merged",
     "Names": "cl_clipfit.config.options",
     "NotNegative": "cl_clipfit.config.options",
     "Number": "cl_clipfit.config.options",
     "Options": "cl_clipfit.config.options",
+    "PerTaskStrategy": "cl_clipfit.methods.per_task",
     "Positive": "cl_clipfit.config.options",
     "PromptOptions": "cl_clipfit.methods.prompt",
     "PromptStrategy": "cl_clipfit.methods.prompt",
@@ -122,13 +137,18 @@ _HOMES = {
     "Workload": "cl_clipfit.training.features",
     "base_and_novel": "cl_clipfit.data.composed",
     "build_scenario": "cl_clipfit.data.streams",
+    "class_statistics": "cl_clipfit.bank.routing",
     "create_classifier": "cl_clipfit.clip",
     "diagonal_fisher": "cl_clipfit.evaluation.fisher",
+    "keep_columns": "cl_clipfit.training.features",
     "label_index": "cl_clipfit.training.features",
     "nearest": "cl_clipfit.errors",
+    "norm_moments": "cl_clipfit.evaluation.moments",
     "one_after_the_other": "cl_clipfit.data.composed",
     "encode_images": "cl_clipfit.runtime.out_of_memory",
     "read_samples": "cl_clipfit.training.features",
+    "route": "cl_clipfit.bank.routing",
+    "task_posterior": "cl_clipfit.bank.routing",
     "glyphs": "cl_clipfit.clip.mini.glyphs",
     "merging": "cl_clipfit.merging",
     "metrics": "cl_clipfit.metrics",

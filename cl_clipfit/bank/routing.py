@@ -75,6 +75,40 @@ def route(
     Raises:
         ValueError: no statistics, a different width, an unknown rule, or a singular covariance.
     """
+    owners, distances = _class_distances(features, statistics, rule, shrinkage)
+    return owners[distances.argmin(1)].to(features.device)
+
+
+@torch.no_grad()
+def task_posterior(
+    features: Tensor, statistics: Sequence[Mapping[str, Tensor]], shrinkage: float = 0.1
+) -> Tensor:
+    """Return the probability of every task, given the features of an image.
+
+    That of its classes, summed, under Gaussians that share the covariance of the rule "gaussian",
+    where all classes are equally likely.
+
+    Args:
+        features: (N, d), as in `route`.
+        statistics: likewise, one per task.
+        shrinkage: of the covariance.
+
+    Returns:
+        (N, tasks), float32, rows of sum 1, on the device of the features.
+
+    Raises:
+        ValueError: as in `route`.
+    """
+    owners, distances = _class_distances(features, statistics, "gaussian", shrinkage)
+    odds = (-0.5 * distances.square()).softmax(1)
+    sums = odds.new_zeros(len(odds), len(statistics)).index_add_(1, owners, odds)
+    return sums.to(features.device, torch.float32)
+
+
+def _class_distances(
+    features: Tensor, statistics: Sequence[Mapping[str, Tensor]], rule: Rule, shrinkage: float
+) -> tuple[Tensor, Tensor]:
+    """Return the task (C,) of every class, and the distance (N, C) of features to it, float64."""
     if not statistics:
         raise ValueError("no task to route to: pass the statistics of at least one task")
     widths = {s["means"].shape[1] for s in statistics}
@@ -88,14 +122,12 @@ def route(
     means = torch.cat([s["means"].cpu().double() for s in statistics])
     points = features.cpu().double()
     if rule == "nearest-mean":
-        nearest = (F.normalize(points, dim=-1) @ F.normalize(means, dim=-1).T).argmax(1)
-    else:
-        factor = _cholesky(_shared_covariance(statistics, shrinkage))
-        # |L^-1 (x - m)| is the Mahalanobis distance for S = L L^T
-        columns = torch.cat([points, means]).T
-        whitened = torch.linalg.solve_triangular(factor, columns, upper=False).T
-        nearest = torch.cdist(whitened[: len(points)], whitened[len(points) :]).argmin(1)
-    return owners[nearest].to(features.device)
+        return owners, -(F.normalize(points, dim=-1) @ F.normalize(means, dim=-1).T)
+    factor = _cholesky(_shared_covariance(statistics, shrinkage))
+    # |L^-1 (x - m)| is the Mahalanobis distance for S = L L^T
+    columns = torch.cat([points, means]).T
+    whitened = torch.linalg.solve_triangular(factor, columns, upper=False).T
+    return owners, torch.cdist(whitened[: len(points)], whitened[len(points) :])
 
 
 def _shared_covariance(statistics: Sequence[Mapping[str, Tensor]], shrinkage: float) -> Tensor:

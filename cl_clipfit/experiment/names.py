@@ -74,6 +74,9 @@ def _check_architecture(model: str | None) -> None:
         raise UserError(explain_unknown(name, pretrained, known))
 
 
+_HOSTED = {"ContinuedOptions", "MergingOptions", "ApartOptions"}  # options with a host
+
+
 def _check_keys(command: Command, registry: Registry) -> None:
     """Refuse a key that no strategy or scenario has, if it is for one of this package.
 
@@ -91,7 +94,7 @@ def _check_keys(command: Command, registry: Registry) -> None:
         for key in (key for key in settings if key not in keys):
             right = entry.keys if entry.kind == "scenarios" else keys
             lacks = f"{name} has no option"
-            if "ContinuedOptions" in entry.bases:
+            if "host" in entry.keys or _HOSTED & {*entry.bases}:
                 lacks = f"neither {name} nor its host has an option"
             elif "base" in entry.keys:
                 lacks = f"neither {name} nor its base has an option"

@@ -99,6 +99,7 @@ def build_result(
         "kept": {
             "what": plan.strategy.about.get("NEEDS", ""),
             "bytes": record.kept_bytes,
+            "exemplars": plan.exemplars,
         },
         "merge": describe_merge(strategy, record),
         "timings": {
@@ -198,7 +199,7 @@ def describe_host(plan: RunPlan) -> dict[str, Any] | None:
 
 def describe_merge(strategy: CLIPStrategy, record: RunRecord) -> dict[str, Any] | None:
     """Return a method's records of its tasks, and the tables of the weights it is compared with."""
-    if not strategy.records:
+    if not (strategy.records or record.compared):
         return None
     compared = {name: board.summary() for name, board in record.compared.items()}
     return {"tasks": strategy.records, "compared": compared}

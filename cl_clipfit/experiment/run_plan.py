@@ -84,6 +84,17 @@ class RunPlan:
         return any(plan.cls.repeats_images for plan in (self, *self.bases))
 
     @property
+    def exemplars(self) -> str | int:
+        """What it uses of the images of old tasks: "no", "features", or how many images."""
+        for plan in (self, *self.bases):
+            declared = plan.strategy.about.get("EXEMPLARS", "no")
+            if declared in type(plan.options).model_fields:
+                declared = int(getattr(plan.options, declared))
+            if declared not in ("no", 0):
+                return declared if isinstance(declared, int) else str(declared)
+        return "no"
+
+    @property
     def bases(self) -> list["RunPlan"]:
         """The strategies below it, the nearest first."""
         return [self.base, *self.base.bases] if self.base else []

@@ -21,7 +21,7 @@ from cl_clipfit.merging.distance import (
     proximal_step,
 )
 from cl_clipfit.merging.path import Plane, barrier, check_path_rule, path_positions, plane, segment
-from cl_clipfit.merging.regression import Moments, regmean
+from cl_clipfit.merging.regression import Moments, pooled_moments, regmean
 
 __all__ = [
     "Moments",
@@ -43,6 +43,7 @@ __all__ = [
     "mean",
     "path_positions",
     "plane",
+    "pooled_moments",
     "proximal_step",
     "regmean",
     "segment",

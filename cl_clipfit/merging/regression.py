@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cl_clipfit.merging.combine import Values, tensors_of
+from cl_clipfit.merging.combine import Values, interpolate, tensors_of
 
 _SINGULAR = 1e-6  # relative determinant that is within the rounding of fp32 moments
 
@@ -28,6 +28,21 @@ class Moments:
     images: int
     means: Values
     squares: Values
+
+
+@torch.no_grad()
+def pooled_moments(one: Moments, other: Moments) -> Moments:
+    """Return the moments of the images of both, which stand for them in a later merge.
+
+    Exact for the fit: the sum of A_t in `regmean` is that of the pooled moments, and its product
+    with the fit is the sum of A_t w_t.
+    """
+    images = one.images + other.images
+    means, squares = (
+        interpolate(first, second, other.images / images)
+        for first, second in ((one.means, other.means), (one.squares, other.squares))
+    )
+    return Moments(images, means, squares)
 
 
 @torch.no_grad()

@@ -48,8 +48,8 @@ class ClosedFormStrategy(CLIPStrategy):
         """Learn from features (N, M) of the head with labels (N,), of `classes` in the stream."""
 
     @abstractmethod
-    def fit(self) -> LinearHead:
-        """Return the head for everything so far."""
+    def fit(self) -> Callable[[Tensor], Tensor]:
+        """Return the head for everything so far: it scores features (N, M)."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums, from which the head follows."""

@@ -17,9 +17,9 @@ from cl_clipfit.evaluation.landscape import LINES, Sample, profiles
 from cl_clipfit.merging import direction_cosine, interpolate, length_ratio
 from cl_clipfit.merging.combine import aligned
 from cl_clipfit.merging.layers import tensor_groups
+from cl_clipfit.methods.hosted import HostedStrategy
 from cl_clipfit.training.features import Workload
 from cl_clipfit.training.optimization import lr_share
-from cl_clipfit.training.strategy import CLIPStrategy
 
 LINE_POINTS = 6  # at which barriers are measured after a task, with both ends
 LANDSCAPE_IMAGES = 512
@@ -79,31 +79,23 @@ class Stage:
         return {n: torch.where(end == previous[n], end, start[n]) for n, end in host.items()}
 
 
-class ContinuedStrategy(CLIPStrategy):
+class ContinuedStrategy(HostedStrategy):
     """Train a host on every task, then continue it in a second stage.
 
     A method overrides `start(stage)`, where the second stage starts, and adds its terms in
-    `add_gradients` or `compute_loss` while `second_stage` is set. `over(host)` returns the class
-    that trains both. The host's loss is its `training_loss`; terms that a host adds in
-    `add_gradients` are computed only at the current weights of a step.
+    `add_gradients` or `compute_loss` while `second_stage` is set. The host's loss is its
+    `training_loss`; terms that a host adds in `add_gradients` are computed only at the current
+    weights of a step.
 
     Args:
-        options: the method's options; default: those of `options_class`.
-        host_options: the host's options; default: those of its `options_class`.
-        **kwargs: as in `CLIPStrategy`; the recipe is the host's.
+        **kwargs: as in `HostedStrategy`.
     """
 
-    base_option = "host"
     repeats_images = True
     options_class: ClassVar[type[Options]] = ContinuedOptions
-    host_class: ClassVar[type[CLIPStrategy]] = CLIPStrategy
-    """The host, set by `over`."""
 
-    def __init__(
-        self, *, options: Any = None, host_options: Options | None = None, **kwargs: Any
-    ) -> None:
-        self.merge: Any = options or self.options_class()
-        super().__init__(options=host_options or self.host_class.options_class(), **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.second_stage: Stage | None = None
         self._solution: Callable[[int], Values] | None = None
         self._previous: Values | None = None  # merged weights of the previous task
@@ -111,18 +103,6 @@ class ContinuedStrategy(CLIPStrategy):
         self.last_stage: Stage | None = None
         self._ratio = 1.0  # distance of its merged weights from zero-shot, relative to the host's
         self._task_started = 0.0
-
-    @classmethod
-    def over(cls, host: type[CLIPStrategy]) -> type["ContinuedStrategy"]:
-        """Return the class that trains `host` and continues it."""
-        return type(f"{cls.__name__}{host.__name__}", (cls, host), {"host_class": host})
-
-    @classmethod
-    def refuses(cls, base: type[CLIPStrategy]) -> str:
-        """Return why a method cannot be continued; "" if it can."""
-        if base.learning != "gradient":
-            return "trains nothing that could be continued"
-        return "builds on another method itself" if base.base_option else ""
 
     def continue_solutions(self, solution: Callable[[int], Values]) -> None:
         """Continue the solutions of a finished host instead of training one.
@@ -151,9 +131,9 @@ class ContinuedStrategy(CLIPStrategy):
 
     def before_task(self) -> None:
         """Reset the host of a read-out to the end of its previous task."""
-        super().before_task()
         if self._trajectory is not None:
             self.model.load_values(self._trajectory)
+        super().before_task()
         self._previous = self._previous or self.zero_shot_point()
         self._task_started = self._now()
 
@@ -245,10 +225,6 @@ class ContinuedStrategy(CLIPStrategy):
             passes,
             ((points, LANDSCAPE_IMAGES),),
         )
-
-    def current_values(self) -> Values:
-        """Return a copy of the selection's values."""
-        return {name: p.detach().clone() for name, p in self.selection.items()}
 
     def _measure(self, stage: Stage, merged: Values) -> dict[str, Any]:
         """Measure the position of the merged weights, and the barriers between the solutions."""

@@ -12,6 +12,7 @@ from cl_clipfit.clip.prompts import TemplatesLike
 from cl_clipfit.config.options import Options
 from cl_clipfit.evaluation.feature_reuse import leaves_images
 from cl_clipfit.methods.closed_form import ClosedFormStrategy
+from cl_clipfit.methods.per_task import PerTaskStrategy
 from cl_clipfit.training.features import Workload
 from cl_clipfit.training.strategy import CLIPStrategy
 
@@ -54,6 +55,8 @@ class FirstSession(ClosedFormStrategy):
     @classmethod
     def refuses(cls, base: type[CLIPStrategy]) -> str:
         """Return why a method cannot be the base; "" if it can."""
+        if issubclass(base, PerTaskStrategy):
+            return "has weights of its own for each task"
         if base.base_option:
             return "builds on another method itself"
         if base.learning != "gradient" or "image" not in base.towers:

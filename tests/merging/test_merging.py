@@ -519,3 +519,21 @@ def test_values_of_a_model(tiny: Callable[..., CLIPClassifier]) -> None:
     assert (ratio, cosine) == pytest.approx((0.5, 1.0), abs=1e-5)
     merging.distance(selection, start, end, {n: n for n in selection}).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in norms)
+
+
+@pytest.mark.parametrize("density", [0.25, 0.5, 0.75])
+def test_ties_and_dare_agree_with_peft(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one tensor: PEFT trims and thins each alone, and keeps a plus where a sum is exactly 0."""
+    peft = pytest.importorskip("peft.utils.merge_utils")
+    draws = torch.Generator().manual_seed(5)
+    base, tasks = torch.randn(4, 10, generator=draws), torch.randn(3, 4, 10, generator=draws)
+    values = [{"w": base + task} for task in tasks]
+    ones, shares = torch.ones(3), torch.full((3,), 1 / 3)
+    found = merging.ties({"w": base}, values, density=density)["w"] - base
+    torch.testing.assert_close(found, peft.ties(list(tasks), ones, density), rtol=0, atol=1e-5)
+    seeded = torch.Generator().manual_seed(0)
+    masks = iter((torch.rand(3, 4, 10, generator=seeded) >= 1 - density).float())
+    monkeypatch.setattr(torch, "bernoulli", lambda input: next(masks))
+    found = merging.dare({"w": base}, values, drop=1 - density)["w"] - base
+    expected = peft.dare_linear(list(tasks), shares, density)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -57,6 +57,17 @@ def test_what_methods_keep_is_named_with_its_size() -> None:
     assert "kept" not in rendered(scored("full", True), scored("lda", True) | {"kept": None})
 
 
+def test_exemplars_are_named_with_every_result() -> None:
+    kept = {"what": "", "bytes": [0, 0]}
+    runs = [
+        scored(name, True) | {"kept": {**kept, "exemplars": used}}
+        for name, used in (("tip", "features"), ("replay", 200), ("full", "no"))
+    ]
+    assert "uses exemplars: tip features, replay 200, others no" in rendered(*runs)
+    assert "uses exemplars: no" in rendered(runs[2])
+    assert "exemplars" not in rendered(scored("full", True) | {"kept": kept})  # an older run
+
+
 def test_eight_columns_are_readable_at_80() -> None:
     lines = rendered(scored("zero-shot", True), scored("mergetune", True)).splitlines()
     words = " ".join(lines).split()

@@ -517,7 +517,7 @@ REGISTRY = Registry([Path("examples/image_norms.py")])
 CLASSES = {
     entry.name: REGISTRY.strategy_class(entry.name) for entry in REGISTRY.entries("strategies")
 }
-TRAINED = [n for n, c in CLASSES.items() if c.learning == "gradient" and not c.base_option]
+TRAINED = [n for n, c in CLASSES.items() if not MergeTune.refuses(c)]
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -561,7 +561,7 @@ class Mine(CLIPStrategy):
         ("mergetune", "builds on another method itself"),
         ("clipfiy", "unknown strategy 'clipfiy'"),
         ("clipfit,landscap=off", "nor its host has an option 'landscap'. Did you mean"),
-        ("clipfit,hots=coop", "nor its host has an option 'hots'. Did you mean 'host'"),
+        ("clipfit,hosst=coop", "nor its host has an option 'hosst'. Did you mean 'host'"),
         ("clipfit,metric=fisher,anchor=zero-shot", "metric=fisher needs"),
         ("clipfit,metric=cosine", "metric=cosine needs space=text-features"),
         ("clipfit,alpha=grid-0", "alpha"),
