@@ -25,7 +25,7 @@ from cl_clipfit.report.display import literal, one_line
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
 _OWN = "your own"
-_GROUPS = (
+GROUPS = (
     "reference points",
     "selective fine-tuning",
     "scaling and low rank",
@@ -79,7 +79,7 @@ def _scenarios_table(entries: list[Entry]) -> Table:
 
 def _strategies_table(entries: list[Entry]) -> Table:
     """Return one line per strategy, by group."""
-    groups: dict[str, list[Entry]] = {name: [] for name in _GROUPS}
+    groups: dict[str, list[Entry]] = {name: [] for name in GROUPS}
     for entry in entries:
         groups.setdefault(str(entry.about.get("GROUP", _OWN)), []).append(entry)
     table = Table(box=None, show_header=False)
