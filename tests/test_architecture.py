@@ -183,3 +183,13 @@ def test_no_two_methods_share_a_block_of_six_lines() -> None:
         for block in {tuple(lines[at : at + 6]) for at in range(len(lines) - 5)}:
             other = blocks.setdefault(block, file.name)
             assert other == file.name, f"{other} and {file.name} share: {' / '.join(block)}"
+
+
+def test_no_class_and_no_function_grows_without_end() -> None:
+    for file in [*FILES, *sorted(Path("strategies").glob("*.py"))]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                most = 60 if isinstance(node, ast.FunctionDef) else 300
+                most += 50 * (node.name == "CLIPStrategy")
+                assert lines <= most, f"{file}: {node.name} has {lines} lines"

@@ -172,12 +172,13 @@ class TrainingLoop(SupervisedTemplate):
                     self.plugin_loss = self.loss.detach() - self.method_loss
                     self.backward()  # then the hook add_gradients
 
-            self._repeat_until_it_fits(passes)
+            _repeat_until_it_fits(self, passes)
             self._after_backward(**kwargs)
             self._before_update(**kwargs)
             self.task_steps += 1
+            assert self.scheduler is not None
             if self.watch.leaves_out(self, images):
-                self._step_schedule()  # a skipped batch changes nothing else
+                self.scheduler.step()  # a skipped batch changes nothing else
             else:
                 self.optimizer_step()  # then the hook after_step
             self._after_update(**kwargs)
@@ -231,8 +232,9 @@ class TrainingLoop(SupervisedTemplate):
 
     def optimizer_step(self) -> None:
         """Take the step with `update_weights`, step the schedule, then call `after_step`."""
+        assert self.scheduler is not None
         self.update_weights()
-        self._step_schedule()
+        self.scheduler.step()
         self.after_step()
 
     def _clear_gradients(self) -> None:
@@ -241,38 +243,12 @@ class TrainingLoop(SupervisedTemplate):
         for parameter in self.selection.values():
             parameter.grad = None
 
-    def _step_schedule(self) -> None:
-        assert self.scheduler is not None
-        self.scheduler.step()
-
     def _save_and_stop(self) -> None:
         """Save a run that a signal stops, and raise `Stopped`."""
         if self.journal:
             self.watch.flush(self)
             self.journal.step_done()
         signals.check()
-
-    # ---- when memory runs out -------------------------------------------------------------------
-
-    def _repeat_until_it_fits(self, passes: Callable[[], None]) -> None:
-        """Compute loss and gradients of a step; use fewer images at a time if memory runs out.
-
-        A repeated step draws the same random numbers.
-        """
-        assert self.mbatch is not None
-        batch, before = list(self.mbatch), self.model.micro_batch
-        state = rng_state(self, self.device)
-        while not fits(passes):
-            self.model.micro_batch = _fewer_images(
-                self.model.micro_batch, len(batch[0]), self.micro_batch_given
-            )
-            self.mb_output, self.features, self.mbatch = None, None, list(batch)
-            self._clear_gradients()
-            self.loss = self._make_empty_loss()
-            release()
-            set_rng_state(self, state, self.device)
-        if self.model.micro_batch != before:
-            self.warn(f"out of memory: {self.model.micro_batch} images at a time from now on")
 
     def warn(self, text: str) -> None:
         """Record a warning once, unless it is empty: for `result.json`, or shown by Python."""
@@ -382,6 +358,27 @@ class TrainingLoop(SupervisedTemplate):
         """Evaluate on experiences as Avalanche does, encoding the class prompts once."""
         with self.model.cached_text():
             return super().eval(*args, **kwargs)
+
+
+def _repeat_until_it_fits(loop: TrainingLoop, passes: Callable[[], None]) -> None:
+    """Compute loss and gradients of a step; use fewer images at a time if memory runs out.
+
+    A repeated step draws the same random numbers.
+    """
+    assert loop.mbatch is not None
+    batch, before = list(loop.mbatch), loop.model.micro_batch
+    state = rng_state(loop, loop.device)
+    while not fits(passes):
+        loop.model.micro_batch = _fewer_images(
+            loop.model.micro_batch, len(batch[0]), loop.micro_batch_given
+        )
+        loop.mb_output, loop.features, loop.mbatch = None, None, list(batch)
+        loop._clear_gradients()
+        loop.loss = loop._make_empty_loss()
+        release()
+        set_rng_state(loop, state, loop.device)
+    if loop.model.micro_batch != before:
+        loop.warn(f"out of memory: {loop.model.micro_batch} images at a time from now on")
 
 
 def _fewer_images(micro_batch: int | None, batch_size: int, given: bool) -> int:

@@ -1,6 +1,6 @@
 """`CLIPStrategy`: the hooks of a method, on the training loop of `loop.py`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -12,7 +12,6 @@ from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.prompts import DEFAULT_TEMPLATES, TemplatesLike
 from cl_clipfit.config.options import Options, Recipe, ScopeOptions
 from cl_clipfit.runtime.determinism import Seeds
-from cl_clipfit.runtime.out_of_memory import in_batches
 from cl_clipfit.training import snapshot
 from cl_clipfit.training.features import (
     StepFeatures,
@@ -22,9 +21,10 @@ from cl_clipfit.training.features import (
     read_samples,
 )
 from cl_clipfit.training.loop import TrainingLoop, silent_evaluator
+from cl_clipfit.training.scoring import Scoring
 
 
-class CLIPStrategy(TrainingLoop):
+class CLIPStrategy(Scoring, TrainingLoop):
     """Train a `CLIPClassifier` on a stream of experiences, one fresh optimiser for each.
 
     A method overrides some of these hooks, and nothing else:
@@ -245,31 +245,6 @@ class CLIPStrategy(TrainingLoop):
     def after_task(self) -> None:
         """Do something after a task's last step; default nothing."""
 
-    def scores(self, images: Tensor) -> Tensor:
-        """Score images (B, ...) against all K classes: (B, K), the largest wins."""
-        return self.model(images)
-
-    def probe_features(self, names: Sequence[str], templates: TemplatesLike) -> Tensor:
-        """Encode class names of a probe, which are not classes of the stream: (K, d)."""
-        return self.model.encode_names(names, templates)
-
-    def joint_scores(self, images: Tensor, names: Tensor) -> Tensor:
-        """Score images (B, ...) against all K classes and other names together: (B, K + P).
-
-        Args:
-            images: as in `scores`.
-            names: (P, d), from `probe_features`.
-        """
-        return torch.cat([self.scores(images), self.name_scores(images, names)], 1)
-
-    def name_scores(self, images: Tensor, names: Tensor) -> Tensor:
-        """Score images (B, ...) against other names (P, d), on the scale of `scores`: (B, P)."""
-        return self.model.logits(self.name_features(images), names)
-
-    def name_features(self, images: Tensor) -> Tensor:
-        """Encode images (B, ...) to be compared with other names: (B, d); default: as any image."""
-        return self.model.image_features(images)
-
     def zero_shot_point(self) -> dict[str, Tensor]:
         """Return the values of the selection at which the method is zero-shot CLIP.
 
@@ -321,48 +296,6 @@ class CLIPStrategy(TrainingLoop):
             if name in self.common_attributes:
                 raise ValueError(f"the state of {type(self).__name__} must not hold {name}")
             setattr(self, name, value)
-
-    # ---- scoring ------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def score_all(self, images: Tensor) -> Tensor:
-        """Score all images (N, 3, H, W) of the stream, in batches: (N, K) on the CPU."""
-        self.model.eval()
-        with self.model.cached_text():
-            return self.in_batches(lambda batch: self.scores(batch).cpu(), images)
-
-    @torch.no_grad()
-    def score_probe(self, images: Tensor, names: Sequence[str], templates: TemplatesLike) -> Tensor:
-        """Score images (N, 3, H, W) zero-shot against other class names: (N, len(names))."""
-        self.model.eval()
-        text = self.probe_features(names, templates)
-        model = self.model
-        return self.in_batches(
-            lambda batch: model.logits(self.name_features(batch), text).cpu(), images
-        )
-
-    def in_batches(
-        self, function: Callable[..., Tensor], images: Sequence[Any] | Tensor, *tensors: Tensor
-    ) -> Tensor:
-        """Apply a function to `eval_mb_size` images at a time; to fewer once memory runs out.
-
-        Args:
-            function: takes images (B, ...) on the device, and the same rows of each of `tensors`;
-                returns one row per image.
-            images: (N, ...), a tensor or a sequence that stands for one.
-            tensors: (N, ...), with one row per image.
-
-        Returns:
-            the concatenated results, (N, ...).
-
-        Raises:
-            UserError: there is not enough memory for one image.
-        """
-        rows, size = in_batches(function, images, self.device, self.eval_mb_size, *tensors)
-        if size != self.eval_mb_size:
-            self.eval_mb_size = size
-            self.warn(f"out of memory in evaluation: {size} images at a time from now on")
-        return rows
 
     # ---- for methods --------------------------------------------------------------------------
 
