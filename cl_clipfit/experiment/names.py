@@ -82,16 +82,19 @@ def _check_keys(command: Command, registry: Registry) -> None:
 
     A strategy passes keys on to the one that it continues, so that any strategy's key may be right.
     """
-    entries = [*registry.entries("strategies"), *registry.entries("scenarios")]
+    strategies, scenarios = registry.entries("strategies"), registry.entries("scenarios")
+    entries = [*strategies, *scenarios]
     bases = [describe(file) for file in (Path(__file__).parents[1] / "methods").glob("*.py")]
+    of_scenarios = {key for entry in scenarios for key in entry.keys}
     keys = {*Recipe.model_fields, *ScopeOptions.model_fields}
-    keys.update(key for entry in (*entries, *bases) for key in entry.keys)
+    keys.update(key for entry in (*strategies, *bases) for key in entry.keys)
     specs = (command.scenario, *command.strategies)
     for name, settings in (*((s.name, s.settings) for s in specs), *command.assigned.items()):
         entry = next((e for e in entries if e.name == name), None)
         if entry is None or not entry.module.startswith("cl_clipfit."):
             continue  # what a plug-in takes is known when it is imported
-        for key in (key for key in settings if key not in keys):
+        known = of_scenarios if entry.kind == "scenarios" else keys
+        for key in (key for key in settings if key not in known):
             right = entry.keys if entry.kind == "scenarios" else keys
             lacks = f"{name} has no option"
             if "host" in entry.keys or _HOSTED & {*entry.bases}:

@@ -101,6 +101,7 @@ def test_images_of_a_run_are_encoded_once(
     def never(*_: object) -> None:
         raise AssertionError("the image tower was called")
 
+    monkeypatch.setenv("CL_CLIPFIT_DATA", str(tmp_path / "cache"))  # others may have encoded them
     monkeypatch.setattr(CLIPClassifier, "image_rows", counting)
     monkeypatch.setattr("cl_clipfit.clip.encoders.towers.Towers.encode_images", never)
     command = [*TINY, "--output", str(tmp_path), "--strategy", "prolip", "--epochs", "3"]
