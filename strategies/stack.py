@@ -73,6 +73,7 @@ class Stack(CLIPStrategy):
         super().__init__(options=base_options or self.base_class.options_class(), **kwargs)
         self.gaussian: StackedHead | None = None
         self._kept = _KeptRows()
+        self.within_task = False  # learned by the head, and not yet by the base
 
     @classmethod
     def over(cls, base: type[CLIPStrategy]) -> type["Stack"]:
@@ -99,6 +100,15 @@ class Stack(CLIPStrategy):
                 scores = self.in_batches(lambda batch: base(batch).cpu(), images)
             self.gaussian = self.gaussian or self._empty_head()
             self.gaussian.add(rows, labels, scores)
+        at_once = all(
+            getattr(self.experience, name, True) for name in ("is_first_subexp", "is_last_subexp")
+        )
+        self.within_task = self.takes_steps and at_once
+
+    def after_task(self) -> None:
+        """Let the state hold the head's sums again."""
+        super().after_task()
+        self.within_task = False
 
     def workload(self) -> Workload:
         """Add the two passes over a task's images that score them."""
@@ -159,10 +169,16 @@ class Stack(CLIPStrategy):
             self.gaussian.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base, and the head's sums."""
-        return {**super().state_dict(), "head": self.head_state()}
+        """Return the state of the base, and the head's sums.
+
+        Not within a task that arrives at once, where every epoch would write them again: a run that
+        is resumed there has the state before the task, and adds the task to the sums anew.
+        """
+        head = {} if self.within_task else {"head": self.head_state()}
+        return {**super().state_dict(), **head}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         super().load_state_dict({n: v for n, v in state.items() if n != "head"})
-        self.load_head_state(state["head"])
+        if "head" in state:
+            self.load_head_state(state["head"])

@@ -76,6 +76,16 @@ def test_every_base_trains_in_the_stack_as_it_does_alone(
     torch.testing.assert_close(probe, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_epochs_do_not_write_the_sums_again(
+    tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls, within = Stack.over(BASES["clipfit"]), []
+    monkeypatch.setattr(cls, "after_step", lambda self: within.append("head" in self.state_dict()))
+    stack, _ = learn(cls, tiny, source)
+    assert within and not any(within)
+    assert stack.state_dict()["head"].keys() == stack.head_state().keys() != set()
+
+
 def test_the_rows_of_an_image_are_encoded_once(
     tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
