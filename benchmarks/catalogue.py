@@ -35,10 +35,7 @@ one is, `run.py info NAME` its options, recipes and paper.
 
 def make(name: str, registry: Registry, model: str) -> CLIPStrategy:
     """Return a strategy with its defaults, over its default base, on an untrained model."""
-    entry, cls = registry.get("strategies", name), registry.strategy_class(name)
-    base = getattr(entry.options_class()(), cls.base_option or "", "none")
-    if base != "none":
-        cls = cls.over(registry.strategy_class(base))
+    entry, cls = registry.get("strategies", name), registry.trained_class(name)
     strategy: CLIPStrategy = cls(
         model=create_classifier(model), class_names=CLASSES, options=entry.options_class()(),
         recipe=Recipe(epochs=1),

@@ -347,3 +347,9 @@ class Registry:
     def strategy_class(self, name: str) -> type[Any]:
         """Import a strategy's file and return its class; see `Entry.strategy_class`."""
         return self.get("strategies", name).strategy_class()
+
+    def trained_class(self, name: str) -> type[Any]:
+        """Return a strategy's class as it runs by default: over its default base, if it has one."""
+        cls = self.strategy_class(name)
+        base = getattr(cls.options_class(), cls.base_option or "", "none")
+        return cls if base == "none" else cls.over(self.trained_class(base))

@@ -172,7 +172,8 @@ class Stack(CLIPStrategy):
         """Return the state of the base, and the head's sums.
 
         Not within a task that arrives at once, where every epoch would write them again: a run that
-        is resumed there has the state before the task, and adds the task to the sums anew.
+        is resumed there has the state before the task, and adds the task to the sums anew. Of a
+        task in pieces, the weights between these, with which its images were scored, are not kept.
         """
         head = {} if self.within_task else {"head": self.head_state()}
         return {**super().state_dict(), **head}

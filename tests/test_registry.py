@@ -28,10 +28,7 @@ SCENARIOS = [entry.name for entry in REGISTRY.entries("scenarios")]
 def train(name: str, build: Callable[..., CLIPClassifier], source: Source) -> tuple[object, ...]:
     torch.manual_seed(1)
     scenario = build_scenario("s", source, tasks=3, order="seed:1")
-    entry, cls = REGISTRY.get("strategies", name), REGISTRY.strategy_class(name)
-    base = getattr(entry.options_class()(), cls.base_option or "", "none")
-    if base != "none":
-        cls = cls.over(REGISTRY.strategy_class(base))
+    entry, cls = REGISTRY.get("strategies", name), REGISTRY.trained_class(name)
     strategy = cls(
         model=build(),
         class_names=scenario.class_names,

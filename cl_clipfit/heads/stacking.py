@@ -147,21 +147,22 @@ class StackedHead:
         """Add the losses of images by heads that are fitted without them."""
         seen = self.statistics[0].seen
         heads: dict[tuple[int, int], Tensor] = {}
-        distances: dict[tuple[int, int], Tensor] = {}
+        near = torch.empty(0)
         for space, (x, statistics) in enumerate(zip(embedded, self.statistics, strict=True)):
             eigen = scatter_eigen(statistics)
             for i, shrinkage in enumerate(SHRINKAGES):
                 head, far = lda_scores_and_distances(statistics, x, labels, shrinkage, eigen)
-                heads[space, i], distances[space, i] = head[:, seen], far
+                heads[space, i] = head[:, seen]
+                near = far if (space, i) == NEAR else near
         targets = (seen.cumsum(0) - 1)[labels]
         sums = (
             torch.stack([part.weight * heads[part.space, part.shrinkage] for part in parts]).sum(0)
             for parts in CANDIDATES
         )
         self.losses += loss_tables(scores[:, seen], sums, targets)
-        self.membership.add_moments(distances[NEAR])
+        self.membership.add_moments(near)
         if not seen.all():
-            self.membership.add_losses(SEEN, text_odds(scores.double(), seen), distances[NEAR])
+            self.membership.add_losses(SEEN, text_odds(scores.double(), seen), near)
 
     @property
     def choice(self) -> Choice:

@@ -1,5 +1,6 @@
 """Methods whose optimiser changes a few factors of the weights instead of the weights."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,13 +34,13 @@ class FactoredStrategy(CLIPStrategy):
         self._base: Values = {}
         self._trained = 0  # entries of all factors
 
+    @abstractmethod
     def new_factors(self, base: Values) -> dict[str, Tensor]:
         """Return the factors that a task starts with, by names of the method's choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compose(self, base: Values, factors: Mapping[str, Tensor]) -> Values:
         """Return the weights by name, as a differentiable function of the factors."""
-        raise NotImplementedError
 
     def trained_numbers(self) -> int:
         """Return the number of entries of all factors."""

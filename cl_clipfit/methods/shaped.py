@@ -1,5 +1,6 @@
 """Methods that shape the update of every step, by masks or projections."""
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -48,9 +49,9 @@ class MaskedStrategy(ShapedStrategy):
         self.masks: dict[str, Tensor] = {}
         self._trained = 0
 
+    @abstractmethod
     def entries(self, name: str, numbers: int) -> int:
         """Return how many of the entries of a parameter train."""
-        raise NotImplementedError
 
     def trained_numbers(self) -> int:
         """Return the number of entries that train."""

@@ -251,7 +251,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
     narrow = len(shown) >= _WIDE
     table = Table(
         title=title,
-        caption="\n".join(filter(None, (_kept([result]), _exemplars([result])))),
+        caption=_notes([result]),
         caption_justify="left",
         **(_NARROW if narrow else {}),
     )

@@ -17,10 +17,7 @@ Build = Callable[..., CLIPClassifier]
 
 def make(name: str, model: CLIPClassifier, scenario: Scenario) -> CLIPStrategy:
     """Return a strategy with its default options, over its default base."""
-    entry, cls = REGISTRY.get("strategies", name), REGISTRY.strategy_class(name)
-    base = getattr(entry.options_class()(), cls.base_option or "", "none")
-    if base != "none":
-        cls = cls.over(REGISTRY.strategy_class(base))
+    entry, cls = REGISTRY.get("strategies", name), REGISTRY.trained_class(name)
     return cls(
         model=model,
         class_names=scenario.class_names,

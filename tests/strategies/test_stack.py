@@ -28,14 +28,6 @@ BASES = {n: c for n, c in BASES.items() if c.learning != "closed-form" and n != 
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
 
 
-def base_of(name: str) -> type[CLIPStrategy]:
-    """Return a strategy's class, over its default host if it needs one."""
-    cls = BASES[name]
-    if cls.base_option is None:
-        return cls
-    return cls.over(BASES[getattr(cls.options_class(), cls.base_option)])
-
-
 def learn(cls: type[CLIPStrategy], build: Build, source: Source, **cut: Any) -> tuple[Any, Any]:
     torch.manual_seed(1)
     scenario = build_scenario("s", source, tasks=3, **cut)
@@ -50,8 +42,8 @@ def learn(cls: type[CLIPStrategy], build: Build, source: Source, **cut: Any) -> 
 def test_every_base_trains_in_the_stack_as_it_does_alone(
     name: str, tiny: Build, source: Source
 ) -> None:
-    alone, scenario = learn(base_of(name), tiny, source)
-    stack, _ = learn(Stack.over(base_of(name)), tiny, source)
+    alone, scenario = learn(REGISTRY.trained_class(name), tiny, source)
+    stack, _ = learn(Stack.over(REGISTRY.trained_class(name)), tiny, source)
     assert stack.learning == ("closed-form" if name == "zero-shot" else "gradient")
     for parameter, value in alone.model.named_parameters():
         assert torch.equal(value, stack.model.get_parameter(parameter)), parameter

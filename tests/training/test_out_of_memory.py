@@ -398,10 +398,7 @@ def test_a_warm_step_waits_for_no_device(
     # On a CPU the loss is at hand; tests/test_divergence.py shows how a GPU's is looked at later.
     monkeypatch.setattr("cl_clipfit.training.loss_watch.LossWatch.leaves_out", lambda *_: False)
     registry = Registry([Path("examples/image_norms.py")])
-    entry, cls = registry.get("strategies", name), registry.strategy_class(name)
-    base = getattr(entry.options_class()(), cls.base_option or "", "none")
-    if base != "none":
-        cls = cls.over(registry.strategy_class(base))
+    cls = registry.trained_class(name)
     plugin = watch(cls, tiny, source)
     assert plugin.watched >= 6 * (cls.learning == "gradient")
     assert not plugin.found
