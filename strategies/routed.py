@@ -12,6 +12,7 @@ from cl_clipfit import (
     Options,
     PerTaskStrategy,
     Positive,
+    UserError,
     class_statistics,
     route,
     task_posterior,
@@ -66,7 +67,10 @@ class Routed(HostedStrategy, PerTaskStrategy):
         super().select()
         self.zero_shot_point()
         if self.merge.mix == "soft" and not self.mixes:
-            raise ValueError("mix=soft needs a host that tunes only LayerNorms of the image tower")
+            raise UserError(
+                "routed.mix=soft needs a host that tunes only LayerNorms of the image tower, as"
+                " clipfit: choose one, or mix=hard"
+            )
 
     def before_task(self) -> None:
         """Load zero-shot CLIP if the task starts there."""
