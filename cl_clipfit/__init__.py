@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.config.options import NotNegative as NotNegative
     from cl_clipfit.config.options import Number as Number
     from cl_clipfit.config.options import Options as Options
+    from cl_clipfit.config.options import Parts as Parts
     from cl_clipfit.config.options import Positive as Positive
     from cl_clipfit.config.options import Recipe as Recipe
     from cl_clipfit.config.options import ScopeOptions as ScopeOptions
@@ -122,6 +123,7 @@ _HOMES = {
     "Options": "cl_clipfit.config.options",
     "PerTaskStrategy": "cl_clipfit.methods.per_task",
     "Positive": "cl_clipfit.config.options",
+    "Parts": "cl_clipfit.config.options",
     "PromptOptions": "cl_clipfit.methods.prompt",
     "PromptStrategy": "cl_clipfit.methods.prompt",
     "Recipe": "cl_clipfit.config.options",

@@ -188,8 +188,9 @@ class Run:
         for task in range(finished + 1, self.scenario.trained_tasks + 1):
             self.task = task
             self._run_task(task)
-        if self.plan.recipe and (text := self.record.learned_less_than_zero_shot()):
-            self.strategy.warn(text)
+        if self.strategy.learning != "none":
+            for text in self.record.below_zero_shot():
+                self.strategy.warn(text)
             self._show_warnings()
         if self.stream.compute.compile:
             compiling = self.strategy.model.compile_seconds

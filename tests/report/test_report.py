@@ -153,7 +153,7 @@ def outcome(
         "tasks": [{}] * columns, "class_order": list(range(8)), "metrics": values, "probes": found,
         "model": {"trainable_parameters": 149_620_737},
         "timings": {"train_seconds": [1.0] * trained, "eval_seconds": [0.5] * (trained + 1)},
-        "merge": None,
+        "merge": None, "curves": {"zero_shot": [None] * (trained + 1)},
     }  # fmt: skip
 
 
@@ -180,6 +180,17 @@ def cells(table: Table, row: int = 0) -> list[str]:
                 "transfer",
                 "mtil_average",
                 "mtil_last",
+                "last_accuracy",
+                "probe_accuracy",
+                "retention",
+            ],
+        ),
+        (
+            "x-tail",
+            [
+                "x_tail_transfer",
+                "x_tail_average",
+                "x_tail_last",
                 "last_accuracy",
                 "probe_accuracy",
                 "retention",
