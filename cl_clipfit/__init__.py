@@ -69,6 +69,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.shaped import MaskedStrategy as MaskedStrategy
     from cl_clipfit.methods.shaped import ShapedStrategy as ShapedStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
+    from cl_clipfit.report.results import Results as Results
+    from cl_clipfit.report.results import load_results as load_results
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
     from cl_clipfit.storage.result import Result as Result
@@ -88,6 +90,8 @@ if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "strategies").is_di
 # Where each public name is; the last five are modules.
 _HOMES = {
     "run": "cl_clipfit.commands.train",
+    "Results": "cl_clipfit.report.results",
+    "load_results": "cl_clipfit.report.results",
     "Result": "cl_clipfit.storage.result",
     "open_run": "cl_clipfit.experiment.reopen",
     "FinishedRun": "cl_clipfit.experiment.reopen",

@@ -25,13 +25,15 @@ def below_baselines(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
     last = {label: _last(group) for label, group in groups.items()}
     found = {}
     for label, group in groups.items():
+        if label in BASELINES:
+            continue
         known = {"zero-shot": _zero_shot(group)}
         known |= {name: last[name] for name in BASELINES if name in last}
         own = last[label]
         above = [
             name
             for name, accuracy in known.items()
-            if own is not None and accuracy is not None and accuracy > own and name != label
+            if own is not None and accuracy is not None and accuracy > own
         ]
         if above:
             found[label] = above

@@ -132,7 +132,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     others = published(results[0])
     notes = [captions(groups, others), *([_left_out(results)] if wide else [])]
     table = Table(
-        title=_table_title(results),
+        title=title_of(results),
         caption="\n".join(filter(None, notes)),
         caption_justify="left",
         **(_NARROW if wide else {}),
@@ -161,7 +161,8 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _table_title(results: Sequence[dict[str, Any]]) -> str:
+def title_of(results: Sequence[dict[str, Any]]) -> str:
+    """Return what the table shows: stream, tasks, classes, what was scored, seeds."""
     seeds = max(len(group) for group in by_strategy(results).values())
     scenario = _stream(results[0])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])

@@ -28,7 +28,6 @@ def test_a_method_below_zero_shot_class_means_or_lda_is_named() -> None:
     assert below_baselines(groups) == {
         "mine": ["lda"],
         "bad": ["zero-shot", "simplecil", "lda"],
-        "simplecil": ["lda"],
     }
 
 
