@@ -100,6 +100,7 @@ class TrainingLoop(SupervisedTemplate):
     select: Callable[[], None]
     label_space: Callable[[], Sequence[int]]
     parameter_groups: Callable[[], list[dict[str, Any]]]
+    step_batch: Callable[[list[Tensor]], list[Tensor]]
     training_logits: Callable[[Tensor], Tensor]
     compute_loss: Callable[[Tensor, Tensor], Tensor]
     scores: Callable[[Tensor], Tensor]
@@ -110,6 +111,7 @@ class TrainingLoop(SupervisedTemplate):
     step_weights: Callable[[], AbstractContextManager[None]]
     update_weights: Callable[[], None]
     after_step: Callable[[], None]
+    after_experience: Callable[[], None]
     after_task: Callable[[], None]
 
     def __init__(
@@ -155,7 +157,8 @@ class TrainingLoop(SupervisedTemplate):
         for batch in journal.batches(self.dataloader) if journal else self.dataloader:
             if self._stop_training:
                 break
-            self.mbatch, images = batch, batch[0]
+            self.mbatch = self.step_batch(batch)
+            images = self.mbatch[0]
             self._unpack_minibatch()  # to the device, augmented
             self._before_training_iteration(**kwargs)
             self._clear_gradients()
@@ -349,6 +352,7 @@ class TrainingLoop(SupervisedTemplate):
             self.recipe, self.train_mb_size, self.dataloader = before, before.batch_size, loader
 
     def _after_training_exp(self, **kwargs: object) -> None:
+        self.after_experience()
         if getattr(self.experience, "is_last_subexp", True):
             self.tasks_seen += 1
             self.after_task()
