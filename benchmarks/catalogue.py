@@ -59,7 +59,7 @@ def row(name: str, registry: Registry, model: str) -> str:
     trains = strategy.learning == "gradient"
     parameters = f"{strategy.trained_numbers():,}" if trains else "0"
     old = str(entry.about.get("EXEMPLARS", "no"))
-    if old not in ("no", "features"):  # the option that says how many
+    if old not in ("no", "features", "all"):  # the option that says how many
         old = f"`{old}` images"
     cells = (f"`{name}`", parameters, TOWERS[strategy.towers], str(entry.about["NEEDS"]), old)
     return f"| {' | '.join(cells)} |"

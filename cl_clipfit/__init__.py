@@ -66,6 +66,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.per_task import PerTaskStrategy as PerTaskStrategy
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
+    from cl_clipfit.methods.rehearsal import RehearsalOptions as RehearsalOptions
+    from cl_clipfit.methods.rehearsal import RehearsalStrategy as RehearsalStrategy
     from cl_clipfit.methods.shaped import MaskedStrategy as MaskedStrategy
     from cl_clipfit.methods.shaped import ShapedStrategy as ShapedStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
@@ -131,6 +133,8 @@ _HOMES = {
     "PromptOptions": "cl_clipfit.methods.prompt",
     "PromptStrategy": "cl_clipfit.methods.prompt",
     "Recipe": "cl_clipfit.config.options",
+    "RehearsalOptions": "cl_clipfit.methods.rehearsal",
+    "RehearsalStrategy": "cl_clipfit.methods.rehearsal",
     "RunConfig": "cl_clipfit.config.command",
     "Scenario": "cl_clipfit.data.streams",
     "ScopeOptions": "cl_clipfit.config.options",

@@ -27,6 +27,8 @@ _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
 _OWN = "your own"
 GROUPS = (
     "reference points",
+    "bounds",
+    "replay",
     "selective fine-tuning",
     "scaling and low rank",
     "update shaping",

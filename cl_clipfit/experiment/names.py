@@ -74,7 +74,9 @@ def _check_architecture(model: str | None) -> None:
         raise UserError(explain_unknown(name, pretrained, known))
 
 
-_HOSTED = {"ContinuedOptions", "MergingOptions", "ApartOptions"}  # options with a host
+_HOSTED = {  # options with a host
+    "ContinuedOptions", "MergingOptions", "ApartOptions", "RehearsalOptions",
+}  # fmt: skip
 
 
 def _check_keys(command: Command, registry: Registry) -> None:

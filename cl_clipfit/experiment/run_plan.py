@@ -85,7 +85,7 @@ class RunPlan:
 
     @property
     def exemplars(self) -> str | int:
-        """What it uses of the images of old tasks: "no", "features", or how many images."""
+        """What it uses of the images of old tasks: "no", "features", how many, or "all"."""
         for plan in (self, *self.bases):
             declared = plan.strategy.about.get("EXEMPLARS", "no")
             if declared in type(plan.options).model_fields:
@@ -202,6 +202,11 @@ def _fit_stream(plan: RunPlan, stream: StreamPlan, command: Command, spec: Spec)
         raise UserError(
             f"--strategy {plan.label}: it trains on a task's images again, and with --online they"
             " are seen once"
+        )
+    if plan.cls.reach != "task":
+        raise UserError(
+            f"--strategy {plan.label}: it trains on images of several tasks at once, and with"
+            " --online each is seen once, in its task"
         )
     settings = [*command.settings_of(plan.strategy.name).items(), *spec.settings.items()]
     requested = [command.config.epochs, *(value for key, value in settings if key == "epochs")]
