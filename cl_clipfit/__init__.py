@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.errors import nearest as nearest
     from cl_clipfit.evaluation.fisher import diagonal_fisher as diagonal_fisher
     from cl_clipfit.evaluation.moments import norm_moments as norm_moments
+    from cl_clipfit.experiment.load import LoadedRun as LoadedRun
+    from cl_clipfit.experiment.load import load_run as load_run
     from cl_clipfit.experiment.prepare import load_scenario as load_scenario
     from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
     from cl_clipfit.experiment.reopen import open_run as open_run
@@ -97,6 +99,8 @@ _HOMES = {
     "Result": "cl_clipfit.storage.result",
     "open_run": "cl_clipfit.experiment.reopen",
     "FinishedRun": "cl_clipfit.experiment.reopen",
+    "load_run": "cl_clipfit.experiment.load",
+    "LoadedRun": "cl_clipfit.experiment.load",
     "load_scenario": "cl_clipfit.experiment.prepare",
     "Seeds": "cl_clipfit.runtime.determinism",
     "AdapterStrategy": "cl_clipfit.methods.adapter",

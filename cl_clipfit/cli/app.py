@@ -178,6 +178,27 @@ def verify(
 
 
 @app.command
+def predict(
+    run: RunPath,
+    /,
+    *images: Annotated[Path, Parameter(help="Image files, or folders with images at any depth.")],
+    top: Annotated[int, Parameter(help="Classes per image.")] = 5,
+    output: Annotated[Path | None, Parameter(help="CSV file to write.")] = None,
+    device: Device = None,
+    plugin: Plugins = None,
+) -> None:
+    """Classify new images with a finished run; the CSV of a folder goes to standard output."""
+    check_plugins_of_run(run, plugin or [])
+    if not images:
+        raise UserError("predict: name at least one image file or folder")
+    if top < 1:
+        raise UserError(f"--top {top}: expected at least 1")
+    from cl_clipfit.commands.predict import predict as predict_images
+
+    predict_images(run, images, *consoles(), top=top, output=output, device=device)
+
+
+@app.command
 def compare(
     *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
     markdown: Annotated[bool, Parameter(help="Print the tables in Markdown.")] = False,
