@@ -46,7 +46,7 @@ WORKS: Mapping[str, Stock] = {
         note=_ALL_NAMES,
     ),
     "ewc": Stock(
-        "EWCPlugin", {"ewc_lambda": 1.0, "mode": "separate", "decay_factor": None},
+        "EWCPlugin", {"ewc_lambda": 1e5, "mode": "separate", "decay_factor": None},
         note=f"{_ALL_NAMES}; squares the gradient of a batch, where Fisher's has one per image",
     ),
     "from-scratch": Stock(
@@ -180,4 +180,8 @@ def stock_plugin(name: str, arguments: Mapping[str, Any]) -> Any:
         raise UserError(
             f"{stock.cls} of Avalanche needs the package {stock.needs}: pip install {stock.needs}"
         )
-    return getattr(plugins, stock.cls)(**arguments, **(stock.fixed or {}))
+    plugin = getattr(plugins, stock.cls)(**arguments, **(stock.fixed or {}))
+    if policy := getattr(plugin, "storage_policy", None):
+        # What `update` does, without a warning to users that its name is deprecated.
+        policy.update = lambda strategy, **_: policy.post_adapt(strategy, strategy.experience)
+    return plugin
