@@ -84,6 +84,9 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.training.features import keep_columns as keep_columns
     from cl_clipfit.training.features import label_index as label_index
     from cl_clipfit.training.features import read_samples as read_samples
+    from cl_clipfit.training.plugins import stock_arguments as stock_arguments
+    from cl_clipfit.training.plugins import stock_images as stock_images
+    from cl_clipfit.training.plugins import stock_plugin as stock_plugin
     from cl_clipfit.training.strategy import CLIPStrategy as CLIPStrategy
 
 # In a checkout, strategies/ and scenarios/ are next to the package; installed, inside it.
@@ -162,6 +165,9 @@ _HOMES = {
     "encode_images": "cl_clipfit.runtime.out_of_memory",
     "read_samples": "cl_clipfit.training.features",
     "route": "cl_clipfit.bank.routing",
+    "stock_arguments": "cl_clipfit.training.plugins",
+    "stock_images": "cl_clipfit.training.plugins",
+    "stock_plugin": "cl_clipfit.training.plugins",
     "task_posterior": "cl_clipfit.bank.routing",
     "glyphs": "cl_clipfit.clip.mini.glyphs",
     "merging": "cl_clipfit.merging",

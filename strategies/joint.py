@@ -23,7 +23,9 @@ class Joint(HostedStrategy):
     """Train the host in the first task on the images and classes of all tasks; then nothing more.
 
     The epochs are those of the host, so that it takes as many steps as the host does on the whole
-    stream. All rows of the tables but the first, which is zero-shot CLIP, are of the same weights.
+    stream; cumulative training of T tasks takes (T + 1) / 2 times as many, and with few epochs may
+    end above this bound. All rows of the tables but the first, which is zero-shot CLIP, are of the
+    same weights.
     """
 
     options_class = JointOptions

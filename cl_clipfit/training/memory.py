@@ -39,14 +39,15 @@ class Memory:
 
         Args:
             labels: (n,), on the CPU.
-            read: takes the indices (m,) of those that are kept, and returns their other rows.
+            read: takes the indices (m,) of those that are kept, at least one, and returns their
+                other rows.
         """
         before = len(self)
         keys = torch.cat([self.keys, torch.rand(len(labels), generator=self.draws)])
         every = torch.cat([self.rows["labels"], labels]) if self.rows else labels
         kept = self._kept(keys, every)
         new = kept[kept >= before]
-        rows = {"labels": every[new], **read(new - before)}
+        rows = {"labels": every[new], **read(new - before)} if len(new) else {}
         stays = torch.zeros(before, dtype=torch.bool)
         stays[kept[kept < before]] = True
         if self.rows and before - int(stays.sum()) == len(new):  # no other row is moved
@@ -55,10 +56,10 @@ class Memory:
                 self.rows[name][~stays] = values
             return
         self.keys = torch.cat([self.keys[stays], keys[new]])
-        old = {name: values[stays] for name, values in self.rows.items()} or {
-            name: values[:0] for name, values in rows.items()
+        old = {name: values[stays] for name, values in self.rows.items()}
+        self.rows = {
+            name: torch.cat([part[name] for part in (old, rows) if part]) for name in old or rows
         }
-        self.rows = {name: torch.cat([old[name], values]) for name, values in rows.items()}
 
     def _kept(self, keys: Tensor, labels: Tensor) -> Tensor:
         """Return the indices of the samples that stay, in order."""

@@ -116,6 +116,9 @@ class CLIPStrategy(Scoring, TrainingLoop):
     repeats_images: ClassVar[bool] = False
     """True for a method that trains on a task's images again after the task."""
 
+    resumes: ClassVar[bool] = True
+    """False for a method with state that no checkpoint can hold: a run of it is not resumed."""
+
     options_class: ClassVar[type[Options]] = Options
     """The method's settings, which `--set NAME.key=value` accepts."""
 

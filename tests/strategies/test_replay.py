@@ -1,5 +1,7 @@
 """Replay: against Avalanche's plug-in run by hand, with the same random numbers."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +10,12 @@ from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
 from torch import Tensor
 
+from benchmarks.faults.job import artefacts
 from cl_clipfit import Source, build_scenario
+from cl_clipfit.cli.app import main
 from cl_clipfit.training.snapshot import kept_bytes
 from tests.support.over_host import REGISTRY, SGD, Build, made, trained
+from tests.support.tiny import TINY
 
 
 class SameDraws(ReservoirSamplingBuffer):
@@ -67,6 +72,22 @@ def test_replay_keeps_few_images_of_each_class_and_counts_their_bytes(
             source.class_names[y] for y in source.train.labels[same]
         }
     assert kept_bytes(replay) == images.numel() + 8 * 8 + 4 * 8  # labels of 8 bytes, keys of 4
+
+
+def test_an_online_stream_fills_the_memory_piece_by_piece_and_resumes(
+    tmp_path: Path, stop_at: Callable[[int], None]
+) -> None:
+    job = [*TINY, "--online", "4", "--quiet", "--strategy", "replay:memory=5,batch_size=4"]
+
+    def run(output: str) -> int:
+        return main([*job, "--output", str(tmp_path / output)])
+
+    assert run("whole") == 0
+    stop_at(8)
+    assert run("broken") == 143
+    stop_at(0)
+    assert run("broken") == 0
+    assert artefacts(tmp_path / "broken") == artefacts(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("host", ["clipfit", "coop"])

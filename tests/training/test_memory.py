@@ -22,7 +22,7 @@ def held(memory: Memory) -> dict[int, int]:
     return dict(zip(numbers, memory.rows["labels"].tolist(), strict=True))
 
 
-PIECES = [[0, 1] * 6, [0, 0, 2], [3] * 4, [2, 3, 1, 0] * 5, [4]]
+PIECES = [[0, 1] * 6, [0, 0, 2], [3] * 4, [2, 3, 1, 0] * 5, [4], [5, 6, 7], [8], [8], [0, 8]]
 
 
 @pytest.mark.parametrize("by_class", [False, True])
