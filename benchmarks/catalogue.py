@@ -58,10 +58,13 @@ def row(name: str, registry: Registry, model: str) -> str:
     entry, strategy = registry.get("strategies", name), make(name, registry, model)
     trains = strategy.learning == "gradient"
     parameters = f"{strategy.trained_numbers():,}" if trains else "0"
-    old = str(entry.about.get("EXEMPLARS", "no"))
-    if old not in ("no", "features"):  # the option that says how many
+    old = entry.about.get("EXEMPLARS", "no")
+    if isinstance(old, dict):
+        ((option, of_value),) = old.items()
+        old = ", ".join(f"{kept} (`{option}={value}`)" for value, kept in of_value.items())
+    elif old not in ("no", "features"):  # the option that says how many
         old = f"`{old}` images"
-    cells = (f"`{name}`", parameters, TOWERS[strategy.towers], str(entry.about["NEEDS"]), old)
+    cells = (f"`{name}`", parameters, TOWERS[strategy.towers], str(entry.about["NEEDS"]), str(old))
     return f"| {' | '.join(cells)} |"
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.closed_form import RandomFeaturesOptions as RandomFeaturesOptions
     from cl_clipfit.methods.closed_form import RandomFeaturesStrategy as RandomFeaturesStrategy
     from cl_clipfit.methods.closed_form import RandomRidgeStrategy as RandomRidgeStrategy
+    from cl_clipfit.methods.closed_form import RecursiveStrategy as RecursiveStrategy
     from cl_clipfit.methods.closed_form import StatisticsStrategy as StatisticsStrategy
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
@@ -100,6 +101,7 @@ _HOMES = {
     "RandomFeaturesOptions": "cl_clipfit.methods.closed_form",
     "RandomFeaturesStrategy": "cl_clipfit.methods.closed_form",
     "RandomRidgeStrategy": "cl_clipfit.methods.closed_form",
+    "RecursiveStrategy": "cl_clipfit.methods.closed_form",
     "StatisticsStrategy": "cl_clipfit.methods.closed_form",
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",

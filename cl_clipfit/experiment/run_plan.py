@@ -88,6 +88,9 @@ class RunPlan:
         """What it uses of the images of old tasks: "no", "features", or how many images."""
         for plan in (self, *self.bases):
             declared = plan.strategy.about.get("EXEMPLARS", "no")
+            if isinstance(declared, dict):
+                ((option, of_value),) = declared.items()
+                declared = of_value.get(getattr(plan.options, option), "no")
             if declared in type(plan.options).model_fields:
                 declared = int(getattr(plan.options, declared))
             if declared not in ("no", 0):
