@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
     from cl_clipfit.methods.factored import FactoredStrategy as FactoredStrategy
+    from cl_clipfit.methods.first_session import AfterFirstSession as AfterFirstSession
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
     from cl_clipfit.methods.hosted import HostedStrategy as HostedStrategy
     from cl_clipfit.methods.merged import ApartOptions as ApartOptions
@@ -94,6 +95,7 @@ _HOMES = {
     "load_scenario": "cl_clipfit.experiment.prepare",
     "Seeds": "cl_clipfit.runtime.determinism",
     "AdapterStrategy": "cl_clipfit.methods.adapter",
+    "AfterFirstSession": "cl_clipfit.methods.first_session",
     "ApartOptions": "cl_clipfit.methods.merged",
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",

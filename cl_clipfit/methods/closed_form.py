@@ -108,7 +108,7 @@ class StatisticsStrategy(ClosedFormStrategy):
     statistics: Statistics | None = None
 
     @abstractmethod
-    def solve(self, statistics: Statistics) -> LinearHead:
+    def solve(self, statistics: Statistics) -> Callable[[Tensor], Tensor]:
         """Return the head for the statistics of all images so far."""
 
     def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
@@ -116,7 +116,7 @@ class StatisticsStrategy(ClosedFormStrategy):
         added = Statistics.of(features, labels, classes)
         self.statistics = added if self.statistics is None else self.statistics + added
 
-    def fit(self) -> LinearHead:
+    def fit(self) -> Callable[[Tensor], Tensor]:
         """Return the head of the statistics."""
         assert self.statistics is not None
         return self.solve(self.statistics)
@@ -144,12 +144,16 @@ class RandomFeaturesStrategy(ClosedFormStrategy):
     options_class = RandomFeaturesOptions
     _projection: Tensor | None = None
 
-    def embed(self, rows: Tensor) -> Tensor:
-        """Map rows (N, D) to random features (N, width)."""
+    def projection(self, dim: int) -> Tensor:
+        """Return R (dim, width)."""
         if self._projection is None:
             width = self.head_options.width
-            self._projection = random_projection(rows.shape[1], width, self.seeds.init)
-        return random_features(rows, self._projection)
+            self._projection = random_projection(dim, width, self.seeds.init)
+        return self._projection
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """Map rows (N, D) to random features (N, width)."""
+        return random_features(rows, self.projection(rows.shape[1]))
 
 
 class RandomRidgeStrategy(RandomFeaturesStrategy, StatisticsStrategy):
