@@ -54,11 +54,13 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.closed_form import RandomFeaturesOptions as RandomFeaturesOptions
     from cl_clipfit.methods.closed_form import RandomFeaturesStrategy as RandomFeaturesStrategy
     from cl_clipfit.methods.closed_form import RandomRidgeStrategy as RandomRidgeStrategy
+    from cl_clipfit.methods.closed_form import RecursiveStrategy as RecursiveStrategy
     from cl_clipfit.methods.closed_form import StatisticsStrategy as StatisticsStrategy
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
     from cl_clipfit.methods.factored import FactoredStrategy as FactoredStrategy
+    from cl_clipfit.methods.first_session import AfterFirstSession as AfterFirstSession
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
     from cl_clipfit.methods.hosted import HostedStrategy as HostedStrategy
     from cl_clipfit.methods.merged import ApartOptions as ApartOptions
@@ -107,6 +109,7 @@ _HOMES = {
     "load_scenario": "cl_clipfit.experiment.prepare",
     "Seeds": "cl_clipfit.runtime.determinism",
     "AdapterStrategy": "cl_clipfit.methods.adapter",
+    "AfterFirstSession": "cl_clipfit.methods.first_session",
     "ApartOptions": "cl_clipfit.methods.merged",
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",
@@ -114,6 +117,7 @@ _HOMES = {
     "RandomFeaturesOptions": "cl_clipfit.methods.closed_form",
     "RandomFeaturesStrategy": "cl_clipfit.methods.closed_form",
     "RandomRidgeStrategy": "cl_clipfit.methods.closed_form",
+    "RecursiveStrategy": "cl_clipfit.methods.closed_form",
     "StatisticsStrategy": "cl_clipfit.methods.closed_form",
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
