@@ -12,7 +12,7 @@ NAME = "ln-tune"
 GROUP = "selective fine-tuning"
 PAPER = "Basu et al. 2024, arXiv 2304.01917 (AAAI); on both towers of CLIP: 2SFS (CVPR 2025)"
 NEEDS = "nothing of earlier tasks"
-RECIPE = {"lr": 1e-3}
+RECIPE = {"lr": 1e-3}  # how it was chosen: docs/results/defaults.md
 # The first stage of 2SFS, whose length is a number of steps (180 per shot), not of epochs.
 PUBLISHED = {"optimizer": "adamw", "lr": 2e-4, "weight_decay": 1e-2, "batch_size": 32}
 

@@ -12,7 +12,7 @@ NAME = "lora"
 GROUP = "scaling and low rank"
 PAPER = "Hu et al. 2022, arXiv 2106.09685 (ICLR), eq. 3; on CLIP: Zanella 2024, arXiv 2405.18541"
 NEEDS = "nothing of earlier tasks"
-RECIPE = {"lr": 3e-3}
+RECIPE = {"lr": 3e-3}  # how it was chosen: docs/results/defaults.md
 # That of CLIP-LoRA, whose length is a number of steps (500 per shot), not of epochs.
 PUBLISHED = {
     "optimizer": "adamw", "lr": 2e-4, "weight_decay": 1e-2, "batch_size": 32, "schedule": "cosine",

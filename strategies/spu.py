@@ -12,7 +12,7 @@ NAME = "spu"
 GROUP = "update shaping"
 PAPER = "Zhang et al. 2024, arXiv 2308.12462 (CVPR)"
 NEEDS = "nothing of earlier tasks"
-RECIPE = {"lr": 1e-3}
+RECIPE = {"lr": 1e-3}  # how it was chosen: docs/results/defaults.md
 PUBLISHED = {  # with a buffer of images, which a replay plug-in of Avalanche can add
     "optimizer": "adamw", "lr": 7.5e-6, "weight_decay": 0.2, "batch_size": 128, "epochs": 10,
     "share": 0.1,

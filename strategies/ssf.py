@@ -11,7 +11,7 @@ NAME = "ssf"
 GROUP = "scaling and low rank"
 PAPER = "Lian et al. 2022, arXiv 2210.08823 (NeurIPS)"
 NEEDS = "nothing of earlier tasks"
-RECIPE = {"lr": 1e-3}
+RECIPE = {"lr": 1e-3}  # how it was chosen: docs/results/defaults.md
 PUBLISHED = {  # without the moving average of the weights
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "batch_size": 32, "epochs": 100,
     "schedule": "cosine", "warmup_epochs": 10,

@@ -23,7 +23,7 @@ GROUP = "adapters"
 PAPER = "Zhang et al. 2022, arXiv 2207.09519 (ECCV), section 3.2"
 NEEDS = "trained features of a few images of every class (exemplar features)"
 EXEMPLARS = "features"
-RECIPE = {"lr": 1e-3}
+RECIPE = {"lr": 1e-3}  # how it was chosen: docs/results/defaults.md
 PUBLISHED = {  # but the epsilon of its AdamW, 1e-4
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "batch_size": 256, "epochs": 20,
     "schedule": "cosine", "augmentation": "crop-flip", "crop_scale": 0.5,

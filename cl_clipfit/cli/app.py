@@ -22,6 +22,7 @@ from cl_clipfit.cli.arguments import (
     console,
     consoles,
     keep_text,
+    meet_habits,
 )
 from cl_clipfit.cli.bank import bank
 from cl_clipfit.commands.resume import (
@@ -259,9 +260,10 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     yield_waiting_cores()
     gc.set_threshold(_GC_THRESHOLD)
+    words = meet_habits(sys.argv[1:] if argv is None else argv)
     try:
         with graceful():
-            app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+            app(words, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except Stopped as stopped:
         advice = f": {stopped.advice}" if stopped.advice else ""
@@ -270,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValidationError as error:
         message = explain(error)
     except (cyclopts.UnknownCommandError, cyclopts.UnusedCliTokensError) as error:
-        message = _unexpected(error, sys.argv[1:] if argv is None else argv)
+        message = _unexpected(error, words)
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
         message = explain(cause, "--") if isinstance(cause, ValidationError) else str(error)

@@ -390,8 +390,8 @@ def test_run_py_outside_of_the_environment_says_what_to_type(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("predict", "unknown command 'predict', commands are bank, list, info, merge"),
-        ("train --lr 1", "unknown command 'train', commands are bank, list"),
+        ("predikt", "unknown command 'predikt', commands are bank, list, info, merge"),
+        ("fit --lr 1", "unknown command 'fit', commands are bank, list"),
         ("bank lst x", "unknown command 'bank lst', commands are list, show, diff, export, eval"),
         ("--lr 1e-4 5e-4", "'5e-4' is one value too many for --lr, and no command: commands are"),
         ("--epochs=3 train", "'train' is one value too many for --epochs, and no command"),
