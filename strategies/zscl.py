@@ -1,6 +1,7 @@
 """ZSCL: fine-tuning held at zero-shot CLIP on reference images and texts; averaged weights."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +98,7 @@ class ZSCL(CLIPStrategy):
         self.reference: _Reference | None = None
         self.average: dict[str, Tensor] = {}  # of the task's weights; empty between tasks
         self.averaged = 0  # weights in it besides those before the task
+        self._shown: tuple[Tensor, Tensor] | None = None  # images of a step, zero-shot features
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return all parameters except the logit scale and bias."""
@@ -129,31 +131,37 @@ class ZSCL(CLIPStrategy):
             text = torch.cat([text, model.zero_shot_names(options.texts, self.templates)])
         return _Reference(images, features, text)
 
-    def training_logits(self, images: Tensor) -> Tensor:
-        """Encode reference images as well, as they are now and zero-shot."""
+    @contextlib.contextmanager
+    def step_weights(self) -> Iterator[None]:
+        """Choose the reference images of a step before its passes run."""
         assert self.reference is not None
-        shown, before = images, self.reference.features
-        if before is None:
+        images, known = self.reference.images, self.reference.features
+        if known is None:
             with torch.no_grad(), self.model.pretrained_weights():
-                before = self.model.image_features(images)
+                self._shown = self.mb_x, self.model.image_features(self.mb_x)
         else:
-            size, draws = (len(images),), self.reference_draws
-            chosen = torch.randint(len(before), size, generator=draws)
-            shown, before = self.reference.images[chosen].to(self.device), before[chosen]
-        logits = super().training_logits(images)
-        assert self.features is not None
-        now = self.features.image if shown is images else self.model.image_features(shown)
-        self._pair = now, before.to(self.device)
-        return logits
+            size, draws = (len(self.mb_x),), self.reference_draws
+            chosen = torch.randint(len(known), size, generator=draws)
+            self._shown = images[chosen].to(self.device), known[chosen].to(self.device)
+        try:
+            with super().step_weights():
+                yield
+        finally:
+            self._shown = None
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the smoothed cross-entropy plus the distillation."""
-        assert self.reference is not None
-        options, text = self.options, self.reference.text
+        """Return the smoothed cross-entropy; in a step, plus the distillation."""
+        options = self.options
         ranked = label_index(self.label_space(), logits.device)
         even = -logits.index_select(1, ranked).log_softmax(1).mean()
         loss = torch.lerp(super().compute_loss(logits, labels), even, options.smoothing)
-        now, before = (self.model.logits(features, text) for features in self._pair)
+        if self._shown is None:
+            return loss
+        assert self.features is not None and self.reference is not None
+        images, before = self._shown
+        own = images is self.mb_x
+        now = self.features.image if own else self.model.image_features(images)
+        now, before = (self.model.logits(f, self.reference.text) for f in (now, before))
         kept = distillation(now, before, options.temperature)
         kept = kept + distillation(now.T, before.T, options.temperature)
         return loss + options.distil * options.temperature**2 * kept

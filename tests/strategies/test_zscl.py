@@ -87,6 +87,14 @@ def test_a_task_too_short_for_an_average_keeps_what_it_learned(tiny: Build, sour
     assert any(not torch.equal(p, start[name]) for name, p in strategy.selection.items())
 
 
+def test_outside_of_a_step_its_loss_needs_no_reference(tiny: Build, source: Source) -> None:
+    strategy = ZSCL(model=tiny(), class_names=source.class_names, recipe=Recipe(epochs=1))
+    strategy.train(build_scenario("s", source, tasks=3).benchmark.train_stream[0], eval_streams=[])
+    images, labels = source.train.images[:4], torch.tensor([0, 1, 1, 0])
+    expected = F.cross_entropy(strategy.model(images, [0, 1]), labels)
+    torch.testing.assert_close(strategy.training_loss(images, labels), expected)
+
+
 def test_an_unknown_reference_is_refused(tiny: Build, source: Source) -> None:
     options = ZSCLOptions(reference="imagenot")
     strategy = ZSCL(model=tiny(), class_names=source.class_names, options=options)
