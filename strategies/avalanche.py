@@ -20,7 +20,7 @@ NAME = "avalanche"
 GROUP = "replay"
 PAPER = "Carta et al. 2023, arXiv 2302.01766 (JMLR); Avalanche 0.6"
 NEEDS = "what its plug-in keeps, and what its host keeps"
-EXEMPLARS = "exemplars"
+EXEMPLARS = "kept_by_plugin"
 WORD = "plugin"
 _OF_HOST = ("host", "plugin")
 
@@ -51,7 +51,7 @@ class AvalancheOptions(Options):
         return stock_arguments(self.plugin, self.model_dump(exclude={*_OF_HOST}))
 
     @property
-    def exemplars(self) -> int | str:
+    def kept_by_plugin(self) -> int | str:
         """Return how many images of old tasks the plug-in keeps."""
         return stock_images(self.plugin, self.arguments)
 

@@ -18,10 +18,10 @@ class DerOptions(RehearsalOptions):
     """Settings of DER++; other settings of its label go to the host."""
 
     alpha: NotNegative = Field(
-        0.1, description="weight of the squared distance of logits; the paper's for 200 images"
+        0.1, description="weight of the squared distance of logits; Avalanche's default"
     )
     beta: NotNegative = Field(
-        0.5, description="weight of the loss on old labels, 0 for DER; the paper's for 200 images"
+        0.5, description="weight of the loss on old labels, 0 for DER; Avalanche's default"
     )
 
 
@@ -36,8 +36,8 @@ class DerPlusPlus(RehearsalStrategy):
     for them from the start, which are pulled to their untrained values; here only beta's term tells
     an old image from a later class. The mean is over the logits that exist, as the released code's
     is over all classes. Logits include CLIP's factor of 100, with which they are as wide as those
-    of other networks. Read: the paper's abstract and algorithm as retold by two implementations,
-    Mammoth (the authors') and Avalanche 0.6, whose own form stores logits at a task's end.
+    of other networks. Read: the paper's abstract, and two implementations, Mammoth (the authors')
+    and Avalanche 0.6, whose own form stores logits at a task's end.
     """
 
     options_class = DerOptions
@@ -45,7 +45,9 @@ class DerPlusPlus(RehearsalStrategy):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.new: list[Tensor] = []  # images and labels of the current step that are not replayed
+        # Images and labels that are new in a step, then their logits. The memory gets them before
+        # the next step: within one, to read logits would wait for the device.
+        self.new: list[Tensor] = []
 
     def keeps_by_class(self) -> bool:
         """Return False: it is a reservoir."""
@@ -53,6 +55,7 @@ class DerPlusPlus(RehearsalStrategy):
 
     def step_batch(self, batch: list[Tensor]) -> list[Tensor]:
         """Remember what is new, before it is augmented."""
+        self._offer()
         self.new = batch[:2]
         return super().step_batch(batch)
 
@@ -63,7 +66,7 @@ class DerPlusPlus(RehearsalStrategy):
         sizes = [len(self.new[0]), *(len(rows["labels"]) for rows in self.replayed)]
         new, distilled, ranked = logits.split(sizes)
         new_labels, _, old_labels = labels.split(sizes)
-        before = self.replayed[0]["logits"].to(logits.device)
+        before = self.replayed[0]["logits"].to(logits.device, non_blocking=True)
         distance = self._distance(distilled, before)
         new_loss = super().compute_loss(new, new_labels)
         old_loss = super().compute_loss(ranked, old_labels)
@@ -77,10 +80,19 @@ class DerPlusPlus(RehearsalStrategy):
         return change.square().sum() / (~unknown).sum()
 
     def after_step(self) -> None:
-        """Offer the new images to the memory, with the logits of this step."""
-        images, labels = self.new
-        assert self.mb_output is not None
-        logits = self.mb_output.detach()[: len(images)].cpu()
-        self.memory.add(labels, lambda kept: {"images": images[kept], "logits": logits[kept]})
-        self.new = []
+        """Remember the logits of what is new."""
         super().after_step()
+        assert self.mb_output is not None
+        self.new = [*self.new, self.mb_output.detach()[: len(self.new[0])]]
+
+    def after_experience(self) -> None:
+        """Offer the images of the last step to the memory."""
+        super().after_experience()
+        self._offer()
+
+    def _offer(self) -> None:
+        """Offer the images of a step to the memory, unless the step was left out."""
+        if len(self.new) == 3:
+            images, labels, logits = (part.cpu() for part in self.new)
+            self.memory.add(labels, lambda kept: {"images": images[kept], "logits": logits[kept]})
+        self.new = []
