@@ -34,6 +34,7 @@ GROUPS = (
     "prompts",
     "adapters",
     "closed-form heads",
+    "exemplar-free, for CLIP",
     "merging",
     "weights per task",
     "heads beside any method",

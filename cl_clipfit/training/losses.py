@@ -1,4 +1,4 @@
-"""Loss terms that hold tuned features near an anchor; they are 0 at the anchor."""
+"""Loss terms on features: those that hold them near an anchor, and a margin between classes."""
 
 import torch
 from torch import Tensor
@@ -39,3 +39,23 @@ def l2_distance(features: Tensor, anchors: Tensor) -> Tensor:
         (0.0, 1.0)
     """
     return torch.linalg.vector_norm(features - anchors, dim=-1).mean()
+
+
+def neighbour_hinge(features: Tensor, own: Tensor, other: Tensor, margin: float) -> Tensor:
+    """Return the mean of max(0, cos(f, other) - cos(f, own) + margin); a scalar.
+
+    RAPF (Huang et al. 2024, arXiv 2407.14143), as in its code; a summary of the paper has a sum,
+    and a distance that it does not name.
+
+    Args:
+        features: (..., d), unit length.
+        own: text features of the classes of these, unit length, of a shape that broadcasts.
+        other: those of the classes they are to be held apart from.
+        margin: between the two similarities.
+
+    Example:
+        >>> own, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+        >>> float(neighbour_hinge(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), own, other, 0.5))
+        0.75
+    """
+    return (features * (other - own)).sum(-1).add(margin).relu().mean()
