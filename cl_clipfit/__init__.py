@@ -50,12 +50,14 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
     from cl_clipfit.experiment.reopen import open_run as open_run
     from cl_clipfit.methods.adapter import AdapterStrategy as AdapterStrategy
+    from cl_clipfit.methods.adapter import LinearAdapterStrategy as LinearAdapterStrategy
     from cl_clipfit.methods.closed_form import ClosedFormStrategy as ClosedFormStrategy
     from cl_clipfit.methods.closed_form import RandomFeaturesOptions as RandomFeaturesOptions
     from cl_clipfit.methods.closed_form import RandomFeaturesStrategy as RandomFeaturesStrategy
     from cl_clipfit.methods.closed_form import RandomRidgeStrategy as RandomRidgeStrategy
     from cl_clipfit.methods.closed_form import RecursiveStrategy as RecursiveStrategy
     from cl_clipfit.methods.closed_form import StatisticsStrategy as StatisticsStrategy
+    from cl_clipfit.methods.closed_form import encode_experience as encode_experience
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
@@ -132,6 +134,7 @@ _HOMES = {
     "FirstSession": "cl_clipfit.methods.first_session",
     "ImageFiles": "cl_clipfit.data.images.lazy",
     "ImageSet": "cl_clipfit.data.source",
+    "LinearAdapterStrategy": "cl_clipfit.methods.adapter",
     "MergingOptions": "cl_clipfit.methods.merged",
     "MergingStrategy": "cl_clipfit.methods.merged",
     "Names": "cl_clipfit.config.options",
@@ -166,6 +169,7 @@ _HOMES = {
     "nearest": "cl_clipfit.errors",
     "norm_moments": "cl_clipfit.evaluation.moments",
     "one_after_the_other": "cl_clipfit.data.composed",
+    "encode_experience": "cl_clipfit.methods.closed_form",
     "encode_images": "cl_clipfit.runtime.out_of_memory",
     "read_samples": "cl_clipfit.training.features",
     "route": "cl_clipfit.bank.routing",

@@ -36,6 +36,7 @@ GROUPS = (
     "prompts",
     "adapters",
     "closed-form heads",
+    "exemplar-free, for CLIP",
     "merging",
     "weights per task",
     "heads beside any method",

@@ -11,6 +11,7 @@ from cl_clipfit.merging.combine import (
     task_arithmetic,
     ties,
 )
+from cl_clipfit.merging.decomposed import decomposed_fusion
 from cl_clipfit.merging.distance import (
     Pull,
     coefficients,
@@ -32,6 +33,7 @@ __all__ = [
     "check_path_rule",
     "coefficients",
     "dare",
+    "decomposed_fusion",
     "direction_cosine",
     "distance",
     "fisher",

@@ -1,7 +1,7 @@
 """Classifiers in closed form on frozen zero-shot image features: no gradient, no old image."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,21 @@ from cl_clipfit.training.strategy import CLIPStrategy
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-4, 5))
 _CHUNK = 1024  # images that are read and encoded together
+
+
+def encode_experience(
+    strategy: CLIPStrategy, class_tokens: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows (N, D) of the encoded images of an experience and their labels (N,), in parts.
+
+    Args:
+        strategy: with the experience.
+        class_tokens: as in `encode_images`.
+    """
+    data = strategy.experience.dataset
+    for start in range(0, len(data), _CHUNK):
+        images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
+        yield encode_images(strategy, images, class_tokens), labels
 
 
 class ClosedFormStrategy(CLIPStrategy):
@@ -68,10 +83,8 @@ class ClosedFormStrategy(CLIPStrategy):
 
     def add_experience(self) -> None:
         """Add the images of an experience."""
-        data, classes = self.experience.dataset, len(self.model.class_names)
-        for start in range(0, len(data), _CHUNK):
-            images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
-            self.add(self.embed(encode_images(self, images, self.class_tokens)), labels, classes)
+        for rows, labels in encode_experience(self, self.class_tokens):
+            self.add(self.embed(rows), labels, len(self.model.class_names))
 
     def after_task(self) -> None:
         """Fit the head to everything seen so far."""

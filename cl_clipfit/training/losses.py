@@ -1,4 +1,4 @@
-"""Loss terms that hold tuned features, predictions or weights at an anchor; they are 0 there."""
+"""Loss terms that hold features, predictions or weights at an anchor, and a margin."""
 
 from collections.abc import Mapping
 
@@ -82,3 +82,23 @@ def squared_change(
     """
     squares = {name: (value - start[name]).square() for name, value in values.items()}
     return torch.stack([(rates[n] * s if rates else s).sum() for n, s in squares.items()]).sum()
+
+
+def neighbour_hinge(features: Tensor, own: Tensor, other: Tensor, margin: float) -> Tensor:
+    """Return the mean of max(0, cos(f, other) - cos(f, own) + margin); a scalar.
+
+    RAPF (Huang et al. 2024, arXiv 2407.14143), as in its code; a summary of the paper has a sum,
+    and a distance that it does not name.
+
+    Args:
+        features: (..., d), unit length.
+        own: text features of the classes of these, unit length, of a shape that broadcasts.
+        other: those of the classes they are to be held apart from.
+        margin: between the two similarities.
+
+    Example:
+        >>> own, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+        >>> float(neighbour_hinge(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), own, other, 0.5))
+        0.75
+    """
+    return (features * (other - own)).sum(-1).add(margin).relu().mean()
