@@ -59,8 +59,10 @@ def row(name: str, registry: Registry, model: str) -> str:
     trains = strategy.learning == "gradient"
     parameters = f"{strategy.trained_numbers():,}" if trains else "0"
     old = str(entry.about.get("EXEMPLARS", "no"))
-    if old not in ("no", "features"):  # the option that says how many
+    if old in entry.options_class().model_fields:  # the option that says how many
         old = f"`{old}` images"
+    elif old not in ("no", "features", "all"):
+        old = "as its options say"
     cells = (f"`{name}`", parameters, TOWERS[strategy.towers], str(entry.about["NEEDS"]), old)
     return f"| {' | '.join(cells)} |"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cl_clipfit import Result, RunConfig, run
 from cl_clipfit.registry import Registry
+from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.tables import cell
 
 STREAMS = ("split-digits", "split-shapes100")
@@ -22,14 +23,23 @@ COLUMNS = {
 }
 
 
-def row(label: str, results: Sequence[Result]) -> str:
-    """Return the row of a strategy: means and 95 % intervals over its seeds, in percent."""
+def row(label: str, results: Sequence[Result], below: bool = False) -> str:
+    """Return the row of a strategy: means and 95 % intervals over its seeds, in percent.
+
+    A strategy whose last accuracy is below zero-shot CLIP's, class means' or LDA's has a mark.
+    """
     contents = [result.content for result in results]
     metrics = [cell([c["metrics"][name] for c in contents]) for name in COLUMNS.values()]
     seconds = [sum(c["timings"]["train_seconds"]) for c in contents]
     mean = sum(seconds) / len(seconds)
     parameters = f"{contents[0]['model']['trainable_parameters']:,}"
-    cells = (label, *metrics, f"{mean:.0f}", parameters, contents[0]["kept"]["what"])
+    cells = (
+        f"{label} {MARK}" if below else label,
+        *metrics,
+        f"{mean:.0f}",
+        parameters,
+        contents[0]["kept"]["what"],
+    )
     return f"| {' | '.join(cells)} |"
 
 
@@ -42,10 +52,11 @@ def table(stream: str, labels: Sequence[str], seeds: Sequence[int], output: Path
     order = sorted(
         groups, key=lambda n: -sum(r.metrics["average_accuracy"] or 0.0 for r in groups[n])
     )
+    below = below_baselines({n: [r.content for r in runs] for n, runs in groups.items()})
     names = ("strategy", *COLUMNS, "seconds", "parameters", "keeps of old tasks")
     rule = "| --- |" + " ---: |" * (len(names) - 2) + " --- |"
     head = [f"## {stream}", "", f"| {' | '.join(names)} |", rule]
-    return "\n".join([*head, *(row(name, groups[name]) for name in order), ""])
+    return "\n".join([*head, *(row(name, groups[name], name in below) for name in order), ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.config.options import NotNegative as NotNegative
     from cl_clipfit.config.options import Number as Number
     from cl_clipfit.config.options import Options as Options
+    from cl_clipfit.config.options import Parts as Parts
     from cl_clipfit.config.options import Positive as Positive
     from cl_clipfit.config.options import Recipe as Recipe
     from cl_clipfit.config.options import ScopeOptions as ScopeOptions
@@ -44,6 +45,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.errors import nearest as nearest
     from cl_clipfit.evaluation.fisher import diagonal_fisher as diagonal_fisher
     from cl_clipfit.evaluation.moments import norm_moments as norm_moments
+    from cl_clipfit.experiment.load import LoadedRun as LoadedRun
+    from cl_clipfit.experiment.load import load_run as load_run
     from cl_clipfit.experiment.prepare import load_scenario as load_scenario
     from cl_clipfit.experiment.reopen import FinishedRun as FinishedRun
     from cl_clipfit.experiment.reopen import open_run as open_run
@@ -53,11 +56,13 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.closed_form import RandomFeaturesOptions as RandomFeaturesOptions
     from cl_clipfit.methods.closed_form import RandomFeaturesStrategy as RandomFeaturesStrategy
     from cl_clipfit.methods.closed_form import RandomRidgeStrategy as RandomRidgeStrategy
+    from cl_clipfit.methods.closed_form import RecursiveStrategy as RecursiveStrategy
     from cl_clipfit.methods.closed_form import StatisticsStrategy as StatisticsStrategy
     from cl_clipfit.methods.continued import ContinuedOptions as ContinuedOptions
     from cl_clipfit.methods.continued import ContinuedStrategy as ContinuedStrategy
     from cl_clipfit.methods.continued import Stage as Stage
     from cl_clipfit.methods.factored import FactoredStrategy as FactoredStrategy
+    from cl_clipfit.methods.first_session import AfterFirstSession as AfterFirstSession
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
     from cl_clipfit.methods.hosted import HostedStrategy as HostedStrategy
     from cl_clipfit.methods.merged import ApartOptions as ApartOptions
@@ -67,9 +72,13 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.per_task import PerTaskStrategy as PerTaskStrategy
     from cl_clipfit.methods.prompt import PromptOptions as PromptOptions
     from cl_clipfit.methods.prompt import PromptStrategy as PromptStrategy
+    from cl_clipfit.methods.rehearsal import RehearsalOptions as RehearsalOptions
+    from cl_clipfit.methods.rehearsal import RehearsalStrategy as RehearsalStrategy
     from cl_clipfit.methods.shaped import MaskedStrategy as MaskedStrategy
     from cl_clipfit.methods.shaped import ShapedStrategy as ShapedStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
+    from cl_clipfit.report.results import Results as Results
+    from cl_clipfit.report.results import load_results as load_results
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
     from cl_clipfit.storage.result import Result as Result
@@ -79,6 +88,9 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.training.features import keep_columns as keep_columns
     from cl_clipfit.training.features import label_index as label_index
     from cl_clipfit.training.features import read_samples as read_samples
+    from cl_clipfit.training.plugins import stock_arguments as stock_arguments
+    from cl_clipfit.training.plugins import stock_images as stock_images
+    from cl_clipfit.training.plugins import stock_plugin as stock_plugin
     from cl_clipfit.training.strategy import CLIPStrategy as CLIPStrategy
 
 # In a checkout, strategies/ and scenarios/ are next to the package; installed, inside it.
@@ -89,12 +101,17 @@ if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "strategies").is_di
 # Where each public name is; the last five are modules.
 _HOMES = {
     "run": "cl_clipfit.commands.train",
+    "Results": "cl_clipfit.report.results",
+    "load_results": "cl_clipfit.report.results",
     "Result": "cl_clipfit.storage.result",
     "open_run": "cl_clipfit.experiment.reopen",
     "FinishedRun": "cl_clipfit.experiment.reopen",
+    "load_run": "cl_clipfit.experiment.load",
+    "LoadedRun": "cl_clipfit.experiment.load",
     "load_scenario": "cl_clipfit.experiment.prepare",
     "Seeds": "cl_clipfit.runtime.determinism",
     "AdapterStrategy": "cl_clipfit.methods.adapter",
+    "AfterFirstSession": "cl_clipfit.methods.first_session",
     "ApartOptions": "cl_clipfit.methods.merged",
     "BlockAdapter": "cl_clipfit.clip.encoders.adapters",
     "BlockAdapterStrategy": "cl_clipfit.methods.block_adapters",
@@ -104,6 +121,7 @@ _HOMES = {
     "RandomFeaturesOptions": "cl_clipfit.methods.closed_form",
     "RandomFeaturesStrategy": "cl_clipfit.methods.closed_form",
     "RandomRidgeStrategy": "cl_clipfit.methods.closed_form",
+    "RecursiveStrategy": "cl_clipfit.methods.closed_form",
     "StatisticsStrategy": "cl_clipfit.methods.closed_form",
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
@@ -126,9 +144,12 @@ _HOMES = {
     "Options": "cl_clipfit.config.options",
     "PerTaskStrategy": "cl_clipfit.methods.per_task",
     "Positive": "cl_clipfit.config.options",
+    "Parts": "cl_clipfit.config.options",
     "PromptOptions": "cl_clipfit.methods.prompt",
     "PromptStrategy": "cl_clipfit.methods.prompt",
     "Recipe": "cl_clipfit.config.options",
+    "RehearsalOptions": "cl_clipfit.methods.rehearsal",
+    "RehearsalStrategy": "cl_clipfit.methods.rehearsal",
     "RunConfig": "cl_clipfit.config.command",
     "Scenario": "cl_clipfit.data.streams",
     "ScopeOptions": "cl_clipfit.config.options",
@@ -152,6 +173,9 @@ _HOMES = {
     "encode_images": "cl_clipfit.runtime.out_of_memory",
     "read_samples": "cl_clipfit.training.features",
     "route": "cl_clipfit.bank.routing",
+    "stock_arguments": "cl_clipfit.training.plugins",
+    "stock_images": "cl_clipfit.training.plugins",
+    "stock_plugin": "cl_clipfit.training.plugins",
     "task_posterior": "cl_clipfit.bank.routing",
     "glyphs": "cl_clipfit.clip.mini.glyphs",
     "merging": "cl_clipfit.merging",

@@ -6,13 +6,13 @@ task-aware, as in ZSCL; the accuracy over all classes is reported as well.
 
 from pydantic import Field
 
-from cl_clipfit import DataRequest, Options, Source, UserError, one_after_the_other
+from cl_clipfit import DataRequest, Options, Parts, Source, UserError, one_after_the_other
 
 NAME = "mtil"
 PROTOCOL = "mtil"
 CLASSES = 1201
 TASKS = 11
-IMAGES = "250,000 + 135,000"
+IMAGES = "319,000 + 97,000"
 DOWNLOAD = "46 GB, cars by hand"
 LICENCE = "of each data set"
 MODEL = "ViT-B-16-quickgelu:openai"
@@ -32,7 +32,7 @@ class MtilOptions(Options):
     """Which data sets, in which order."""
 
     order: int = Field(1, ge=1, le=2, description="order I (by name) or II")
-    datasets: tuple[str, ...] = Field((), description="scenarios in place of the eleven, in order")
+    datasets: Parts = Field((), description="scenarios in place of the eleven, in order: A+B+C")
 
     def parts(self) -> tuple[str, ...]:
         """Return the data sets, in order."""

@@ -1,6 +1,6 @@
 """C-LN: LayerNorms of its own for each task, chosen by the nearest key for each image."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -56,6 +56,13 @@ class ContinualLayerNorm(PerTaskStrategy):
     def remember(self, features: Tensor, labels: Tensor) -> None:
         """Keep the key of the task."""
         self.keys = [*self.keys, F.normalize(features.mean(0), dim=-1)]
+
+    def recall(self, statistics: Sequence[Mapping[str, Tensor]]) -> None:
+        """Compute the keys from class means and counts."""
+        self.keys = [
+            F.normalize(of_task["counts"].to(of_task["means"]) @ of_task["means"], dim=-1)
+            for of_task in statistics
+        ]
 
     def shares(self, features: Tensor) -> Tensor:
         """Return 1 for the task with the nearest key: (B, T)."""

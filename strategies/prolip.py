@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_clipfit import CLIPStrategy, NotNegative, ScopeOptions, UserError
+from cl_clipfit.training.losses import squared_change
 
 NAME = "prolip"
 GROUP = "selective fine-tuning"
@@ -76,10 +77,7 @@ class Prolip(CLIPStrategy):
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy + lambda ||V - V_0||^2."""
-        moved = sum(
-            (p - self.model.pretrained_values[name]).square().sum()
-            for name, p in self.selection.items()
-        )
+        moved = squared_change(self.selection, self.model.pretrained_values)
         return super().compute_loss(logits, labels) + self.pull * moved
 
     def name_features(self, images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from cl_clipfit import CLIPStrategy, FirstSession, RandomFeaturesOptions, RandomRidgeStrategy
+from cl_clipfit import AfterFirstSession, RandomFeaturesOptions, RandomRidgeStrategy
 
 NAME = "ranpac"
 GROUP = "closed-form heads"
@@ -19,22 +19,11 @@ class RanPACOptions(RandomFeaturesOptions):
     )
 
 
-class RanPAC(RandomRidgeStrategy):
+class RanPAC(AfterFirstSession, RandomRidgeStrategy):
     """Class prototypes, decorrelated by the second moment of random features; without text.
 
     The paper chooses the penalty on a fifth of each task's images; here exact leave-one-out errors
     choose it, summed over the stream.
     """
 
-    base_option = "first_session"
     options_class = RanPACOptions
-
-    @classmethod
-    def over(cls, base: type[CLIPStrategy]) -> type[FirstSession]:
-        """Return the class that trains `base` on the first task."""
-        return FirstSession.of(cls, base)
-
-    @classmethod
-    def refuses(cls, base: type[CLIPStrategy]) -> str:
-        """Return why a method cannot be the base; "" if it can."""
-        return FirstSession.refuses(base)

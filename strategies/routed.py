@@ -1,5 +1,6 @@
 """Routed: each image is classified with the weights of the task that it seems to belong to."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -82,6 +83,10 @@ class Routed(HostedStrategy, PerTaskStrategy):
     def remember(self, features: Tensor, labels: Tensor) -> None:
         """Keep class means and the scatter about them."""
         self.statistics = [*self.statistics, class_statistics(features, labels)]
+
+    def recall(self, statistics: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take the statistics of the bank, which are the same."""
+        self.statistics = [dict(of_task) for of_task in statistics]
 
     def shares(self, features: Tensor) -> Tensor:
         """Return the posterior of the tasks, or 1 for the one chosen: (B, T)."""

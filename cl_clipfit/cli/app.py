@@ -39,6 +39,8 @@ from cl_clipfit.runtime.allocator import keep_freed_memory
 from cl_clipfit.runtime.signals import Stopped, graceful
 from cl_clipfit.runtime.threads import yield_waiting_cores
 
+Form = Literal["table", "markdown", "latex", "csv"]
+
 # Imports create a million objects that live on; Python's default is to look for garbage among them
 # after every 700, which takes a tenth of the start-up time.
 _GC_THRESHOLD = 50_000
@@ -173,6 +175,59 @@ def verify(
     from cl_clipfit.commands.verify import verify_run
 
     verify_run(run, *consoles(), replay=replay)
+
+
+@app.command
+def predict(
+    run: RunPath,
+    /,
+    *images: Annotated[Path, Parameter(help="Image files, or folders with images at any depth.")],
+    top: Annotated[int, Parameter(help="Classes per image.")] = 5,
+    output: Annotated[Path | None, Parameter(help="CSV file to write.")] = None,
+    device: Device = None,
+    plugin: Plugins = None,
+) -> None:
+    """Classify new images with a finished run; the CSV of a folder goes to standard output."""
+    check_plugins_of_run(run, plugin or [])
+    if not images:
+        raise UserError("predict: name at least one image file or folder")
+    if top < 1:
+        raise UserError(f"--top {top}: expected at least 1")
+    from cl_clipfit.commands.predict import predict as predict_images
+
+    predict_images(run, images, *consoles(), top=top, output=output, device=device)
+
+
+@app.command
+def compare(
+    *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
+    markdown: Annotated[bool, Parameter(help="Print the tables in Markdown.")] = False,
+    latex: Annotated[bool, Parameter(help="Print them for LaTeX's package booktabs.")] = False,
+    csv: Annotated[bool, Parameter(help="Print a line per run, with all its metrics.")] = False,
+    mixed: Annotated[
+        bool, Parameter(help="One table for runs of different streams, orders or weights.")
+    ] = False,
+    against: Annotated[
+        str | None,
+        Parameter(help="Test the differences from this method; default the best on average."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        Parameter(help='LABEL=NAME: what to call a method, as "full=Fine-tuning".'),
+    ] = None,
+    output: Annotated[Path | None, Parameter(help="Folder for figures and CSV files.")] = None,
+) -> None:
+    """Compare finished runs: tables, curves, and paired differences on common seeds."""
+    forms: dict[Form, bool] = {"markdown": markdown, "latex": latex, "csv": csv}
+    chosen = [form for form, asked in forms.items() if asked]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]} and --{chosen[1]}: choose one")
+    from cl_clipfit.commands.compare import compare as compare_runs
+
+    compare_runs(
+        runs or (Path("runs"),), *consoles(), form=chosen[0] if chosen else "table", mixed=mixed,
+        against=against, names=label or [], output=output,
+    )  # fmt: skip
 
 
 def _quiet_libraries() -> None:

@@ -27,12 +27,15 @@ _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
 _OWN = "your own"
 GROUPS = (
     "reference points",
+    "bounds",
+    "replay",
     "selective fine-tuning",
     "scaling and low rank",
     "update shaping",
     "consistency",
     "prompts",
     "adapters",
+    "exemplar-free, for CLIP",
     "closed-form heads",
     "merging",
     "weights per task",

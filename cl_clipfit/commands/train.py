@@ -20,7 +20,8 @@ from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.report.display import ConsoleDisplay, describe_stream, drawing, say
-from cl_clipfit.report.tables import comparison_csv, results_table
+from cl_clipfit.report.results import Results
+from cl_clipfit.report.tables import comparison_csv
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
@@ -38,7 +39,7 @@ SAME_COMMAND = "the same command resumes it"
 ALL_RUNS = "the same command{} resumes all runs"
 
 
-def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
+def run_command(config: RunConfig, out: Console, err: Console) -> Results:
     """Execute a command, then print its table and the paths of its results.
 
     Args:
@@ -50,7 +51,7 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
         UserError: a name, file or value is wrong; raised before anything is trained.
     """
     results = run(config, ConsoleDisplay(err, config.quiet))
-    out.print(results_table([result.content for result in results]))
+    out.print(results.table())
     for result in results:
         say(out, f"run folder: {result.path}")
     written = [_comparison(config, results, kind) for kind in ("png", "csv")]
@@ -59,7 +60,7 @@ def run_command(config: RunConfig, out: Console, err: Console) -> list[Result]:
     return results
 
 
-def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
+def run(config: RunConfig, progress: Progress | None = None) -> Results:
     """Run every strategy with every seed of a command; nothing is printed.
 
     As on the command line, complete runs are not repeated and unfinished ones are resumed. The
@@ -70,7 +71,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
         progress: receives progress, notes and warnings; default none.
 
     Returns:
-        a result for each run, strategies first.
+        a result for each run, strategies first; `Results` shows them as a table, a data frame or
+        a figure.
 
     Raises:
         UserError: a name, file or value is wrong; raised before anything is trained.
@@ -84,7 +86,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Result]:
     try:
         with deterministic(config.deterministic):
             progress = progress or Progress()
-            results = _run_all(config, progress)
+            results = Results(_run_all(config, progress))
             _compare(config, results, progress)
             return results
     except Stopped as stopped:

@@ -111,6 +111,14 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 Names = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(check_names)]
 
 
+def split_parts(value: Any) -> Any:
+    """Read a list of scenarios: `A+B`, which needs no quotes in a shell, or `[A, B]`."""
+    return tuple(value.split("+")) if isinstance(value, str) else value
+
+
+Parts = Annotated[tuple[str, ...], BeforeValidator(split_parts)]
+
+
 def make_options(cls: type[Options], values: dict[str, Any], name: str) -> Any:
     """Validate `values` as the options `cls` of the strategy or scenario `name`.
 

@@ -21,15 +21,19 @@ class Spec:
         text: the label, such as "full:ce_scope=task".
         name: name of the strategy or scenario.
         settings: the settings after the name.
+        word: a bare word before these, which only some strategies take.
     """
 
     text: str
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    word: str = ""
 
 
 def parse_spec(text: str, option: str = "--strategy") -> Spec:
     """Parse `NAME[:key=value,...]`, a strategy or scenario with settings.
+
+    The first setting of a strategy may be a bare word, as in "avalanche:replay".
 
     Raises:
         UserError: the settings are malformed.
@@ -39,16 +43,28 @@ def parse_spec(text: str, option: str = "--strategy") -> Spec:
         {'ce_scope': 'task', 'lr': '1e-4'}
         >>> parse_spec("clipfit:vocabulary=[cat, dog],kd=cosine").settings
         {'vocabulary': ['cat', 'dog'], 'kd': 'cosine'}
+        >>> parse_spec("avalanche:replay,mem_size=200").word
+        'replay'
     """
     name, colon, given = text.strip().partition(":")
     settings: dict[str, Any] = {}
+    word, comma, after = given.partition(",")
+    if option == "--strategy" and name and re.fullmatch(r"\s*[A-Za-z][\w-]*\s*", word):
+        given, colon, word = after, comma, word.strip()
+    else:
+        word = ""
     for item in re.split(r",(?![^\[]*\])", given) if colon else ():  # commas outside brackets
         key, equals, value = item.strip().partition("=")
         if not (name and equals and key.isidentifier()):
-            example = "clipfit:kd_weight=2" if option == "--strategy" else "mtil:order=2"
-            raise UserError(f"{option} {text}: expected NAME:key=value,key=value, as in {example}")
+            raise malformed(text, option)
         settings |= parse_settings([f"{name}.{key}={value}"]).get(name, {})
-    return Spec(text, name, settings)
+    return Spec(text, name, settings, word)
+
+
+def malformed(text: str, option: str = "--strategy") -> UserError:
+    """Return the error of a label that cannot be understood."""
+    example = "clipfit:kd_weight=2" if option == "--strategy" else "mtil:order=2"
+    return UserError(f"{option} {text}: expected NAME:key=value,key=value, as in {example}")
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 
 
 def diagonal_fisher(
-    strategy: "CLIPStrategy", images: Tensor, generator: torch.Generator
+    strategy: "CLIPStrategy",
+    images: Tensor,
+    generator: torch.Generator,
+    labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the mean squared gradient of the log-likelihood at the current weights.
 
     Labels are drawn from the model's own distribution over the strategy's label space: the true
-    Fisher, not the empirical one (Martens 2020, arXiv 1412.1193, section 5).
+    Fisher. With labels that are given, it is the empirical one (Martens 2020, arXiv 1412.1193,
+    sections 5 and 11), whose gradients vanish where the model fits these labels.
 
     Args:
         strategy: provides the selection and the label space; it is in the middle of a task.
         images: (N, 3, H, W); processed one by one, because the mean of squared gradients is needed.
         generator: for sampling the labels.
+        labels: (N,), of the images, in place of sampled ones.
 
     Returns:
         by name, a tensor of the shape of every selected parameter, at least 0.
@@ -35,13 +40,17 @@ def diagonal_fisher(
     totals = [torch.zeros_like(p) for p in parameters]
     text = _Text(strategy.model)
     with text.in_place():
-        for image in images.split(1):
+        for i, image in enumerate(images.split(1)):
             logits = strategy.training_logits(image.to(strategy.device))
             odds = logits.detach().softmax(1).cpu()
             if not odds.isfinite().all():
                 raise UserError("the Fisher cannot be estimated: logits are NaN or infinite")
-            label = torch.multinomial(odds, 1, generator=generator)[:, 0].to(logits.device)
-            gradients = text.gradients(F.cross_entropy(logits, label), parameters)
+            if labels is None:
+                label = torch.multinomial(odds, 1, generator=generator)[:, 0]
+            else:
+                label = labels[i : i + 1]
+            loss = F.cross_entropy(logits, label.to(logits.device))
+            gradients = text.gradients(loss, parameters)
             for total, gradient in zip(totals, gradients, strict=True):
                 if gradient is not None:
                     total += gradient.square()

@@ -14,6 +14,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.evaluation.feature_reuse import leaves_images
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.runtime.out_of_memory import fits, release
+from cl_clipfit.training.features import tasks_in_reach
 from cl_clipfit.training.optimization import steps_per_epoch
 from cl_clipfit.training.strategy import CLIPStrategy
 
@@ -78,7 +79,8 @@ def _training(
     factor = 3 + (strategy.model.recompute or strategy.model.micro_batch is not None)
     samples = (*work.sampled, (1, statistics))
     sampled = sum(passes * min(most, n) for passes, most in samples for n in counts)
-    trained = counts[: work.tasks]
+    spans = [tasks_in_reach(strategy.reach, task, len(counts)) for task in range(len(counts))]
+    trained = [sum(counts[at] for at in span) for span in spans[: work.tasks]]
     ranked = _prompts_per_step(strategy, scenario)[: work.tasks]
     prompts = sum(steps_per_epoch(recipe, n) * p for n, p in zip(trained, ranked, strict=True))
     # Worker processes decode the images of an epoch while the model trains on others.
@@ -99,7 +101,9 @@ def _prompts_per_step(strategy: CLIPStrategy, scenario: Scenario) -> list[int]:
     before = strategy.task_classes, strategy.seen_classes
     ranks_all = type(strategy).text_space is not CLIPStrategy.text_space
     counts, seen = [], dict[int, None]()
-    for classes in scenario.brought:
+    for task in range(scenario.trained_tasks):
+        span = tasks_in_reach(strategy.reach, task, scenario.trained_tasks)
+        classes = sorted({label for at in span for label in scenario.brought[at]})
         seen.update(dict.fromkeys(classes))
         strategy.task_classes, strategy.seen_classes = classes, list(seen)
         counts.append(len(seen) if ranks_all else len(strategy.label_space()))

@@ -9,6 +9,7 @@ from cl_clipfit.data.images.decode import THREADS
 from cl_clipfit.data.images.lazy import LazyImages
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.experiment.run_plan import RunPlan
+from cl_clipfit.training.features import tasks_in_reach
 from cl_clipfit.training.optimization import online_steps
 from cl_clipfit.training.strategy import CLIPStrategy
 
@@ -52,7 +53,8 @@ class Learner:
         """Return epochs and optimiser steps of a task, for the progress bar."""
         if self.plan.recipe is None:
             return 0, 0
-        images = self.scenario.train_samples[task - 1]
+        counts, tasks = self.scenario.train_samples, self.scenario.trained_tasks
+        images = sum(counts[at] for at in tasks_in_reach(self.strategy.reach, task - 1, tasks))
         steps = online_steps(self.plan.recipe, images, self.online or images)
         work = self.strategy.workload()
         epochs = work.epochs if task <= (work.tasks or task) else 0

@@ -5,14 +5,15 @@ imported code can tell. What is refused here is refused there.
 """
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 from cl_clipfit.config.command import DataSettings, RunConfig
 from cl_clipfit.config.model_names import explain_unknown
 from cl_clipfit.config.options import Recipe, ScopeOptions
-from cl_clipfit.config.parsing import Command, parse_command
+from cl_clipfit.config.parsing import Command, Spec, malformed, parse_command
 from cl_clipfit.errors import UserError, is_file, nearest
-from cl_clipfit.registry import Registry, describe
+from cl_clipfit.registry import Entry, Registry, describe
 
 
 def check_names(config: RunConfig) -> None:
@@ -32,6 +33,20 @@ def check_names(config: RunConfig) -> None:
     check_files(config)
     if isinstance(config.tasks, Path):
         check_tasks_file(config.tasks)
+
+
+def settled(spec: Spec, entry: Entry) -> Spec:
+    """Return a label of a strategy whose bare word has become the option that it stands for.
+
+    Raises:
+        UserError: the strategy declares no such option by `WORD`, or it is given twice.
+    """
+    if not spec.word:
+        return spec
+    option = entry.about.get("WORD")
+    if option is None or option in spec.settings:
+        raise malformed(spec.text)
+    return replace(spec, settings={option: spec.word, **spec.settings}, word="")
 
 
 def check_files(settings: DataSettings) -> None:
@@ -74,7 +89,9 @@ def _check_architecture(model: str | None) -> None:
         raise UserError(explain_unknown(name, pretrained, known))
 
 
-_HOSTED = {"ContinuedOptions", "MergingOptions", "ApartOptions"}  # options with a host
+_HOSTED = {  # options with a host
+    "ContinuedOptions", "MergingOptions", "ApartOptions", "RehearsalOptions",
+}  # fmt: skip
 
 
 def _check_keys(command: Command, registry: Registry) -> None:
@@ -88,7 +105,8 @@ def _check_keys(command: Command, registry: Registry) -> None:
     of_scenarios = {key for entry in scenarios for key in entry.keys}
     keys = {*Recipe.model_fields, *ScopeOptions.model_fields}
     keys.update(key for entry in (*strategies, *bases) for key in entry.keys)
-    specs = (command.scenario, *command.strategies)
+    methods = [settled(s, registry.get("strategies", s.name)) for s in command.strategies]
+    specs = (command.scenario, *methods)
     for name, settings in (*((s.name, s.settings) for s in specs), *command.assigned.items()):
         entry = next((e for e in entries if e.name == name), None)
         if entry is None or not entry.module.startswith("cl_clipfit."):

@@ -11,7 +11,7 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.evaluation.scoreboard import Scoreboard
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
-from cl_clipfit.metrics.functional import learning_accuracy
+from cl_clipfit.metrics.functional import last_accuracy, learning_accuracy
 from cl_clipfit.registry import Entry
 from cl_clipfit.runtime import device as environment
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -66,17 +66,25 @@ class RunRecord:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def learned_less_than_zero_shot(self) -> str:
-        """Return a warning if the tasks were learned worse than zero-shot CLIP knows them."""
-        learned = learning_accuracy(self.board.tables.seen)
+    def below_zero_shot(self) -> list[str]:
+        """Warn if zero-shot CLIP knows the tasks better, as they come or at the end."""
+        tables = self.board.tables
         known = [accuracy for accuracy in self.zero_shot_learning if accuracy is not None]
-        if learned is None or not known or learned >= fmean(known):
-            return ""
-        return (
-            f"learning accuracy {learned:.1f} is below the {fmean(known):.1f} of zero-shot CLIP:"
-            " the recipe does not suit these data; try more --epochs and another --lr, and compare"
-            " them with --validation 0.3"
-        )
+        learned, mean = learning_accuracy(tables.seen), fmean(known) if known else None
+        warnings = []
+        if learned is not None and mean is not None and learned < mean:
+            warnings.append(
+                f"learning accuracy {learned:.1f} is below the {mean:.1f} of zero-shot CLIP: the"
+                " recipe does not suit these data; try more --epochs and another --lr, and compare"
+                " them with --validation 0.3"
+            )
+        last, start = last_accuracy(tables.seen, tables.test_samples), self.zero_shot[-1]
+        if last is not None and start is not None and last < start and not warnings:
+            warnings.append(
+                f"last accuracy {last:.1f} is below the {start:.1f} of zero-shot CLIP: the later"
+                " tasks cost more than was learned"
+            )
+        return warnings
 
 
 def build_result(

@@ -60,15 +60,24 @@ class FinishedRun:
         Raises:
             UserError: the bank's file does not hold such a head.
         """
-        if "head" not in self.bank.index["tasks"][task - 1]["files"]:
-            return
-        try:
-            (strategy or self.strategy).load_head_state(self.bank.load(task, "head"))
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{self.bank.folder}: the head of task {task} is not what {self.plan.label} writes:"
-                " train again"
-            ) from error
+        load_head(self.bank, task, strategy or self.strategy)
+
+
+def load_head(bank: DeltaBank, task: int, strategy: CLIPStrategy) -> None:
+    """Give a strategy the closed-form head that a bank holds of a task; nothing without one.
+
+    Raises:
+        UserError: the bank's file does not hold such a head.
+    """
+    if "head" not in bank.index["tasks"][task - 1]["files"]:
+        return
+    try:
+        strategy.load_head_state(bank.load(task, "head"))
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{bank.folder}: the head of task {task} is not what {bank.index['strategy']} writes:"
+            " train again"
+        ) from error
 
 
 def open_run(
@@ -95,7 +104,7 @@ def open_run(
         raise UserError(f"{path}: this run is not finished: repeat the command that started it")
     settings = read_config(path / CONFIG, ignored=(MERGED_FROM,))
     trained_on = str(settings.get("device", "cpu"))
-    settings["device"] = device or _available(trained_on, progress)
+    settings["device"] = device or available_device(trained_on, progress)
     config = RunConfig.model_validate(settings)
     if len(config.strategy) != 1 or len(config.seed) != 1:
         raise UserError(
@@ -113,7 +122,7 @@ def open_run(
         plan, prepared.stream.compute, prepared.model, scenario.class_names, scenario.templates
     )
     select_first(plan, strategy, scenario.brought[0])
-    bank = _open_bank(path, strategy, prepared.model.identity)
+    bank = open_bank(path, strategy, prepared.model.identity)
     return FinishedRun(path, result, prepared, plan, scenario, strategy, bank)
 
 
@@ -123,7 +132,7 @@ def was_deterministic(path: Path) -> bool:
     return is_file(config) and read_config(config, (MERGED_FROM,)).get("deterministic", False)
 
 
-def _available(device: str, progress: Progress) -> str:
+def available_device(device: str, progress: Progress) -> str:
     """Return the device a run was trained on, or the CPU if this machine lacks it."""
     try:
         resolve_device(device)
@@ -144,18 +153,8 @@ def _check_same(
     """
     if prepared.source.sha256 != result["data"]["sha256"]:
         raise UserError(f"{path}: the data are not those of the run: restore the original data")
-    version = result.get("environment", {}).get("cl_clipfit")
-    if version != __version__:
-        progress.warn(
-            f"{path.name} was made by cl_clipfit {version}, and this is {__version__}: what is"
-            " measured now is measured by this version's code"
-        )
+    if not check_version(path, result, progress):
         return
-    if code_has_changed(result):
-        progress.warn(
-            f"{path.name} was made by other code of cl_clipfit {version}: what is measured now is"
-            " measured by this code"
-        )
     origin = result.get("merged") or {}
     if not prepared.folder(plan, trained_on=trained_on, **origin).has_digest(result["digest"]):
         raise UserError(
@@ -164,7 +163,24 @@ def _check_same(
         )
 
 
-def _open_bank(path: Path, strategy: CLIPStrategy, identity: ModelIdentity | None) -> DeltaBank:
+def check_version(path: Path, result: dict[str, Any], progress: Progress) -> bool:
+    """Warn of a run made by other code; return whether it was made by this version."""
+    version = result.get("environment", {}).get("cl_clipfit")
+    if version != __version__:
+        progress.warn(
+            f"{path.name} was made by cl_clipfit {version}, and this is {__version__}: what is"
+            " measured now is measured by this version's code"
+        )
+        return False
+    if code_has_changed(result):
+        progress.warn(
+            f"{path.name} was made by other code of cl_clipfit {version}: what is measured now is"
+            " measured by this code"
+        )
+    return True
+
+
+def open_bank(path: Path, strategy: CLIPStrategy, identity: ModelIdentity | None) -> DeltaBank:
     """Open the bank of a run; refuse one that does not fit the model."""
     bank = DeltaBank.open(path / BANK)
     bank.check_base(identity)

@@ -29,6 +29,7 @@ from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.files import write_json
 from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
+from cl_clipfit.training.features import tasks_in_reach
 from cl_clipfit.training.journal import Journal, place, stream_hash
 from cl_clipfit.training.loop import StepCallback
 from cl_clipfit.training.loss_watch import DivergedError, LossWatch
@@ -188,8 +189,9 @@ class Run:
         for task in range(finished + 1, self.scenario.trained_tasks + 1):
             self.task = task
             self._run_task(task)
-        if self.plan.recipe and (text := self.record.learned_less_than_zero_shot()):
-            self.strategy.warn(text)
+        if self.strategy.learning != "none":
+            for text in self.record.below_zero_shot():
+                self.strategy.warn(text)
             self._show_warnings()
         if self.stream.compute.compile:
             compiling = self.strategy.model.compile_seconds
@@ -212,12 +214,21 @@ class Run:
         self.folder.require()
         self.bank.append(task, self.learner.parents(task), self.learner.host_values(task))
         anchors = self.strategy.model.pretrained_values
-        record.kept_bytes.append(kept_bytes(self.strategy))
+        record.kept_bytes.append(kept_bytes(self.strategy) + self._image_bytes(task))
         record.changes.append(change_by_layer(self.strategy.selection, anchors))
         self._show_warnings()
         self._evaluate()
         seen = seen_accuracy(record.board.tables.seen, self.scenario.test_samples, task)
         self.progress.end_task(task, tasks, seen, seconds)
+
+    def _image_bytes(self, task: int) -> int:
+        """Return the size of the images of other tasks that the strategy trained on in a task."""
+        reach, counts = self.strategy.reach, self.scenario.train_samples
+        if reach == "task":
+            return 0
+        one = self.scenario.train.images[:1].to("cpu")
+        span = tasks_in_reach(reach, task - 1, self.scenario.trained_tasks)
+        return sum(counts[at] for at in span) * one.numel() * one.element_size()
 
     def _evaluate(self) -> None:
         self.evaluator.evaluate()

@@ -10,6 +10,7 @@ from cl_clipfit.config.command import RunConfig
 from cl_clipfit.config.options import Options, Recipe, make_options
 from cl_clipfit.config.parsing import Command, Spec, parse_command
 from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.experiment.names import settled
 from cl_clipfit.experiment.recipes import adapted, file_layers, make_settings
 from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Entry, Registry
@@ -85,11 +86,10 @@ class RunPlan:
 
     @property
     def exemplars(self) -> str | int:
-        """What it uses of the images of old tasks: "no", "features", or how many images."""
+        """What it uses of the images of old tasks: "no", "features", how many, or "all"."""
         for plan in (self, *self.bases):
             declared = plan.strategy.about.get("EXEMPLARS", "no")
-            if declared in type(plan.options).model_fields:
-                declared = int(getattr(plan.options, declared))
+            declared = getattr(plan.options, declared, declared)  # an option or a property
             if declared not in ("no", 0):
                 return declared if isinstance(declared, int) else str(declared)
         return "no"
@@ -144,7 +144,8 @@ def plan_runs(command: Command, registry: Registry, stream: StreamPlan) -> list[
             " most: split it"
         )
     plans: list[RunPlan] = []
-    for spec in command.strategies:
+    for given in command.strategies:
+        spec = settled(given, registry.get("strategies", given.name))
         plan = _fit_stream(_plan(command, registry, stream.data, spec), stream, command, spec)
         plan = replace(plan, changed=_changed(plan, command, registry, stream))
         for seed in seeds:
@@ -202,6 +203,11 @@ def _fit_stream(plan: RunPlan, stream: StreamPlan, command: Command, spec: Spec)
         raise UserError(
             f"--strategy {plan.label}: it trains on a task's images again, and with --online they"
             " are seen once"
+        )
+    if plan.cls.reach != "task":
+        raise UserError(
+            f"--strategy {plan.label}: it trains on images of several tasks at once, and with"
+            " --online each is seen once, in its task"
         )
     settings = [*command.settings_of(plan.strategy.name).items(), *spec.settings.items()]
     requested = [command.config.epochs, *(value for key, value in settings if key == "epochs")]

@@ -21,6 +21,29 @@ def _scaled(scores: Tensor, power: float) -> Tensor:
     return scores * power if power else scores.masked_fill(scores.isfinite(), 0.0)
 
 
+def reranked(scores: Tensor, order: Tensor, members: Tensor) -> Tensor:
+    """Return scores (N, C) with the columns of members ranked by another order.
+
+    Their largest score stays as it is, and so do all other columns: whether the best column is a
+    member, and which one it is otherwise, is decided by `scores` in any set of columns that
+    contains the members.
+
+    Args:
+        scores: (N, C).
+        order: (N, M), one column for each member; differences between them are kept.
+        members: bool (C,).
+
+    Example:
+        >>> scores, members = torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([True, True, False])
+        >>> reranked(scores, torch.tensor([[0.5, 1.0]]), members)
+        tensor([[2.5000, 3.0000, 2.0000]])
+    """
+    result = scores.clone()
+    level = scores[:, members].amax(1, keepdim=True)
+    result[:, members] = order - order.amax(1, keepdim=True) + level
+    return result
+
+
 def loss_tables(
     first: Tensor, seconds: Iterable[Tensor], labels: Tensor, powers: Sequence[float] = POWERS
 ) -> Tensor:

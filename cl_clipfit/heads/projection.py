@@ -1,4 +1,6 @@
-"""Random features: a fixed random projection with a rectifier, from a recorded seed."""
+"""Random features: a fixed random projection with a rectifier or a cosine, from a recorded seed."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -17,3 +19,19 @@ def random_features(features: Tensor, projection: Tensor) -> Tensor:
     for the data, absorbs it.
     """
     return (features @ projection).relu() / features.shape[1] ** 0.5
+
+
+def fourier_features(features: Tensor, projection: Tensor, sigma: float, seed: int) -> Tensor:
+    """Return sqrt(2 / M) cos(x R / sigma + b) of features (N, D): (N, M).
+
+    Rahimi and Recht 2007: their inner products approximate exp(-|x - y|^2 / (2 sigma^2)).
+
+    Args:
+        features: (N, D).
+        projection: R (D, M), from `random_projection`.
+        sigma: the width of the kernel.
+        seed: of the phases b, which are uniform over a period.
+    """
+    generator = torch.Generator().manual_seed((seed + 1) % 2**63)  # not the draws of R
+    phases = 2 * math.pi * torch.rand(projection.shape[1], generator=generator)
+    return (features @ projection / sigma + phases).cos() * (2 / len(phases)) ** 0.5

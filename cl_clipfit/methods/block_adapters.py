@@ -28,7 +28,7 @@ class BlockAdapterStrategy(CLIPStrategy):
         attach_adapters(clip, *self.adapters)
         for tower in self.adapters:
             for adapter in tower:
-                adapter.to(self.device).requires_grad_(False)
+                adapter.to(self.device).requires_grad_(False).eval()
 
     @abstractmethod
     def new_adapters(

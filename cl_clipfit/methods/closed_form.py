@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from cl_clipfit.config.options import Count, Options
+from cl_clipfit.heads.kernel_ridge import KernelRidge
 from cl_clipfit.heads.leave_one_out import ridge_losses
 from cl_clipfit.heads.linear import LinearHead, ridge_head
 from cl_clipfit.heads.projection import random_features, random_projection
+from cl_clipfit.heads.recursive import RecursiveRidge
 from cl_clipfit.heads.statistics import Statistics
 from cl_clipfit.runtime.out_of_memory import encode_images
 from cl_clipfit.training.features import read_samples
@@ -105,7 +108,7 @@ class StatisticsStrategy(ClosedFormStrategy):
     statistics: Statistics | None = None
 
     @abstractmethod
-    def solve(self, statistics: Statistics) -> LinearHead:
+    def solve(self, statistics: Statistics) -> Callable[[Tensor], Tensor]:
         """Return the head for the statistics of all images so far."""
 
     def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
@@ -113,7 +116,7 @@ class StatisticsStrategy(ClosedFormStrategy):
         added = Statistics.of(features, labels, classes)
         self.statistics = added if self.statistics is None else self.statistics + added
 
-    def fit(self) -> LinearHead:
+    def fit(self) -> Callable[[Tensor], Tensor]:
         """Return the head of the statistics."""
         assert self.statistics is not None
         return self.solve(self.statistics)
@@ -141,12 +144,16 @@ class RandomFeaturesStrategy(ClosedFormStrategy):
     options_class = RandomFeaturesOptions
     _projection: Tensor | None = None
 
-    def embed(self, rows: Tensor) -> Tensor:
-        """Map rows (N, D) to random features (N, width)."""
+    def projection(self, dim: int) -> Tensor:
+        """Return R (dim, width)."""
         if self._projection is None:
             width = self.head_options.width
-            self._projection = random_projection(rows.shape[1], width, self.seeds.init)
-        return random_features(rows, self._projection)
+            self._projection = random_projection(dim, width, self.seeds.init)
+        return self._projection
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """Map rows (N, D) to random features (N, width)."""
+        return random_features(rows, self.projection(rows.shape[1]))
 
 
 class RandomRidgeStrategy(RandomFeaturesStrategy, StatisticsStrategy):
@@ -186,3 +193,41 @@ class RandomRidgeStrategy(RandomFeaturesStrategy, StatisticsStrategy):
         """Restore them and the head."""
         self.errors = state["errors"].cpu() if state else None
         super().load_head_state({n: t for n, t in state.items() if n != "errors"})
+
+
+class RecursiveStrategy(RandomFeaturesStrategy):
+    """Update a solution with every batch of features, on random ones unless `embed` says otherwise.
+
+    A method implements `start`.
+
+    Attributes:
+        solution: of all images so far; None before the first task.
+    """
+
+    solution: RecursiveRidge | KernelRidge | None = None
+
+    @abstractmethod
+    def start(self, width: int, classes: int) -> RecursiveRidge | KernelRidge:
+        """Return the solution for no image, for features (N, width) of so many classes."""
+
+    def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
+        """Update the solution."""
+        solution = self.solution or self.start(features.shape[1], classes)
+        self.solution = solution.updated(features, labels)
+
+    def fit(self) -> Callable[[Tensor], Tensor]:
+        """Return the classifier of the solution."""
+        assert self.solution is not None
+        return self.solution.head
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Return the tensors of the solution."""
+        state = vars(self.solution) if self.solution else {}
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the solution and the head."""
+        if state:
+            tensors: dict[str, Any] = {name: value.cpu() for name, value in state.items()}
+            self.solution = replace(self.start(1, 1), **tensors)
+            self.head = self.fit()

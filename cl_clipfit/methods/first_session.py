@@ -118,3 +118,19 @@ class FirstSession(ClosedFormStrategy):
         of_base = {name: value for name, value in state.items() if name != "head"}
         self.base_class.load_state_dict(self, of_base)
         self.load_head_state(state["head"])
+
+
+class AfterFirstSession(ClosedFormStrategy):
+    """A method in closed form whose option `first_session` names what tunes the tower first."""
+
+    base_option = "first_session"
+
+    @classmethod
+    def over(cls, base: type[CLIPStrategy]) -> type[FirstSession]:
+        """Return the class that trains `base` on the first task."""
+        return FirstSession.of(cls, base)
+
+    @classmethod
+    def refuses(cls, base: type[CLIPStrategy]) -> str:
+        """Return why a method cannot be the base; "" if it can."""
+        return FirstSession.refuses(base)

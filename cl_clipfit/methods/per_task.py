@@ -29,10 +29,10 @@ class _Scored:
 class PerTaskStrategy(CLIPStrategy):
     """Keep what each task trained, and score each image with weights of its own.
 
-    A method implements `remember` and `shares`, which tell from the zero-shot feature of an image
-    how much each task counts. Image features of task t are block t of (B, tasks * d), times the
-    share of t; text features are in the same blocks. Their products are the scores: those of one
-    task if the shares are 0 and 1, else the mean of them.
+    A method implements `remember`, `recall` and `shares`, which tell from the zero-shot feature of
+    an image how much each task counts. Image features of task t are block t of (B, tasks * d),
+    times the share of t; text features are in the same blocks. Their products are the scores: those
+    of one task if the shares are 0 and 1, else the mean of them.
 
     LayerNorms of the image tower differ within a batch, and their weights are mixed. With other
     parameters in the image tower, or if the method scores in its own way, images are grouped by
@@ -162,6 +162,18 @@ class PerTaskStrategy(CLIPStrategy):
         for task, part in rows.items():
             scores[choices == task] = part
         return scores
+
+    @abstractmethod
+    def recall(self, statistics: Sequence[Mapping[str, Tensor]]) -> None:
+        """Restore what `remember` kept, from the bank's statistics of each task."""
+
+    def load_tasks(
+        self, values: Sequence[Values], statistics: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """Restore what it keeps of each task from a bank, to score as it did after the last."""
+        self.values = list(values)
+        self.recall(statistics)
+        self._scored = _Scored()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state."""

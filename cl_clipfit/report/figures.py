@@ -1,5 +1,6 @@
 """Curves over tasks and the accuracy matrix, as reproducible PNG and SVG (no dates, no ids)."""
 
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +11,15 @@ import numpy as np
 from cl_clipfit.errors import UserError
 from cl_clipfit.report.display import remove_figure
 from cl_clipfit.report.style import (
-    MARKERS,
-    PALETTE,
     STYLE,
+    ZERO_SHOT,
+    looks_of,
     new_figure,
     plain_text,
     run_title,
     save_figure,
 )
-from cl_clipfit.report.tables import by_strategy, columns, value
+from cl_clipfit.report.tables import by_strategy, columns, confidence_interval, value
 from cl_clipfit.runtime.lean_imports import any_backend
 
 with any_backend():
@@ -27,7 +28,6 @@ with any_backend():
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-ZERO_SHOT = "zero-shot"
 _ONE_TASK = ("base-to-novel", "transfer")  # protocols that usually have a single task
 _PANELS = {
     "accuracy": "accuracy over all classes seen (%)",
@@ -38,36 +38,40 @@ _PANELS = {
 
 
 def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:
-    tasks = 0
-    for index, (name, group) in enumerate(groups.items()):
+    looks, drawn = looks_of(groups), []
+    for name, group in groups.items():
         rows = [r["curves"][key] for r in group if key in r["curves"]]
         if not rows:
             continue
         curves = np.array(rows, dtype=float)  # None becomes NaN
-        tasks = max(tasks, curves.shape[1] - 1)
         keep = ~np.isnan(curves).all(0)
-        steps = np.arange(curves.shape[1])[keep]
-        curves = curves[:, keep]
-        colour = PALETTE[index % len(PALETTE)]
-        marker = MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
-        axes.plot(
-            steps, curves.mean(0), color=colour, marker=marker,
-            markersize=4, linewidth=1.8, label=plain_text(name),
-        )  # fmt: skip
-        if len(curves) > 1:
-            axes.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.15, lw=0)
+        steps, values = np.arange(curves.shape[1])[keep], curves[:, keep]
+        mean = values.mean(0)
+        axes.plot(steps, mean, **looks[name], markersize=4, linewidth=1.8, label=plain_text(name))
+        if len(values) > 1:
+            half = [confidence_interval(column.tolist()) for column in values.T]
+            colour = looks[name]["color"]
+            axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+        drawn.append(curves)
     axes.set_xlabel("tasks learned")
     axes.set_title(_PANELS[key], fontsize=10, loc="left")
-    axes.set_xlim(-0.2, tasks + 0.2)
+    axes.set_xlim(-0.2, max((curves.shape[1] for curves in drawn), default=1) - 0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _set_limits(axes, key, drawn)
+
+
+def _set_limits(axes: Axes, key: str, drawn: Sequence[np.ndarray]) -> None:
+    """Show all runs; a band of few seeds may be cut, so that it does not flatten the curves."""
+    shown = [line.get_ydata() for line in axes.lines]
+    values = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in (*drawn, *shown)])
+    values = values[~np.isnan(values)]
     if key == "accuracy":
-        low = axes.get_ylim()[0]
-        axes.set_ylim(max(0, low - 5), 101)
-    else:
-        axes.axhline(0, color="0.4", linewidth=0.8, zorder=0)
-        low, high = axes.get_ylim()
-        if high - low < 2:  # a nearly constant curve must look flat
-            axes.set_ylim(-5, 5)
+        axes.set_ylim(max(0, values.min(initial=100) - 5), 101)
+        return
+    axes.axhline(0, color="0.4", linewidth=0.8, zorder=0)
+    low, high = values.min(initial=0), values.max(initial=0)
+    margin = 0.05 * (high - low) if high - low >= 2 else 5  # a nearly constant one must look flat
+    axes.set_ylim(low - margin, high + margin)
 
 
 def _zero_shot_line(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
@@ -140,10 +144,24 @@ def _check_lengths(groups: Mapping[str, list[dict[str, Any]]]) -> None:
 
 
 def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the curves of several runs: the mean over seeds, and a band from minimum to maximum.
+    """Draw `comparison_figure` as PNG and SVG; without values, remove an earlier command's figure.
 
-    A protocol with a single task has no curves: the columns of its table are drawn instead. If no
-    curve has a value, nothing is drawn, and the figure of an earlier command is removed.
+    Raises:
+        UserError: the curves of a strategy differ in length between seeds.
+    """
+    figure = comparison_figure(results)
+    if figure is None:
+        remove_figure(path)
+        return
+    with matplotlib.rc_context(STYLE):
+        save_figure(figure, path)
+
+
+def comparison_figure(results: Sequence[dict[str, Any]]) -> Figure | None:
+    """Return the curves of several runs: the mean over seeds, and a band for its 95 % interval.
+
+    A protocol with a single task has no curves: the columns of its table are drawn instead. None if
+    no curve has a value.
 
     Raises:
         UserError: the curves of a strategy differ in length between seeds.
@@ -151,14 +169,12 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
     groups = by_strategy(results)
     if results[0].get("protocol") in _ONE_TASK and len(results[0]["curves"]["accuracy"]) == 2:
         with matplotlib.rc_context(STYLE):
-            _save_compared(_columns(groups), results, path)
-        return
+            return _titled(_columns(groups), results)
     _check_lengths(groups)
     trained = {name: group for name, group in groups.items() if name != ZERO_SHOT}
     panels = _curve_names(results)
     if not panels:
-        remove_figure(path)
-        return
+        return None
     with matplotlib.rc_context(STYLE):
         rows, columns = (2, 2) if len(panels) > 3 else (1, len(panels))
         figure = new_figure(3.1 * columns, 3.2 * rows)
@@ -167,17 +183,19 @@ def plot_comparison(results: Sequence[dict[str, Any]], path: Path) -> None:
             if key == "accuracy" and trained:
                 _zero_shot_line(ax, results)
             _lines(ax, key, trained or groups)
-        _save_compared(figure, results, path)
+        return _titled(figure, results)
 
 
-def _save_compared(figure: Figure, results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Add the title and the legend, and save."""
+def _titled(figure: Figure, results: Sequence[dict[str, Any]]) -> Figure:
+    """Add the title and the legend."""
     seeds = max(len(group) for group in by_strategy(results).values())
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    note = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
+    letters = 7 + max(map(len, labels))  # of the longest entry with its line; eleven to an inch
+    ncols = min(6, max(1, int(11 * figure.get_figwidth() / letters)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
+    note = f"; mean and 95 % interval of {seeds} seeds" if seeds > 1 else ""
     figure.suptitle(run_title(results[0]) + note)
-    save_figure(figure, path)
+    return figure
 
 
 def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -187,18 +205,20 @@ def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
     titles = {c: t for c, t in accuracies.items() if any(value(r, c) is not None for r in results)}
     figure = new_figure(2.4 + 1.1 * len(titles), 3.4)
     axes = figure.subplots()
+    looks = looks_of(groups)
     for index, (name, group) in enumerate(groups.items()):
         rows = np.array([[value(r, column) for column in titles] for r in group], dtype=float)
-        low, high = rows.min(0), rows.max(0)
-        middle = rows.mean(0).clip(low, high)  # rounded, the mean of equal values is another one
+        middle = [statistics.mean(column.tolist()) for column in rows.T]  # exact of equal values
+        half = [confidence_interval(column) if len(rows) > 1 else 0.0 for column in rows.T]
         places = np.arange(len(titles)) + 0.5 * ((index + 0.5) / len(groups) - 0.5)
         axes.errorbar(
-            places, middle, (middle - low, high - middle), label=plain_text(name), linestyle="none",
-            color="0.35" if name == ZERO_SHOT else PALETTE[index % len(PALETTE)],
-            marker=MARKERS[index % len(MARKERS)], markersize=6,
+            places, middle, half, label=plain_text(name), markersize=6,
+            **{**looks[name], "linestyle": "none"},
         )  # fmt: skip
     axes.set_xticks(range(len(titles)), [plain_text(title) for title in titles.values()])
     axes.set_ylabel("accuracy (%)")
+    values = [v for r in results for c in titles if (v := value(r, c)) is not None]
+    axes.set_ylim(max(0, min(values, default=0) - 5), min(101, max(values, default=100) + 5))
     return figure
 
 

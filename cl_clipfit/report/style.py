@@ -1,6 +1,9 @@
 """The look that all figures share."""
 
 import io
+import re
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,13 @@ with any_backend():
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 MARKERS = "osD^vPX"
+LINES = ("-", "--", "-.", ":")
+ZERO_SHOT = "zero-shot"
+# What most figures show keeps a colour that no other of these has.
+_COLOURS = {
+    "clipfit": 0, "mergetune": 1, "stack": 2, "full": 3, "lda": 4, "linear-head": 5, "coop": 6,
+    "ranpac": 1, "vis": 3, "simplecil": 5,
+}  # fmt: skip
 PNG_DPI = 150
 
 STYLE: Any = {
@@ -37,6 +47,33 @@ def plain_text(text: str) -> str:
     text = printable(text)
     text = text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}..."
     return text.replace("$", r"\$")
+
+
+def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return colour, marker and line of each method; no two look the same.
+
+    The colour is that of its name in every figure, whatever is beside it; marker and line depend on
+    its settings, and on others only where they would be equal.
+
+    Args:
+        labels: name and settings of each method.
+    """
+    looks: dict[str, dict[str, Any]] = {}
+    for label in labels:
+        name, settings = re.match(r"([^: ]*)(.*)", label, re.DOTALL).groups()  # type: ignore[union-attr]
+        number, variant = (zlib.crc32(text.encode()) if text else 0 for text in (name, settings))
+        colour = PALETTE[_COLOURS.get(name, number % len(PALETTE))]
+        first = number // len(PALETTE) + variant
+        choices = (
+            {"color": colour, "marker": MARKERS[n % len(MARKERS)], "linestyle": LINES[line]}
+            for line in range(len(LINES))
+            for n in range(first, first + len(MARKERS))
+        )
+        free = (look for look in choices if look not in looks.values())
+        looks[label] = next(free, {"color": colour, "marker": "", "linestyle": "-"})
+    if ZERO_SHOT in looks:
+        looks[ZERO_SHOT] = {"color": "0.35", "marker": "o", "linestyle": "--"}
+    return looks
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.filesize import decimal
 from rich.table import Table
 
 from cl_clipfit.errors import printable
+from cl_clipfit.report.baselines import MARK, below_baselines
+from cl_clipfit.report.captions import PUBLISHED, captions
 from cl_clipfit.report.display import literal
+from cl_clipfit.report.published import published
 from cl_clipfit.storage.files import csv_text
 from cl_clipfit.storage.run_folder import stream_name
 
@@ -31,6 +33,14 @@ _COLUMNS = {
         "mtil_average": "Average\ntask-aware",
         "mtil_last": "Last\ntask-aware",
         "last_accuracy": "last, all\nclasses seen",
+        "probe_accuracy": "mean over\nprobes",
+        "retention": "retention",
+    },
+    "x-tail": {
+        "x_tail_transfer": "Transfer\nall classes",
+        "x_tail_average": "Average\nall classes",
+        "x_tail_last": "Last\nall classes",
+        "last_accuracy": "last, all\nimages",
         "probe_accuracy": "mean over\nprobes",
         "retention": "retention",
     },
@@ -117,9 +127,12 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     shown = columns(results)
     wide = len(shown) > _WIDE
     between = "\n" if wide else " "
-    notes = [_notes(results), *([_left_out(results)] if wide else [])]
+    groups = by_strategy(results)
+    below = below_baselines(groups)
+    others = published(results[0])
+    notes = [captions(groups, others), *([_left_out(results)] if wide else [])]
     table = Table(
-        title=_table_title(results),
+        title=title_of(results),
         caption="\n".join(filter(None, notes)),
         caption_justify="left",
         **(_NARROW if wide else {}),
@@ -131,21 +144,25 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     if not wide:
         table.add_column("trainable\nparameters", justify="right", overflow="fold")
         table.add_column("seconds\nper run", justify="right", overflow="fold")
-    for name, group in by_strategy(results).items():
+    for name, group in groups.items():
         seconds = [sum(map(sum, r["timings"].values())) for r in group]
         parameters = f"{group[0]['model']['trainable_parameters']:,}"
         table.add_row(
-            literal(name),
+            literal(f"{name} {MARK}" if name in below else name),
             *(cell([value(r, key) for r in group], between) for key in shown),
             *(() if wide else (parameters, f"{statistics.fmean(seconds):.1f}")),
         )
         for other, scored in compared(group).items():
             cells = [cell([value(f, key) for f in scored], between) for key in shown]
             table.add_row(f"  {literal(other)}", *cells, style="dim")
+    for paper in others:
+        cells = [cell([paper.metrics.get(key)]) for key in shown]
+        table.add_row(f"{PUBLISHED} {literal(paper.strategy)}", *cells, style="dim italic")
     return table
 
 
-def _table_title(results: Sequence[dict[str, Any]]) -> str:
+def title_of(results: Sequence[dict[str, Any]]) -> str:
+    """Return what the table shows: stream, tasks, classes, what was scored, seeds."""
     seeds = max(len(group) for group in by_strategy(results).values())
     scenario = _stream(results[0])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
@@ -164,38 +181,6 @@ def _left_out(results: Sequence[dict[str, Any]]) -> str:
     more = _probe_names(results)[_MOST_PROBES:]
     costs = "trainable parameters, seconds"
     return f"also in result.json: {literal(', '.join([*more, costs]))}"
-
-
-def _notes(results: Sequence[dict[str, Any]]) -> str:
-    """Return the captions that say what methods keep of old tasks."""
-    return "\n".join(filter(None, (_kept(results), _exemplars(results))))
-
-
-def _kept(results: Sequence[dict[str, Any]]) -> str:
-    """Return the caption that says what methods keep from old tasks, beside their weights."""
-    sizes, nothing = dict[str, list[str]](), False  # by what is kept: methods may keep the same
-    for label, group in by_strategy(results).items():
-        if (kept := group[0].get("kept")) is None:  # of an older version
-            continue
-        if any(kept["bytes"]):
-            what = literal(kept["what"] or "its state")
-            sizes.setdefault(what, []).append(f"{literal(label)} {decimal(kept['bytes'][-1])}")
-        else:
-            nothing = True
-    parts = [f"{', '.join(labels)} ({what})" for what, labels in sizes.items()]
-    others = ["others nothing" if parts else "nothing"] if nothing else []
-    return f"kept from old tasks: {'; '.join([*parts, *others])}" if parts or others else ""
-
-
-def _exemplars(results: Sequence[dict[str, Any]]) -> str:
-    """Return the caption that says which methods use images of old tasks, or their features."""
-    groups = by_strategy(results)
-    used = {label: (group[0].get("kept") or {}).get("exemplars") for label, group in groups.items()}
-    known = {label: amount for label, amount in used.items() if amount is not None}
-    parts = [f"{literal(label)} {amount}" for label, amount in known.items() if amount != "no"]
-    if len(parts) < len(known):
-        parts.append("others no" if parts else "no")
-    return f"uses exemplars: {', '.join(parts)}" if parts else ""
 
 
 def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -251,7 +236,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
     narrow = len(shown) >= _WIDE
     table = Table(
         title=title,
-        caption=_notes([result]),
+        caption=captions({result["label"]: [result]}),
         caption_justify="left",
         **(_NARROW if narrow else {}),
     )

@@ -3,10 +3,34 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Reach = Literal["task", "seen", "stream"]
+
+
+def tasks_in_reach(reach: Reach, task: int, tasks: int) -> range:
+    """Return the tasks, from 0, on whose images a method trains in a task.
+
+    Args:
+        reach: the task alone, all tasks so far, or all tasks of the stream.
+        task: from 0.
+        tasks: of the stream.
+    """
+    return {
+        "task": range(task, task + 1), "seen": range(task + 1), "stream": range(tasks),
+    }[reach]  # fmt: skip
+
+
+def experiences_in_reach(reach: Reach, experience: Any) -> list[Any]:
+    """Return the experiences of Avalanche whose images are trained on in the task of one."""
+    if reach == "task":
+        return [experience]
+    stream = experience.origin_stream
+    span = tasks_in_reach(reach, experience.current_experience, len(stream))
+    return [stream[at] for at in span]
 
 
 def keep_columns(logits: Tensor, classes: Sequence[int]) -> Tensor:

@@ -102,6 +102,11 @@ class Journal:
             raise UserError(
                 f"{self.checkpoints.folder}: not what a run writes: restart with --fresh"
             )
+        if saved is not None and not self.strategy.resumes:
+            raise UserError(
+                f"{self.checkpoints.folder.parent}: was stopped, and its method cannot be resumed,"
+                " since no checkpoint holds all of its state: restart with --fresh"
+            )
         self._resumed = saved
         return saved
 

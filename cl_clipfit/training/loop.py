@@ -24,15 +24,17 @@ from cl_clipfit.runtime.lean_imports import lean_imports
 from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, fits, release
 from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.training.checks import check_classes, check_labels, doubt_of_loss
-from cl_clipfit.training.features import StepFeatures, keep_columns
+from cl_clipfit.training.features import Reach, StepFeatures, experiences_in_reach, keep_columns
 from cl_clipfit.training.journal import Journal
 from cl_clipfit.training.loss_watch import LossWatch
 from cl_clipfit.training.optimization import make_optimizer, make_schedule, online_steps
 
 with lean_imports():
+    from avalanche.benchmarks.utils.utils import concat_datasets
     from avalanche.core import SupervisedPlugin
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
+
 
 Learning = Literal["gradient", "closed-form", "none"]
 _AUGMENTATION_SEED = 1_000_003  # keeps crops independent of the data order
@@ -78,6 +80,10 @@ class TrainingLoop(SupervisedTemplate):
     `add_experience` and `after_task`; or "none": its predictions never change, so it is scored
     once."""
 
+    reach: ClassVar[Reach] = "task"
+    """Whose images a task trains on: its own, those of all tasks so far ("seen"), or of all tasks
+    of the "stream". The classes of the task are those of all these images."""
+
     # Set by Avalanche's template.
     model: CLIPClassifier
     device: torch.device
@@ -100,6 +106,7 @@ class TrainingLoop(SupervisedTemplate):
     select: Callable[[], None]
     label_space: Callable[[], Sequence[int]]
     parameter_groups: Callable[[], list[dict[str, Any]]]
+    step_batch: Callable[[list[Tensor]], list[Tensor]]
     training_logits: Callable[[Tensor], Tensor]
     compute_loss: Callable[[Tensor, Tensor], Tensor]
     scores: Callable[[Tensor], Tensor]
@@ -110,6 +117,7 @@ class TrainingLoop(SupervisedTemplate):
     step_weights: Callable[[], AbstractContextManager[None]]
     update_weights: Callable[[], None]
     after_step: Callable[[], None]
+    after_experience: Callable[[], None]
     after_task: Callable[[], None]
 
     def __init__(
@@ -155,8 +163,9 @@ class TrainingLoop(SupervisedTemplate):
         for batch in journal.batches(self.dataloader) if journal else self.dataloader:
             if self._stop_training:
                 break
-            self.mbatch, images = batch, batch[0]
-            self._unpack_minibatch()  # to the device, augmented
+            self.mbatch = self.step_batch(batch)
+            images = self.mbatch[0]
+            self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             self._clear_gradients()
             self.loss = self._make_empty_loss()
@@ -192,14 +201,7 @@ class TrainingLoop(SupervisedTemplate):
         super()._unpack_minibatch()
         if self.is_training and self.recipe.augmentation != "none":
             assert self.mbatch is not None
-            self.mbatch[0] = self._augment(self.mb_x)
-
-    def _augment(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8:
-            raise ValueError("augmentation needs uint8 images; float ones are preprocessed already")
-        rng, scale = self.augmentation_draws, self.recipe.crop_scale
-        images = random_resized_crop(images, self.model.preprocess, scale, rng)
-        return random_flip(images, rng) if self.recipe.augmentation == "crop-flip" else images
+            self.mbatch[0] = _augment(self, self.mb_x)
 
     def forward(self) -> Tensor:
         """Return logits (B, K) of the minibatch; -inf outside of the current label space.
@@ -272,7 +274,8 @@ class TrainingLoop(SupervisedTemplate):
         if self._continues_task():
             return  # another experience of the same task: keep its selection and optimiser
         self.task_number, self.task_steps = self.tasks_seen + 1, 0
-        self.task_classes = list(check_classes(self.experience))
+        reached = experiences_in_reach(self.reach, self.experience)
+        self.task_classes = sorted({c for one in reached for c in check_classes(one)})
         self.seen_classes += [c for c in self.task_classes if c not in self.seen_classes]
         self.warn(check_labels(self.experience, self.task_classes, self.model.class_names))
         self.model.to(self.device)
@@ -282,22 +285,22 @@ class TrainingLoop(SupervisedTemplate):
             self.before_task()
             self.optimizer = make_optimizer(self.recipe, self.parameter_groups())
 
+    def train_dataset_adaptation(self, **kwargs: object) -> None:
+        """Take the images of all experiences that the task trains on."""
+        super().train_dataset_adaptation(**kwargs)
+        if self.reach != "task":
+            reached = experiences_in_reach(self.reach, self.experience)
+            self.adapted_dataset = concat_datasets([one.dataset.train() for one in reached])
+
     def _before_training_exp(self, **kwargs: object) -> None:
         super()._before_training_exp(**kwargs)
         if self.takes_steps and not self._continues_task():
             # After the plugins, since replay changes the length of the loader.
-            self.scheduler = make_schedule(self.recipe, self.optimizer, self._task_steps())
+            self.scheduler = make_schedule(self.recipe, self.optimizer, _task_steps(self))
 
     def _continues_task(self) -> bool:
         """Return whether this is a later experience of a task that arrives in several."""
         return not getattr(self.experience, "is_first_subexp", True)
-
-    def _task_steps(self) -> int:
-        """Return the steps per epoch, summed over all experiences of an online task."""
-        experience = self.experience
-        if getattr(experience, "is_last_subexp", True):  # the only one, since it is also the first
-            return len(self.dataloader)
-        return online_steps(self.recipe, experience.task_samples, len(experience.dataset))
 
     def make_train_dataloader(self, **kwargs: object) -> None:
         """Build the loader of a task; `drop_last` never drops a task's only batch."""
@@ -349,6 +352,7 @@ class TrainingLoop(SupervisedTemplate):
             self.recipe, self.train_mb_size, self.dataloader = before, before.batch_size, loader
 
     def _after_training_exp(self, **kwargs: object) -> None:
+        self.after_experience()
         if getattr(self.experience, "is_last_subexp", True):
             self.tasks_seen += 1
             self.after_task()
@@ -358,6 +362,23 @@ class TrainingLoop(SupervisedTemplate):
         """Evaluate on experiences as Avalanche does, encoding the class prompts once."""
         with self.model.cached_text():
             return super().eval(*args, **kwargs)
+
+
+def _task_steps(loop: TrainingLoop) -> int:
+    """Return the steps per epoch, summed over all experiences of an online task."""
+    experience = loop.experience
+    if getattr(experience, "is_last_subexp", True):  # the only one, since it is also the first
+        return len(loop.dataloader)
+    return online_steps(loop.recipe, experience.task_samples, len(experience.dataset))
+
+
+def _augment(loop: TrainingLoop, images: Tensor) -> Tensor:
+    """Crop images (B, 3, H, W), and mirror them if the recipe says so."""
+    if images.dtype != torch.uint8:
+        raise ValueError("augmentation needs uint8 images; float ones are preprocessed already")
+    rng, scale = loop.augmentation_draws, loop.recipe.crop_scale
+    images = random_resized_crop(images, loop.model.preprocess, scale, rng)
+    return random_flip(images, rng) if loop.recipe.augmentation == "crop-flip" else images
 
 
 def _repeat_until_it_fits(loop: TrainingLoop, passes: Callable[[], None]) -> None:

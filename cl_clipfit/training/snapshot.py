@@ -123,10 +123,30 @@ def copied(value: Any, device: torch.device | str = "cpu") -> Any:
 
 
 def kept_bytes(strategy: "CLIPStrategy") -> int:
-    """Return the size of the tensors in a method's state: what it keeps from earlier tasks."""
+    """Return the size of what a method and Avalanche's plug-ins keep from earlier tasks."""
     tensors: dict[str, Tensor] = {}
     pack(strategy.state_dict(), tensors)
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    others = [plugin for plugin in strategy.plugins if type(plugin).__name__ not in _STATELESS]
+    return size + _held_bytes(others, set())
+
+
+def _held_bytes(value: Any, counted: set[int]) -> int:
+    """Return the size of the tensors and images that plug-ins of Avalanche hold, but for models."""
+    if id(value) in counted or isinstance(value, nn.Module):
+        return 0
+    counted.add(id(value))
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if hasattr(value, "targets") and hasattr(value, "__getitem__"):  # a data set
+        first = value[0] if len(value) else ()
+        return len(value) * sum(part.nbytes for part in first if isinstance(part, Tensor))
+    if isinstance(value, Mapping):
+        return sum(_held_bytes(item, counted) for item in value.values())
+    if isinstance(value, list | tuple | set):
+        return sum(_held_bytes(item, counted) for item in value)
+    known = type(value).__module__.startswith("avalanche.")
+    return _held_bytes(vars(value), counted) if known and hasattr(value, "__dict__") else 0
 
 
 def plain_attributes(strategy: "CLIPStrategy") -> dict[str, Any]:

@@ -33,6 +33,7 @@ class CLIPStrategy(Scoring, TrainingLoop):
     - `parameter_groups()`: the optimiser's groups; default: one over the whole selection;
     - `label_space()`: the classes that the training loss ranks; default: the task's own;
     - `text_space()`: the classes encoded in a step; default: those of `label_space()`;
+    - `step_batch(batch)`: the images and labels of a step; default: those of the loader;
     - `step_weights()`: the weights at which a step's passes run; default: as they are;
     - `training_logits(images)`: the forward pass of a step; default: cosine similarities;
     - `compute_loss(logits, labels)`: the loss of a step; default: cross-entropy. `self.features`
@@ -42,6 +43,7 @@ class CLIPStrategy(Scoring, TrainingLoop):
     - `update_weights()`: the optimiser's step, whose update a method may change;
     - `after_step()`: after every optimiser step;
     - `add_experience()`: learns from an experience without gradients ("closed-form");
+    - `after_experience()`: after the last step of an experience, of which a task may have several;
     - `after_task()`: after the last step of a task; `train_stage(recipe)` there trains on the
       task's data again;
     - `scores(images)` and `probe_features(names, templates)`: how the finished method classifies;
@@ -113,6 +115,9 @@ class CLIPStrategy(Scoring, TrainingLoop):
 
     repeats_images: ClassVar[bool] = False
     """True for a method that trains on a task's images again after the task."""
+
+    resumes: ClassVar[bool] = True
+    """False for a method with state that no checkpoint can hold: a run of it is not resumed."""
 
     options_class: ClassVar[type[Options]] = Options
     """The method's settings, which `--set NAME.key=value` accepts."""
@@ -198,6 +203,14 @@ class CLIPStrategy(Scoring, TrainingLoop):
         """Return the classes (labels) whose text a step encodes; they include `label_space()`."""
         return self.label_space()
 
+    def step_batch(self, batch: list[Tensor]) -> list[Tensor]:
+        """Return the images and labels of a step, before they are augmented.
+
+        Args:
+            batch: from the loader: images (B, ...) and labels (B,), on the CPU.
+        """
+        return batch
+
     def training_logits(self, images: Tensor) -> Tensor:
         """Encode images and text once and keep them in `self.features`.
 
@@ -241,6 +254,9 @@ class CLIPStrategy(Scoring, TrainingLoop):
 
     def after_step(self) -> None:
         """Do something after every optimiser step; default nothing."""
+
+    def after_experience(self) -> None:
+        """Do something after the last step of `self.experience`; default nothing."""
 
     def after_task(self) -> None:
         """Do something after a task's last step; default nothing."""

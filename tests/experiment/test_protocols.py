@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -83,6 +84,25 @@ def test_mtil_is_scored_with_and_without_the_task(
     assert zero["metrics"]["last_accuracy"] < zero["metrics"]["mtil_last"]
     assert any("one template for all classes" in text for text in coop["warnings"])
     assert "Transfer" in capsys.readouterr().out
+
+
+def test_x_tail_is_scored_among_the_classes_of_all_data_sets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = "x-tail:datasets=split-digits+glyph-letters"
+    found = run(tmp_path, "--scenario", scenario, "--model", "mini", "--strategy", "zero-shot",
+                "lda", "--probe", "pretraining-shapes", "--limit", "4")  # fmt: skip
+    zero, lda = found["zero-shot"], found["lda"]
+    assert [task["name"] for task in zero["tasks"]] == ["split-digits", "glyph-letters"]
+    table = np.array(lda["all_classes_matrix"])
+    assert lda["metrics"]["x_tail_transfer"] == pytest.approx(table[1, 1])
+    assert lda["metrics"]["x_tail_average"] == pytest.approx(table[1:].mean())
+    assert lda["metrics"]["x_tail_last"] == pytest.approx(table[-1].mean())
+    # Nobody says which data set an image is from, so that letters compete with digits.
+    assert zero["metrics"]["x_tail_last"] < zero["metrics"]["mtil_last"]
+    out = capsys.readouterr().out
+    assert "Transfer" in out
+    assert "task-aware" not in out
 
 
 def test_cross_dataset_shows_a_column_a_probe(
@@ -241,8 +261,8 @@ def test_every_scenario_says_what_the_list_shows() -> None:
     wanted = {
         "split-cifar100", "split-cifar10", "split-tiny-imagenet", "split-imagenet-r",
         "split-cub200", "split-cars196", "split-imagenet100", "split-imagenet1k",
-        "split-fashion-mnist", "mtil", "base-to-novel", "cross-dataset", "imagenet-shifts",
-        "domain-incremental", "folder", "features",
+        "split-fashion-mnist", "mtil", "x-tail", "base-to-novel", "cross-dataset",
+        "imagenet-shifts", "domain-incremental", "folder", "features",
     }  # fmt: skip
     entries = {entry.name: entry for entry in Registry().entries("scenarios")}
     assert wanted <= set(entries)
@@ -251,6 +271,10 @@ def test_every_scenario_says_what_the_list_shows() -> None:
         assert len(set(order)) == mtil["TASKS"] == 11
         assert set(order) <= set(entries)
         assert sum(entries[name].about["CLASSES"] for name in order) == mtil["CLASSES"]
+    x_tail = entries["x-tail"].about
+    assert set(x_tail["DATASETS"]) == set(mtil["ORDERS"][1]) - {"split-cifar100"}
+    assert x_tail["TASKS"] == len(x_tail["DATASETS"])
+    assert x_tail["CLASSES"] == mtil["CLASSES"] - entries["split-cifar100"].about["CLASSES"]
     for name in ("cross-dataset", "imagenet-shifts"):
         assert set(entries[name].about["PROBES"]) <= set(entries)
 

@@ -1,5 +1,6 @@
 """Groups of settings: what a stream is made of is stated once, and everything follows from it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from cl_clipfit.config.command import (
 )
 from cl_clipfit.config.parsing import parse_command, parse_spec
 from cl_clipfit.experiment.identity import config_of
+from cl_clipfit.experiment.names import settled
 from cl_clipfit.experiment.prepare import prepare
+from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.progress import Progress
 from tests.support.tiny import PLUGIN
 
@@ -68,10 +71,25 @@ def test_a_command_is_parsed_once_into_names_and_settings() -> None:
 
 
 def test_what_cannot_be_parsed_is_refused() -> None:
-    with pytest.raises(UserError, match="expected NAME:key=value"):
-        parse_command(RunConfig(strategy=["full:lr"]))
+    for label in ("full:lr=1e-4,lr", "full:2", "full:", ":replay"):
+        with pytest.raises(UserError, match="expected NAME:key=value"):
+            parse_command(RunConfig(strategy=[label]))
+    for scenario in ("mtil:order", "split-digits:"):
+        with pytest.raises(UserError, match=r"--scenario .*: expected NAME:key=value"):
+            parse_command(RunConfig(scenario=scenario))
     with pytest.raises(UserError, match=r"expected NAME.key=value"):
         parse_command(RunConfig(set=["full"]))
+
+
+def test_a_bare_word_is_the_option_that_the_strategy_names() -> None:
+    registry = Registry()
+    entry = registry.get("strategies", "avalanche")
+    (spec,) = parse_command(RunConfig(strategy=["avalanche:ewc,mode=online"])).strategies
+    assert settled(spec, entry).settings == {"plugin": "ewc", "mode": "online"}
+    (bare,) = parse_command(RunConfig(strategy=["avalanche"])).strategies
+    assert settled(bare, entry) is bare
+    with pytest.raises(UserError, match="full:ewc: expected NAME:key=value"):
+        settled(replace(spec, text="full:ewc"), registry.get("strategies", "full"))
 
 
 def test_the_limit_is_that_of_probes_too(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ EXPECTED = {
     "retention": (-10 + 4) / 2,
     "mtil_average": (90 + 64 + 66 + 80 + 95 + 58 + 85 + 75 + 90) / 9,
     "mtil_last": (85 + 75 + 90) / 3,
+    "x_tail_transfer": (40 + (45 + 35) / 2) / 2,
+    "x_tail_average": (60 + 40 + 45 + 40 + 55 + 35 + 50 + 25 + 50) / 9,
+    "x_tail_last": (50 + 25 + 50) / 3,
     "base": None,
     "novel": None,
     "harmonic_mean": None,
@@ -65,7 +68,7 @@ def test_one_task_leaves_undefined_metrics_null() -> None:
     summary = metrics.summarize([[None], [70.0]], [[10.0], [70.0]], [[10.0], [70.0]], [5], {})
     assert {name for name, value in summary.items() if value is None} == {
         "forgetting", "backward_transfer", "forgetting_all_classes", "forward_transfer", "transfer",
-        "retention", "base", "novel", "harmonic_mean", "probe_accuracy",
+        "retention", "base", "novel", "harmonic_mean", "probe_accuracy", "x_tail_transfer",
         "joint_accuracy", "joint_retention",
     }  # fmt: skip
     assert summary["last_accuracy"] == summary["mtil_average"] == summary["mtil_last"] == 70.0
@@ -89,6 +92,7 @@ def test_base_to_novel_trains_one_task_and_tests_two() -> None:
         **dict.fromkeys(EXPECTED), "average_accuracy": 84.0, "last_accuracy": 84.0,
         "learning_accuracy": 84.0, "base": 84.0, "novel": 70.0,
         "harmonic_mean": 2 * 84 * 70 / 154, "mtil_average": 77.0, "mtil_last": 77.0,
+        "x_tail_average": 45.0, "x_tail_last": 45.0,
     })  # fmt: skip
     curves = metrics.curves(seen, everything, [50, 70], {})
     assert curves == {
@@ -171,6 +175,9 @@ def test_every_metric_agrees_with_numpy(seed: int) -> None:
         "retention": mean(last - first),
         "mtil_average": mean([aware[1:, j].mean() for j in range(columns)]),
         "mtil_last": mean(aware[-1]),
+        "x_tail_transfer": mean([everything[1 : j + 1, j].mean() for j in range(1, trained)]),
+        "x_tail_average": mean([everything[1:, j].mean() for j in range(columns)]),
+        "x_tail_last": mean(everything[-1]),
         "base": pair[0] if pair else None,
         "novel": pair[1] if pair else None,
         "harmonic_mean": float(stats.hmean(np.array(pair, dtype=float))) if both else None,

@@ -14,8 +14,10 @@ from rich.table import Table
 
 from cl_clipfit import metrics
 from cl_clipfit.errors import UserError
+from cl_clipfit.registry import Registry
 from cl_clipfit.report import figures
 from cl_clipfit.report.display import ConsoleDisplay, drawing, say
+from cl_clipfit.report.style import looks_of
 from cl_clipfit.report.tables import (
     COLUMNS,
     comparison_csv,
@@ -58,8 +60,35 @@ def test_zero_shot_is_one_line_and_everybody_else_looks_different(drawn: list[Fi
     assert names(drawn[0]) == labels
     assert names(drawn[1]) == ["zero-shot"]
     assert names(drawn[2]) == ["zero-shot", "full"]  # the line to beat, though it was not asked for
-    looks = {(line.get_color(), line.get_marker()) for line in drawn[0].axes[0].lines}
+    looks = {
+        (line.get_color(), line.get_marker(), line.get_linestyle())
+        for line in drawn[0].axes[0].lines
+    }
     assert len(looks) == len(labels)
+
+
+def test_a_method_has_one_colour_in_every_figure() -> None:
+    registered = [entry.name for entry in Registry().entries("strategies")]
+    alone = {name: looks_of([name])[name] for name in registered}
+    together = looks_of(reversed(registered))
+    assert {n: look["color"] for n, look in alone.items()} == {
+        n: look["color"] for n, look in together.items()
+    }
+    assert len({tuple(look.values()) for look in together.values()}) == len(registered)
+    assert looks_of(["full:lr=1e-5"])["full:lr=1e-5"]["color"] == alone["full"]["color"]
+    shown = ("clipfit", "mergetune", "stack", "full", "lda")
+    assert len({alone[name]["color"] for name in shown}) == len(shown)
+
+
+def test_bands_are_the_intervals_of_the_table(drawn: list[Figure]) -> None:
+    runs = [result("full", seed, level) for seed, level in enumerate((78.0, 80.0, 82.0))]
+    figures.plot_comparison(runs, Path("x"))
+    axes = drawn[0].axes[0]
+    (band,) = axes.collections
+    edges = sorted({float(y) for x, y in band.get_paths()[0].vertices if x == 1})
+    half = confidence_interval([78.0, 80.0, 82.0])
+    assert edges == pytest.approx([80 - half, 80 + half])
+    assert "95 % interval of 3 seeds" in str(drawn[0].get_suptitle())
 
 
 def test_figures_are_readable_at_half_a_page(drawn: list[Figure]) -> None:
@@ -153,7 +182,7 @@ def outcome(
         "tasks": [{}] * columns, "class_order": list(range(8)), "metrics": values, "probes": found,
         "model": {"trainable_parameters": 149_620_737},
         "timings": {"train_seconds": [1.0] * trained, "eval_seconds": [0.5] * (trained + 1)},
-        "merge": None,
+        "merge": None, "curves": {"zero_shot": [None] * (trained + 1)},
     }  # fmt: skip
 
 
@@ -180,6 +209,17 @@ def cells(table: Table, row: int = 0) -> list[str]:
                 "transfer",
                 "mtil_average",
                 "mtil_last",
+                "last_accuracy",
+                "probe_accuracy",
+                "retention",
+            ],
+        ),
+        (
+            "x-tail",
+            [
+                "x_tail_transfer",
+                "x_tail_average",
+                "x_tail_last",
                 "last_accuracy",
                 "probe_accuracy",
                 "retention",
@@ -336,7 +376,9 @@ def test_protocols_of_one_task_show_their_columns(drawn: list[Figure]) -> None:
     points = [list(container.lines[0].get_ydata()) for container in axes.containers]
     assert points == [[50, 41, 45], [70, 61, 65]]
     spread = axes.containers[1].lines[2][0].get_segments()[0]
-    assert [float(end[1]) for end in spread] == [60, 80]
+    half = confidence_interval([60.0, 80.0])
+    assert [float(end[1]) for end in spread] == pytest.approx([70 - half, 70 + half])
+    assert axes.get_ylim() == (36, 85)
 
 
 @pytest.mark.parametrize("value", [72.3, 0.1, 100 / 3, 87.65432109876543, 0.0, 1e-300])

@@ -37,7 +37,9 @@ def test_a_strategy_resumed_from_its_state_ends_bit_for_bit_as_one_never_stopped
     whole.train(first, eval_streams=[])
     whole.train(second, eval_streams=[])
     saved = take(whole)
-    assert not saved["lost"]
+    assert bool(saved["lost"]) != whole.resumes
+    if not whole.resumes:
+        return
     whole.train(third, eval_streams=[])
     images = scenario.test.images
 

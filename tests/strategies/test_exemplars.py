@@ -32,7 +32,7 @@ def plan_of(name: str) -> RunPlan:
     return replace(plan, cls=cls.over(below.cls), base=below)
 
 
-def used(cls: type[CLIPStrategy], build: Build, source: Source) -> dict[str, set[int]]:
+def used(cls: Callable[..., CLIPStrategy], build: Build, source: Source) -> dict[str, set[int]]:
     """Return which images of task 1, and whose features, a method uses in task 2."""
     torch.manual_seed(1)
     scenario = build_scenario("s", source, tasks=2)
@@ -55,11 +55,20 @@ def test_a_method_uses_no_exemplars_but_those_it_declares(
     plan = plan_of(name)
     found = used(plan.cls, tiny, source)
     declared = plan.exemplars
-    assert declared in ("no", "features") or isinstance(declared, int)
-    assert len(found["images"]) <= (declared if isinstance(declared, int) else 0)
+    assert declared in ("no", "features", "all") or isinstance(declared, int)
+    most = len(source.train) if declared == "all" else declared
+    assert len(found["images"]) <= (most if isinstance(most, int) else 0)
     # Whoever keeps images may keep features; whoever declares features has some.
     if declared in ("no", "features"):
         assert bool(found["features"]) == (declared == "features")
+
+
+def test_the_value_of_an_option_may_decide_what_is_used(tiny: Build, source: Source) -> None:
+    plan = plan_of("rail")
+    dual = replace(plan, options=type(plan.options)(form="dual"))
+    assert (plan.exemplars, dual.exemplars) == ("no", "features")
+    found = used(lambda **given: plan.cls(options=dual.options, **given), tiny, source)
+    assert found["features"] and not found["images"]
 
 
 class KeepsImages(TwoGroups):

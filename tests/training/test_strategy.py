@@ -39,6 +39,7 @@ from cl_clipfit.clip import Preprocess
 from cl_clipfit.data.streams import as_avalanche
 from cl_clipfit.errors import StrategyWarning
 from cl_clipfit.experiment import estimate
+from cl_clipfit.training import loop
 from cl_clipfit.training.features import Workload
 from tests.support.methods import TwoGroups
 
@@ -261,10 +262,10 @@ def test_training_images_are_augmented_and_test_images_are_not(tiny: Build, sour
     torch.testing.assert_close(strategy.score_all(source.test.images), scores)
     # what is drawn for a crop does not change the order of the data
     state = torch.get_rng_state()
-    strategy._augment(source.train.images)
+    loop._augment(strategy, source.train.images)
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(ValueError, match="augmentation needs uint8"):
-        strategy._augment(source.train.images.float())
+        loop._augment(strategy, source.train.images.float())
 
 
 def test_a_small_last_batch_is_left_out_but_never_the_only_one(tiny: Build, source: Source) -> None:

@@ -106,7 +106,7 @@ def list_classes(
             raise UserError(
                 f"{other} and {path} are the same class, '{name}': merge or rename them"
             )
-        files = _images_below(path)
+        files = images_below(path)
         if not files:
             raise UserError(
                 f"{path} holds no images ({' '.join(SUFFIXES)}): add some or remove the folder"
@@ -174,7 +174,7 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def _images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
     """Return the images below a folder; links may form circles, so each is visited once.
 
     A folder inside it that cannot be read counts as an image that cannot be read.

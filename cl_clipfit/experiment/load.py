@@ -1,0 +1,180 @@
+"""Load a finished run as a classifier of new images; the data it was trained on are not needed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cl_clipfit.bank.store import DeltaBank
+from cl_clipfit.clip import create_classifier
+from cl_clipfit.clip.feature_classifier import FEATURES
+from cl_clipfit.config.command import RunConfig, read_config
+from cl_clipfit.config.parsing import parse_command
+from cl_clipfit.data.images.lazy import ImageFiles, LazyImages
+from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.experiment.build import build_strategy, select_first
+from cl_clipfit.experiment.reopen import available_device, check_version, load_head, open_bank
+from cl_clipfit.experiment.run_plan import resolve
+from cl_clipfit.methods.per_task import PerTaskStrategy
+from cl_clipfit.registry import Registry
+from cl_clipfit.runtime.progress import Progress
+from cl_clipfit.storage.result import RESULT, read_result
+from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM
+from cl_clipfit.training.strategy import CLIPStrategy
+
+# Settings that name files; what they said is in `result.json`.
+_OF_THE_DATA = ("data_dir", "split", "class_names", "tasks", "class_order", "probe")
+Labels = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run that classifies new images.
+
+    Attributes:
+        path: its folder.
+        result: content of its `result.json`.
+        strategy: the method after its last task.
+        classes: labels of the classes that it learned.
+    """
+
+    path: Path
+    result: dict[str, Any]
+    strategy: CLIPStrategy
+    classes: tuple[int, ...]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Return the names of the classes that it learned."""
+        names = self.strategy.model.class_names
+        return [names[label] for label in self.classes]
+
+    def probabilities(self, images: "Images") -> Tensor:
+        """Return the softmax of the method's scores, (N, len(class_names)), on the CPU.
+
+        They are probabilities as far as the method's scores are logits: those of a ridge head, for
+        example, only rank the classes.
+
+        Args:
+            images: paths, PIL images, or uint8 (N, 3, H, W).
+
+        Raises:
+            UserError: a file cannot be read as an image.
+        """
+        scores = self.strategy.score_all(self._sized(images))
+        return scores[:, list(self.classes)].float().softmax(1)
+
+    def predict(self, images: "Images", top: int = 5) -> list[Labels]:
+        """Return, for each image, its most probable classes: names and probabilities.
+
+        Args:
+            images: as in `probabilities`.
+            top: how many; all if there are fewer.
+
+        Raises:
+            UserError: a file cannot be read as an image.
+        """
+        found = self.probabilities(images).topk(min(top, len(self.classes)), 1)
+        names = self.class_names
+        return [
+            [(names[i], p) for i, p in zip(chosen, values, strict=True)]
+            for chosen, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        ]
+
+    def _sized(self, images: "Images") -> Any:
+        """Return images as the method takes them, uint8 (N, 3, *size), or decoded on demand."""
+        fit = self.strategy.model.preprocess
+        if isinstance(images, Tensor):
+            return LazyImages([images], fit)
+        if all(isinstance(image, Image.Image) for image in images):
+            return torch.stack([fit.fit_image(image.convert("RGB")) for image in images])  # type: ignore[union-attr]
+        return LazyImages([ImageFiles(tuple(Path(image) for image in images))], fit)  # type: ignore[arg-type]
+
+
+Images = Sequence[Path | str] | Sequence[Image.Image] | Tensor
+
+
+def load_run(
+    path: Path | str, progress: Progress | None = None, device: str | None = None
+) -> LoadedRun:
+    """Load what a finished run learned, to classify images that it has never seen.
+
+    Class names and templates are those of `result.json`, so that the data need not be there.
+
+    Args:
+        path: folder of the run.
+        progress: receives notes and warnings; default none.
+        device: where to compute; default where the run was trained, or the CPU if this machine
+            lacks it.
+
+    Raises:
+        UserError: there is no finished run, its weights or its bank are not those it was made with,
+            or it holds features in place of images.
+
+    Example:
+        >>> from cl_clipfit import load_run
+        >>> model = load_run("runs/split-digits-stack-s0-1a2b3c4d")  # doctest: +SKIP
+        >>> model.predict(["seven.png"])[0][0]  # doctest: +SKIP
+        ('seven', 0.98)
+    """
+    path, progress = Path(path).resolve(), progress or Progress()
+    result = read_result(path / RESULT)
+    if result is None or not is_file(path / CONFIG):
+        raise UserError(f"{path}: no finished run is in this folder")
+    settings = read_config(path / CONFIG, ignored=(MERGED_FROM,))
+    for name in _OF_THE_DATA:
+        settings.pop(name, None)
+    settings["device"] = device or available_device(str(settings.get("device", "cpu")), progress)
+    config = RunConfig.model_validate(settings)
+    registry = Registry(config.plugin)
+    resolved = resolve(parse_command(config), registry)
+    stream, plan = resolved.stream, resolved.plans[0]
+    if stream.model == FEATURES:
+        raise UserError(f"{path}: this run was trained on features, and has no model for images")
+    check_version(path, result, progress)
+    model = create_classifier(stream.model, stream.compute.device)
+    model.precision = result["precision"]
+    names, tasks = _classes(path, result)
+    compute = replace(stream.compute, precision=model.precision)
+    templates = [t if isinstance(t, str) else tuple(t) for t in result["templates"]]
+    strategy = build_strategy(plan, compute, model, names, templates)
+    select_first(plan, strategy, tasks[0])
+    strategy.task_classes = tasks[-1]
+    strategy.seen_classes = list(dict.fromkeys(c for classes in tasks for c in classes))
+    if plan.cls.learning != "none":
+        _load_last(open_bank(path, strategy, model.identity), strategy)
+    elif model.identity and model.identity.weights_sha256 != result["model"]["weights_sha256"]:
+        raise UserError(f"{path}: the model's weights are not those of the run")
+    return LoadedRun(path, result, strategy, tuple(strategy.seen_classes))
+
+
+def _load_last(bank: DeltaBank, strategy: CLIPStrategy) -> None:
+    """Give a strategy the weights and the head of the last task."""
+    last, files = len(bank), bank.index["tasks"][-1]["files"]
+    if isinstance(strategy, PerTaskStrategy):
+        every = range(1, last + 1)
+        kept = [bank.load(t) for t in every], [bank.load(t, "statistics") for t in every]
+        strategy.load_tasks(*kept)
+    if "values" in files:
+        strategy.model.load_values(bank.load(last))
+    load_head(bank, last, strategy)
+
+
+def _classes(path: Path, result: dict[str, Any]) -> tuple[list[str], list[list[int]]]:
+    """Return all class names in label order, and the labels of each trained task."""
+    trained = len(result["accuracy_matrix"]) - 1
+    groups = [task["classes"] for task in result["tasks"]]
+    count = len(result["class_order"])
+    names = [name for group in groups for name in group]
+    if len(names) == count:
+        starts = [sum(map(len, groups[:t])) for t in range(len(groups))]
+        labels = [list(range(s, s + len(g))) for s, g in zip(starts, groups, strict=True)]
+        return names, labels[:trained]
+    names = list(dict.fromkeys(names))  # tasks share classes
+    if len(names) != count:
+        raise UserError(f"{path / RESULT}: classes of one name cannot be told apart")
+    return names, [[names.index(name) for name in group] for group in groups[:trained]]
