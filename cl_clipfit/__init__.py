@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.bank.store import DeltaBank as DeltaBank
     from cl_clipfit.clip import CLIPClassifier as CLIPClassifier
     from cl_clipfit.clip import create_classifier as create_classifier
+    from cl_clipfit.clip.encoders.adapters import BlockAdapter as BlockAdapter
     from cl_clipfit.clip.mini import glyphs as glyphs
     from cl_clipfit.clip.mini import shapes as shapes
     from cl_clipfit.commands.train import run as run
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.experiment.reopen import open_run as open_run
     from cl_clipfit.methods.adapter import AdapterStrategy as AdapterStrategy
     from cl_clipfit.methods.adapter import LinearAdapterStrategy as LinearAdapterStrategy
+    from cl_clipfit.methods.block_adapters import BlockAdapterStrategy as BlockAdapterStrategy
     from cl_clipfit.methods.closed_form import ClosedFormStrategy as ClosedFormStrategy
     from cl_clipfit.methods.closed_form import RandomFeaturesOptions as RandomFeaturesOptions
     from cl_clipfit.methods.closed_form import RandomFeaturesStrategy as RandomFeaturesStrategy
@@ -113,6 +115,8 @@ _HOMES = {
     "AdapterStrategy": "cl_clipfit.methods.adapter",
     "AfterFirstSession": "cl_clipfit.methods.first_session",
     "ApartOptions": "cl_clipfit.methods.merged",
+    "BlockAdapter": "cl_clipfit.clip.encoders.adapters",
+    "BlockAdapterStrategy": "cl_clipfit.methods.block_adapters",
     "CLIPClassifier": "cl_clipfit.clip",
     "CLIPStrategy": "cl_clipfit.training.strategy",
     "ClosedFormStrategy": "cl_clipfit.methods.closed_form",

@@ -35,6 +35,7 @@ GROUPS = (
     "consistency",
     "prompts",
     "adapters",
+    "exemplar-free, for CLIP",
     "closed-form heads",
     "exemplar-free, for CLIP",
     "merging",

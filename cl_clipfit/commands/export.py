@@ -65,7 +65,8 @@ def export_bank(
             f"{path}: this run classifies with a closed-form head, which a checkpoint of the"
             " open_clip model cannot hold"
         )
-    if others := [name for name in bank.index["selection"] if not name.startswith("clip.")]:
+    selected = bank.index["selection"]
+    if others := [n for n in selected if not n.startswith("clip.") or ".adapter." in n]:
         raise UserError(
             f"{path}: this run trained '{others[0]}', which is not a parameter of the open_clip"
             " model: a checkpoint of that model cannot hold what was learned"

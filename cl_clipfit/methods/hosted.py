@@ -43,4 +43,6 @@ class HostedStrategy(CLIPStrategy):
             return f"trains nothing that could be {cls.host_is}"
         if issubclass(base, PerTaskStrategy) and not base.base_option:
             return "has weights of its own for each task"
+        if base.head_state is not CLIPStrategy.head_state and not base.base_option:
+            return "also classifies by a head that is not among the weights it trains"
         return "builds on another method itself" if base.base_option else ""

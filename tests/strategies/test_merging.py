@@ -231,6 +231,7 @@ def test_every_host_is_merged(host: str, tiny: Build, source: Source) -> None:
     [
         ("ties:host=zero-shot", "zero-shot trains nothing that could be merged"),
         ("ties:host=dare", "dare builds on another method itself"),
+        ("ties:host=mg-clip", "classifies by a head that is not among the weights it trains"),
         ("ties:hosst=coop", "neither ties nor its host has an option 'hosst'. Did you mean 'host'"),
         ("wise-ft:sweep=[2]", "less than or equal to 1"),
         ("fisher-merge --online 7", "trains on a task's images again"),

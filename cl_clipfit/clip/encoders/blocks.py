@@ -151,12 +151,14 @@ class Arithmetic:
         return rows
 
     def _block(self, block: Any, rows: Tensor, samples: int, hidden: Tensor | None) -> Tensor:
-        shape = shape_of(block, samples) if self.compiled else None
+        adapter = getattr(block, "adapter", None)  # see `adapters`
+        shape = shape_of(block, samples) if self.compiled and adapter is None else None
         if self.compiled and shape:
             return self.compiled(rows, self._weights(block), shape, hidden)
-        attended = self.attention(block, rows, samples, hidden)
-        rows = self.add_linear(rows, block.attn.out_proj, attended, block.ls_1)
-        return self.mlp(block, rows, samples)
+        mixed = self.attention(block, rows, samples, hidden)
+        attended = self.add_linear(rows, block.attn.out_proj, mixed, block.ls_1)
+        output = self.mlp(block, attended, samples)
+        return output if adapter is None else output + adapter(block, rows, attended, samples)
 
     def _weights(self, block: Any) -> list[Tensor]:
         """Return the weights of a block as `plain_block` takes them."""

@@ -92,10 +92,14 @@ def encode_packed(
     rows, bundles, hidden = _embed(tower, packed, context), len(packed.hidden), packed.hidden
     rows = arithmetic.run(blocks, rows, bundles, hidden, recompute)
     # From here on, only the end tokens are needed.
-    attended = arithmetic.attention(final, rows, bundles, hidden).index_select(0, packed.last)
-    ends = rows.index_select(0, packed.last)
-    ends = arithmetic.add_linear(ends, final.attn.out_proj, attended, final.ls_1)
-    ends = arithmetic.mlp(final, ends, len(ends))
+    if hasattr(final, "adapter"):  # except by an adapter
+        rows = arithmetic.run([final], rows, bundles, hidden, recompute)
+        ends = rows.index_select(0, packed.last)
+    else:
+        attended = arithmetic.attention(final, rows, bundles, hidden).index_select(0, packed.last)
+        ends = rows.index_select(0, packed.last)
+        ends = arithmetic.add_linear(ends, final.attn.out_proj, attended, final.ls_1)
+        ends = arithmetic.mlp(final, ends, len(ends))
     features = norm(tower.ln_final, ends, len(ends))
     projection = tower.text_projection
     if projection is None:

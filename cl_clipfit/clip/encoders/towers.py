@@ -167,9 +167,12 @@ class Towers:
         return made
 
     def text_weights(self, clip: nn.Module) -> list[nn.Parameter]:
-        """Return the parameters of the text tower."""
+        """Return the parameters of the text tower, with those that both towers share."""
         visual = {id(p) for p in clip.visual.parameters()}  # type: ignore[union-attr]
-        return [p for p in clip.parameters() if id(p) not in visual]
+        tower: Any = getattr(clip, "text", clip)
+        blocks = getattr(getattr(tower, "transformer", None), "resblocks", ())
+        shared = {id(p) for b in blocks for p in b.parameters()} & visual
+        return [p for p in clip.parameters() if id(p) not in visual or id(p) in shared]
 
     def tokens(self, clip: Any, prompts: Sequence[Tensor]) -> int:
         """Return the number of tokens that a pass over these prompts encodes."""

@@ -109,6 +109,9 @@ def encode_with_tokens(
 
 def _last_block(block: Any, rows: Tensor, samples: int, arithmetic: Arithmetic) -> Tensor:
     """Return the class tokens (B, width) after a block."""
+    if hasattr(block, "adapter"):  # it may read every token
+        rows = arithmetic.run([block], rows, samples)
+        return rows.view(samples, -1, rows.shape[1])[:, 0]
     width, heads = rows.shape[1], block.attn.num_heads
     normed = norm(block.ln_1, rows, samples).to(arithmetic.dtype)
     tokens = normed.view(samples, -1, width)[:, 0]
