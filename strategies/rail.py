@@ -48,8 +48,7 @@ class RAIL(RecursiveStrategy):
     answer among these does not depend on names of the future. Its random layer has uniform weights
     of a third of the variance, without a seed of its own; `PUBLISHED` has three times its penalty
     of 0.1, which is the same regression. Its dual form solves anew with all features after each
-    task, which gives what theorem 2 gives; so does this one. Its penalties of the dual form (0.001)
-    and of the primal one are set in different places.
+    task, which gives what theorem 2 gives; so does this one.
     """
 
     compares_text = True

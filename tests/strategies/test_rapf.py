@@ -1,6 +1,7 @@
 """RAPF against plain PyTorch: drawn features, hinge, steps and fusion over three tasks."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.faults.job import artefacts
 from cl_clipfit import CLIPClassifier, Recipe, Source, build_scenario
+from cl_clipfit.cli.app import main
 from cl_clipfit.strategies.rapf import RAPF, RAPFOptions
+from tests.support.tiny import TINY
 
 Build = Callable[..., CLIPClassifier]
 STEPS = 4
@@ -109,3 +113,19 @@ def test_parameters_of_vit_b_16(tiny: Build) -> None:
     model.add_classes(["a", "b"])
     model.zero_shot_text_features = torch.zeros(2, 512)  # as wide as those of ViT-B/16
     assert sum(p.numel() for p in RAPF(model=model).trainable()) == 262_144
+
+
+def test_a_run_stopped_while_it_draws_features_ends_as_an_unbroken_one(
+    tmp_path: Path, stop_at: Any
+) -> None:
+    label = "rapf:threshold=3,batch_size=8,epochs=2"
+    commands = [
+        [*TINY, "--strategy", label, "--tasks", "3", "--output", str(tmp_path / name)]
+        for name in ("unbroken", "stopped")
+    ]
+    stop_at(0)
+    assert main(commands[0]) == 0
+    for step, code in ((7, 143), (0, 0)):  # in the second task
+        stop_at(step)
+        assert main(commands[1]) == code
+    assert artefacts(tmp_path / "stopped") == artefacts(tmp_path / "unbroken")
