@@ -1,4 +1,4 @@
-"""Joint accuracy and retention of real runs, against scores that are put together one by one."""
+"""Runs of every strategy: joint accuracy against scores put together one by one; loaded again."""
 
 import json
 from collections.abc import Callable
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.faults.job import artefacts
-from cl_clipfit import CLIPStrategy
+from cl_clipfit import CLIPStrategy, load_run
 from cl_clipfit.cli.app import main
 from cl_clipfit.experiment.evaluator import Evaluator
 from cl_clipfit.methods.closed_form import ClosedFormStrategy
 from cl_clipfit.registry import Registry
-from tests.support.tiny import TINY
+from tests.support.tiny import TINY, build_source
 
+IMAGES = build_source().test.images
 STRATEGIES = [entry.name for entry in Registry().entries("strategies")]
 SHORT = {"mergetune": "mergetune:landscape=off,merge_epochs=1"}
 # A probe of one name, which is that of a class of the second task.
@@ -74,13 +75,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("joint")
     (folder / "one.py").write_text(ONE)
     rows: dict[str, list[Any]] = {}
+    scores: list[Tensor] = []
     real = Evaluator.evaluate
 
     def evaluate(self: Evaluator) -> None:
         real(self)
         task = len(self.record.board.tables.seen) - 1
         if task:
-            rows.setdefault(type(self.scorer.strategy).__name__, []).append(joint_row(self, task))
+            strategy = self.scorer.strategy
+            rows.setdefault(type(strategy).__name__, []).append(joint_row(self, task))
+            scores[:] = [strategy.score_all(IMAGES)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", evaluate)
@@ -91,13 +95,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             probes = ["--probe", "glyph-letters", "one", "--output", str(folder / name)]
             assert main([*command, "--limit", "2", "--lr", "0.01", "--quiet", *probes]) == 0
             (path,) = (folder / name).glob("*/result.json")
-            results[name] = json.loads(path.read_text()), path.parent, next(iter(rows.values()))
+            row = next(iter(rows.values()))
+            results[name] = json.loads(path.read_text()), path.parent, row, scores[0]
     return results
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_curves_are_those_of_scores_put_together(name: str, runs: dict[str, Any]) -> None:
-    result, _, rows = runs[name]
+    result, _, rows, _ = runs[name]
     joint = result["joint"]
     assert joint["stream"] == [None, *(stream for stream, _ in rows)]
     for probe in ("glyph-letters", "one"):
@@ -112,6 +117,16 @@ def test_the_curves_are_those_of_scores_put_together(name: str, runs: dict[str, 
     baseline = [row[-1] for row in zero_shot["probes"].values()]
     assert metrics["joint_accuracy"] == joint["stream"][-1]
     assert metrics["joint_retention"] == pytest.approx((sum(last) - sum(baseline)) / 2)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_loaded_run_scores_as_the_run_itself_did(name: str, runs: dict[str, Any]) -> None:
+    _, path, _, scores = runs[name]
+    model = load_run(path)
+    assert model.class_names == [f"colour {label}" for label in range(6)]
+    torch.testing.assert_close(model.strategy.score_all(IMAGES), scores, rtol=1e-4, atol=1e-4)
+    best = [labels[0][0] for labels in model.predict(IMAGES)]
+    assert best == [f"colour {label}" for label in scores.argmax(1).tolist()]
 
 
 def test_the_metric_shows_what_retention_does_not(runs: dict[str, Any]) -> None:

@@ -9,16 +9,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from cl_clipfit import load_run
 from cl_clipfit.cli.app import main
 from cl_clipfit.errors import UserError
-from cl_clipfit.experiment.evaluator import Evaluator
-from cl_clipfit.registry import Registry
 from tests.support.tiny import PLUGIN, TINY, build_source
 
-STRATEGIES = [entry.name for entry in Registry().entries("strategies")]
 QUICK = ["--tasks", "2", "--epochs", "1", "--lr", "0.01", "--quiet"]
 IMAGES = build_source().test.images
 
@@ -27,31 +23,6 @@ def train(folder: Path, *more: str) -> Path:
     """Return the folder of a finished run of the tiny stream."""
     assert main([*TINY, *QUICK, *more, "--output", str(folder)]) == 0
     return next(folder.glob("*/result.json")).parent
-
-
-@pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Collect the scores of all images whenever a run is evaluated."""
-    scores: list[Tensor] = []
-    real = Evaluator.evaluate
-
-    def evaluate(self: Evaluator) -> None:
-        real(self)
-        scores.append(self.scorer.strategy.score_all(IMAGES))
-
-    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
-    return scores
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_a_loaded_run_scores_as_the_run_itself_did(
-    name: str, tmp_path: Path, scored: list[Tensor]
-) -> None:
-    model = load_run(train(tmp_path, "--strategy", name))
-    assert model.class_names == [f"colour {label}" for label in range(6)]
-    torch.testing.assert_close(model.strategy.score_all(IMAGES), scored[-1], rtol=1e-4, atol=1e-4)
-    best = [labels[0][0] for labels in model.predict(IMAGES)]
-    assert best == [f"colour {label}" for label in scored[-1].argmax(1).tolist()]
 
 
 @pytest.fixture(scope="module")
