@@ -46,10 +46,10 @@ class EWC(HostedStrategy):
     and one point w' stands for all tasks. The form of 2017 has a point and a Fisher for each.
 
     The Fisher is the mean over images of squared gradients, with labels that the model draws among
-    the classes it ranks. Released implementations differ in just this (van de Ven 2025, arXiv
-    2502.11756): labels=given is the empirical Fisher, as Avalanche's plug-in has it for batches of
-    one image; for larger batches, that squares the mean gradient of a batch. It also leaves out
-    the 1/2. Mammoth's multiplies each image by the probability of its label.
+    the classes it ranks. Implementations differ here (van de Ven 2025, arXiv 2502.11756).
+    Avalanche's plug-in has the empirical Fisher and no 1/2, and equals labels=given if its batches
+    hold one image; of larger batches it squares the mean gradient. Mammoth's code weights images by
+    the probability of their label.
     """
 
     options_class = EWCOptions

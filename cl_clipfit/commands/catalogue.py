@@ -28,6 +28,7 @@ _OWN = "your own"
 GROUPS = (
     "reference points",
     "bounds",
+    "regularisation",
     "replay",
     "selective fine-tuning",
     "scaling and low rank",
@@ -37,7 +38,6 @@ GROUPS = (
     "adapters",
     "exemplar-free, for CLIP",
     "closed-form heads",
-    "exemplar-free, for CLIP",
     "merging",
     "weights per task",
     "heads beside any method",
