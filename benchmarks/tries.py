@@ -16,6 +16,7 @@ from cl_clipfit import RunConfig, run
 from cl_clipfit.registry import Entry, Registry
 
 STREAMS = ("split-digits", "split-shapes100")
+CHOSEN_BEFORE = ("full", "clipfit", "coop", "kgcoop", "linear-head")  # docs/clipfit.md
 FACTORS = (1 / 3, 1.0, 3.0)
 ORDER, SEED, HELD_OUT = "seed:11", 100, 0.25
 
@@ -23,7 +24,7 @@ ORDER, SEED, HELD_OUT = "seed:11", 100, 0.25
 def rates(entry: Entry) -> list[str]:
     """Return the learning rates to try for a strategy, rounded to one digit; [] if it has none."""
     default = entry.about.get("RECIPE", {}).get("lr")
-    if default is None or "RECIPES" in entry.about:  # the latter were chosen in docs/clipfit.md
+    if default is None or entry.name in CHOSEN_BEFORE:
         return []
     return [f"{default * factor:.0e}" for factor in FACTORS]
 
