@@ -46,7 +46,7 @@ WORKS: Mapping[str, Stock] = {
         note=_ALL_NAMES,
     ),
     "ewc": Stock(
-        "EWCPlugin", {"ewc_lambda": 1e5, "mode": "separate", "decay_factor": None},
+        "EWCPlugin", {"ewc_lambda": 1e4, "mode": "separate", "decay_factor": None},
         note=f"{_ALL_NAMES}; squares the gradient of a batch, where Fisher's has one per image",
     ),
     "from-scratch": Stock(
