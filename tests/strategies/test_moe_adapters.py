@@ -38,9 +38,10 @@ def beside(weights: dict[str, Tensor], name: str, top: int) -> hooked.Beside:
             kept = scores.argsort(descending=True)[:top]
             total = torch.zeros_like(x)
             for e in kept.tolist():
-                share = scores[e].exp() / scores[kept].exp().sum()
-                inner = F.relu(x @ w[f"down.{e}.weight"].T + w[f"down.{e}.bias"])
-                total = total + share * (inner @ w[f"up.{e}.weight"].T + w[f"up.{e}.bias"])
+                part = slice(5 * e, 5 * (e + 1))  # the rows and columns of an expert
+                inner = F.relu(x @ w["down.weight"][part].T + w["down.bias"][part])
+                output = inner @ w["up.weight"][:, part].T + w["bias"][e]
+                total = total + scores[e].exp() / scores[kept].exp().sum() * output
             images.append(0.5 * total)
         return torch.stack(images)
 
