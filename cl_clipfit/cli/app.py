@@ -231,6 +231,14 @@ def compare(
     )  # fmt: skip
 
 
+@app.command
+def doctor() -> None:
+    """Show versions, hardware, caches and disk space, as a bug report needs them."""
+    from cl_clipfit.commands.doctor import doctor as show
+
+    show(console())
+
+
 def _quiet_libraries() -> None:
     """Silence warnings of dependencies that users cannot act on, and those shown elsewhere."""
     logging.basicConfig(level=logging.ERROR)

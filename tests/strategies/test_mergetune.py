@@ -283,9 +283,13 @@ class Still(ClipFit):
         return super().compute_loss(logits, labels) * (self.second_stage is None)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize(("lr", "schedule"), [(1e-4, "cosine"), (0.3, "constant")])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "schedule", "batch_size"),
+    [
+        ("adamw", 1e-4, "cosine", 3), ("adamw", 0.3, "constant", 1),
+        ("sgd", 1e-4, "constant", 3), ("sgd", 0.3, "cosine", 3),
+    ],
+)  # fmt: skip
 def test_a_weight_is_how_far_the_pull_alone_shrinks_the_distance(
     tiny: Build, source: Source, optimizer: str, lr: float, schedule: str, batch_size: int
 ) -> None:
@@ -308,7 +312,7 @@ def test_the_end_is_nearer_the_larger_the_weight(
 ) -> None:
     recipe = Recipe(epochs=4, batch_size=4, optimizer=optimizer, lr=0.02)
     ratios = []
-    for weight in (0.0, 0.3, 3.0, 30.0, 1e6):
+    for weight in (0.0, 0.3, 30.0, 1e6):
         strategy = make(
             tiny, source, recipe=recipe, anchor=anchor, tau=0.9, trajectory="read-out",
             lambda_zero_shot=weight, lambda_previous=weight,
