@@ -23,7 +23,7 @@ docs: $(VENV)/.docs-installed
 	@echo "site/index.html"
 
 bench: $(VENV)/.installed
-	@$(BIN)/python -m benchmarks.quick --json
+	@$(BIN)/python -m benchmarks.quick
 
 # The stamp is written last: an interrupted installation is done again.
 $(VENV)/.installed: pyproject.toml

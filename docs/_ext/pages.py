@@ -29,13 +29,14 @@ def write(files: Mapping[str, str]) -> None:
 
 def source_page(path: str, page: str) -> str:
     """Return a page that shows a file, or lists the files of a folder; search does not find it."""
-    head = f"---\norphan: true\nnosearch: true\n---\n\n# {path}\n\n"
+    metadata = "---\norphan: true\nnosearch: true\n---\n\n"
+    head = f"{metadata}# {path}\n\n"
     file = ROOT / path
     if file.is_dir():
         names = sorted(f.name for f in file.iterdir() if f.suffix in (".py", ".md"))
         return head + "\n".join(f"- `{name}`" for name in names) + "\n"
     if file.suffix == ".md":
-        return relink(file.read_text().replace("# ", f"{head}# ", 1), str(Path(path).parent), page)
+        return metadata + relink(file.read_text(), str(Path(path).parent), page)
     up = "../" * page.count("/")
     return f"{head}```{{literalinclude}} {up}../{path}\n```\n"
 
