@@ -191,7 +191,7 @@ def _fields_table(title: str, cls: type[Options], values: dict[str, Any] | None 
     table = Table("key", "type", "default", "meaning", box=box.SIMPLE_HEAD, title=literal(title))
     for key, field in cls.model_fields.items():
         default = (values or {}).get(key, field.default)
-        cells = (key, _type_name(field), str(default), field.description or "")
+        cells = (key, type_name(field), str(default), field.description or "")
         table.add_row(*(literal(cell) for cell in cells))
     return table
 
@@ -210,7 +210,7 @@ def _annotation_name(annotation: Any) -> str:
     return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
-def _type_name(field: FieldInfo) -> str:
+def type_name(field: FieldInfo) -> str:
     """Return the type with its range, such as "float >= 0"."""
     name = _annotation_name(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
