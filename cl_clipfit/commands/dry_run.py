@@ -24,7 +24,12 @@ def dry_run(config: RunConfig, out: Console, err: Console) -> None:
     Raises:
         UserError: a name, file or value is wrong, or a strategy cannot be built.
     """
-    progress = ConsoleDisplay(err, config.quiet)
+    for one in config.by_class_order():
+        _plan(one, out, ConsoleDisplay(err, config.quiet))
+
+
+def _plan(config: RunConfig, out: Console, progress: ConsoleDisplay) -> None:
+    """Print the runs of a command with one class order."""
     prepared = prepare(config, progress)
     runs = distinct_runs(prepared, progress)
     scenario = prepared.scenario(runs[0][0].seed)

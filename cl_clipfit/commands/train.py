@@ -86,7 +86,10 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
     try:
         with deterministic(config.deterministic):
             progress = progress or Progress()
-            results = Results(_run_all(config, progress))
+            orders = config.by_class_order()
+            if config.resume is not None and len(orders) > 1:
+                raise UserError(f"--class-order: the run in {config.resume} has a single one")
+            results = Results(result for one in orders for result in _run_all(one, progress))
             _compare(config, results, progress)
             return results
     except Stopped as stopped:

@@ -58,8 +58,10 @@ class StreamSettings(CutSettings):
     base_classes: Count | None = Field(
         None, description="classes of the first task; --tasks counts it too"
     )
-    class_order: str | None = Field(
-        None, description="natural, pycil-1993, der-cifar100, rapf-imagenet-r, seed:N, or a file"
+    class_order: list[str] = Field(
+        [],
+        description="natural, pycil-1993, der-cifar100, rapf-imagenet-r, seed:N, or a file; of"
+        " several, each is run",
     )
     template: list[str] | None = Field(
         None, description="prompt with {} for the class name; several make an ensemble"
@@ -67,6 +69,13 @@ class StreamSettings(CutSettings):
     probe: list[str] | None = Field(
         None, description="scenarios whose test set shows what is retained"
     )
+
+    @field_validator("class_order", mode="before")
+    @classmethod
+    def _list_orders(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return list(dict.fromkeys(value)) if all(isinstance(v, str) for v in value) else value
+        return [] if value is None else [value]
 
 
 class DataSettings(BaseModel):
@@ -196,6 +205,11 @@ class RunConfig(OutputSettings, ComputeSettings, TrainingSettings, DataSettings,
             if isinstance(path, str | Path):
                 _check_path(path)
         return value
+
+    def by_class_order(self) -> list["RunConfig"]:
+        """Return a command for each class order."""
+        orders = [self.model_copy(update={"class_order": [name]}) for name in self.class_order]
+        return orders or [self]
 
     def group(self, kind: type[Group]) -> Group:
         """Return one group of these settings, as an object of that class."""

@@ -114,7 +114,7 @@ def plan_stream(command: Command, registry: Registry) -> StreamPlan:
         options=options,
         facts=facts,
         tasks=config.tasks,
-        class_order=config.class_order or default_order,
+        class_order=config.class_order[0] if config.class_order else default_order,
         probes=probes,
         model=model,
         compute=_plan_compute(config, model),

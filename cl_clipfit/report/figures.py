@@ -19,7 +19,13 @@ from cl_clipfit.report.style import (
     run_title,
     save_figure,
 )
-from cl_clipfit.report.tables import by_strategy, columns, confidence_interval, value
+from cl_clipfit.report.tables import (
+    by_strategy,
+    columns,
+    confidence_interval,
+    mean_of,
+    value,
+)
 from cl_clipfit.runtime.lean_imports import any_backend
 
 with any_backend():
@@ -75,9 +81,12 @@ def _set_limits(axes: Axes, key: str, drawn: Sequence[np.ndarray]) -> None:
 
 
 def _zero_shot_line(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
-    """Draw the zero-shot model, the baseline to beat."""
-    curves = results[0]["curves"]  # its zero-shot curve may extend to tasks that are only tested
-    curve = np.array(curves["zero_shot"][: len(curves["accuracy"])], dtype=float)
+    """Draw the zero-shot model, the baseline to beat; of several class orders, the mean."""
+    own = [r for r in results if r["strategy"] == ZERO_SHOT] or results
+    first = {tuple(r.get("class_order", ())): r["curves"] for r in reversed(own)}
+    # It may extend to tasks that are only tested.
+    known = [curves["zero_shot"][: len(curves["accuracy"])] for curves in first.values()]
+    curve = np.array(known, dtype=float).mean(0)
     style: Any = {"color": "0.35", "linestyle": "--", "linewidth": 1.4, "zorder": 1}
     valid = curve[~np.isnan(curve)]
     if len(valid) == 1:  # a line through one point is invisible
@@ -188,12 +197,12 @@ def comparison_figure(results: Sequence[dict[str, Any]]) -> Figure | None:
 
 def _titled(figure: Figure, results: Sequence[dict[str, Any]]) -> Figure:
     """Add the title and the legend."""
-    seeds = max(len(group) for group in by_strategy(results).values())
     handles, labels = figure.axes[0].get_legend_handles_labels()
     letters = 7 + max(map(len, labels))  # of the longest entry with its line; eleven to an inch
     ncols = min(6, max(1, int(11 * figure.get_figwidth() / letters)))
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
-    note = f"; mean and 95 % interval of {seeds} seeds" if seeds > 1 else ""
+    mean = mean_of(results)
+    note = f"; mean and 95 % interval of {mean}" if mean else ""
     figure.suptitle(run_title(results[0]) + note)
     return figure
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
-from cl_clipfit.report.published import published
+from cl_clipfit.report.published import published_beside
 from cl_clipfit.report.tables import by_strategy, cell, columns, title_of, value
 
 _LESS_IS_BETTER = ("forgetting_all_classes", "forgetting")
@@ -40,7 +40,7 @@ class Grid:
 
 def grid(results: Sequence[dict[str, Any]]) -> Grid:
     """Return the table of results: one row per method, then published numbers, if there are any."""
-    shown, groups, others = columns(results), by_strategy(results), published(results[0])
+    shown, groups, others = columns(results), by_strategy(results), published_beside(results)
     below = below_baselines(groups)
     means = {name: [_mean(group, key) for key in shown] for name, group in groups.items()}
     top = [_best([row[i] for row in means.values()], key) for i, key in enumerate(shown)]

@@ -36,6 +36,12 @@ class Published:
     source: str
 
 
+def published_beside(results: Sequence[Mapping[str, Any]]) -> list[Published]:
+    """Return published numbers with the protocol of runs; none if their class orders differ."""
+    one_order = len({tuple(result.get("class_order", ())) for result in results}) == 1
+    return published(results[0]) if one_order else []
+
+
 def published(result: Mapping[str, Any]) -> list[Published]:
     """Return published numbers with the protocol of a run: stream, weights, order, tasks, shots.
 

@@ -12,7 +12,7 @@ from cl_clipfit.errors import printable
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
 from cl_clipfit.report.display import literal
-from cl_clipfit.report.published import published
+from cl_clipfit.report.published import published_beside
 from cl_clipfit.storage.files import csv_text
 from cl_clipfit.storage.run_folder import stream_name
 
@@ -129,7 +129,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     between = "\n" if wide else " "
     groups = by_strategy(results)
     below = below_baselines(groups)
-    others = published(results[0])
+    others = published_beside(results)
     notes = [captions(groups, others), *([_left_out(results)] if wide else [])]
     table = Table(
         title=title_of(results),
@@ -163,13 +163,22 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
 
 def title_of(results: Sequence[dict[str, Any]]) -> str:
     """Return what the table shows: stream, tasks, classes, what was scored, seeds."""
-    seeds = max(len(group) for group in by_strategy(results).values())
     scenario = _stream(results[0])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
     plural = "" if tasks == 1 else "s"
-    spread = f", mean of {seeds} seeds ± 95 % interval" if seeds > 1 else ""
+    mean = mean_of(results)
+    spread = f", mean of {mean} ± 95 % interval" if mean else ""
     scored = "" if results[0]["scored_on"] == "test images" else f", on {results[0]['scored_on']}"
     return f"{scenario}: {tasks} task{plural}, {classes} classes, in percent{scored}{spread}"
+
+
+def mean_of(results: Sequence[dict[str, Any]]) -> str:
+    """Return what the numbers of a table are the mean of, such as "3 seeds"; "" of single runs."""
+    runs = max(len(group) for group in by_strategy(results).values())
+    orders = len({tuple(result.get("class_order", ())) for result in results})
+    if runs == 1:
+        return ""
+    return f"{runs} seeds" if orders == 1 else f"{runs} runs in {orders} class orders"
 
 
 def _stream(result: dict[str, Any]) -> str:

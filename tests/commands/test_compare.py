@@ -203,3 +203,23 @@ def test_a_frame_has_a_row_per_run(runs: Path) -> None:
     grouped = frame.groupby("strategy")["last_accuracy"].mean()
     full = [r.metrics["last_accuracy"] for r in results if r.label == "full"]
     assert grouped["full"] == pytest.approx(np.mean(full))
+
+
+def test_several_class_orders_are_averaged_as_seeds_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*TINY, "--strategy", "zero-shot", "lda", "--output", str(tmp_path), "--quiet"]
+    orders = ["seed:1", "seed:2", "seed:1", "natural"]  # one of them twice
+    assert main([*command, "--class-order", *orders, "--seed", "0,1"]) == 0
+    out = capsys.readouterr().out
+    assert "mean of 6 runs in 3 class orders ± 95 % interval" in out
+    found = [r.content for r in load_results(tmp_path) if r.label == "lda"]
+    assert len({tuple(content["class_order"]) for content in found}) == 3
+    assert len(found) == 6
+    mean = np.mean([content["metrics"]["average_accuracy"] for content in found])
+    row = next(line for line in out.splitlines() if "│ lda" in line)
+    assert f" {mean:.1f} " in row
+    (alone,) = [c for c in found if c["seed"] == 0 and c["class_order"] == list(range(6))]
+    assert main([*command[:-3], "--output", str(tmp_path / "one"), "--quiet"]) == 0
+    one = [r.content for r in load_results(tmp_path / "one") if r.label == "lda"]
+    assert one[0]["digest"] == alone["digest"]

@@ -10,7 +10,7 @@ from cl_clipfit.data.orders import class_order
 from cl_clipfit.registry import Registry
 from cl_clipfit.report.baselines import below_baselines
 from cl_clipfit.report.captions import captions
-from cl_clipfit.report.published import published
+from cl_clipfit.report.published import published, published_beside
 
 
 def run(last: float | None, zero_shot: float | None = 65.0) -> dict[str, Any]:
@@ -67,6 +67,8 @@ def test_published_numbers_are_those_of_the_same_protocol() -> None:
     found = {p.strategy: p for p in published(cifar(model=openai, class_order=order))}
     assert found["mg-clip"].metrics["last_accuracy"] == 80.6
     assert "ranpac" not in found
+    assert published_beside([cifar(), cifar()]) == published(cifar())
+    assert published_beside([cifar(), cifar(class_order=order)]) == []
     fifty = cifar(tasks=[{}] * 6, stream={"base_classes": 50})
     assert {p.metrics["average_accuracy"] for p in published(fifty) if p.strategy == "vis"} == {
         87.17
