@@ -78,3 +78,14 @@ def no_signature(
     """Leave out the arguments of a settings class: a table below shows its fields."""
     settings = inspect.isclass(value) and issubclass(value, BaseModel)
     return ("", "") if settings else None
+
+
+def keep_bars(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
+    """Let a bar in a docstring be one, as in |x|: in reStructuredText it begins a substitution."""
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("`")
+            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            lines[number] = "`".join(parts)
