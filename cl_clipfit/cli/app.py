@@ -80,6 +80,11 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     asked = RunConfig.model_validate(settings)
     check_output(asked.output)
     check_names(asked)
+    if asked.dry_run:
+        from cl_clipfit.commands.dry_run import dry_run
+
+        dry_run(asked, *consoles())
+        return
     from cl_clipfit.commands.train import run_command
 
     run_command(asked, *consoles())

@@ -145,7 +145,7 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
             check_strategy(plan, stream.compute, prepared.model, scenario)
     encoder = FrozenImages(prepared.model, stream.compute.device, progress)
     results = []
-    for plan, folder in _distinct(prepared, progress):
+    for plan, folder in distinct_runs(prepared, progress):
         if config.resume is not None:
             settings = config_of(stream, plan, prepared.command)
             folder = resumed_folder(folder, config.resume, settings, config.force_resume)
@@ -167,7 +167,7 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
     return results
 
 
-def _distinct(prepared: Prepared, progress: Progress) -> list[tuple[RunPlan, RunFolder]]:
+def distinct_runs(prepared: Prepared, progress: Progress) -> list[tuple[RunPlan, RunFolder]]:
     """Return the runs of a command and their folders; a run that has two labels comes once."""
     runs: dict[str, tuple[RunPlan, RunFolder]] = {}
     for plan in prepared.plans:

@@ -166,6 +166,7 @@ class OutputSettings(BaseModel):
     resume: Path | None = Field(None, description="resume the unfinished run in this folder")
     force_resume: bool = Field(False, description="resume even though settings differ")
     quiet: bool = Field(False, description="print only the results")
+    dry_run: bool = Field(False, description="show what would run, and where; train nothing")
 
     @field_validator("resume", "force_resume")
     @classmethod
