@@ -18,8 +18,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Everything is read anew (-E): of a page that it has read before, Sphinx does not warn again.
 docs: $(VENV)/.docs-installed
-	$(BIN)/python -m sphinx --quiet -W --keep-going -d build/doctrees docs site
+	$(BIN)/python -m sphinx --quiet -E -W --keep-going -d build/doctrees docs site
 	@echo "site/index.html"
 
 bench: $(VENV)/.installed

@@ -25,6 +25,7 @@ html_show_sourcelink = False
 
 myst_heading_anchors = 4  # links name headings as a code host does
 default_role = "code"  # single backticks in docstrings
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

@@ -19,8 +19,11 @@ Everything a program, a strategy file or a scenario file may import from `cl_cli
 `cl_clipfit.__all__`, by the room they live in. They load on first use.
 
 ```{toctree}
+:maxdepth: 1
 
 """
+# Modules within a public module, whose functions it does not export.
+PARTS = {"metrics": ["cl_clipfit.metrics.functional"]}
 
 
 def api_pages() -> dict[str, str]:
@@ -49,18 +52,17 @@ def room_page(room: str, names: list[str]) -> str:
     for name in sorted(names):
         value = getattr(cl_clipfit, name)
         if isinstance(value, ModuleType):
-            parts += [f"## {name}\n", directive("automodule", value.__name__, ":members:")]
+            modules = [value.__name__, *PARTS.get(name, [])]
+            parts += [directive("automodule", module, ":members:") for module in modules]
         elif not inspect.isclass(value) and not inspect.isfunction(value):
             aliases.append((f"`{name}`", cell(type_name(FieldInfo.from_annotation(value)))))
         elif inspect.isfunction(value):
-            parts += [f"## {name}\n", directive("autofunction", f"cl_clipfit.{name}")]
+            parts.append(directive("autofunction", f"cl_clipfit.{name}"))
         elif issubclass(value, BaseModel):
-            parts += [f"## {name}\n", directive("autoclass", f"cl_clipfit.{name}")]
-            parts.append(fields(value))
+            parts += [directive("autoclass", f"cl_clipfit.{name}"), fields(value)]
         else:
             bases = [":show-inheritance:"] if value.__bases__ != (object,) else []
-            what = directive("autoclass", f"cl_clipfit.{name}", ":members:", *bases)
-            parts += [f"## {name}\n", what]
+            parts.append(directive("autoclass", f"cl_clipfit.{name}", ":members:", *bases))
     if aliases:
         parts += ["## Types of options\n", table(("annotation", "accepts"), aliases)]
     return "\n".join(parts)
@@ -78,3 +80,14 @@ def no_signature(
     """Leave out the arguments of a settings class: a table below shows its fields."""
     settings = inspect.isclass(value) and issubclass(value, BaseModel)
     return ("", "") if settings else None
+
+
+def keep_bars(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
+    """Let a bar in a docstring be one, as in |x|: in reStructuredText it begins a substitution."""
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("`")
+            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            lines[number] = "`".join(parts)

@@ -4,27 +4,23 @@ They are Markdown below `docs/reference/`: the README and its quickstart, CONTRI
 each strategy and scenario, the public API, and every source file that a page links to.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from api import api_pages, no_signature
+from api import api_pages, keep_bars, no_signature
 from entries import entry_pages
 from links import PAGES, ROOT, linked_sources, relink
 from sphinx.application import Sphinx
 
-OUTPUT = ROOT / "docs/reference"
-
 
 def write(files: Mapping[str, str]) -> None:
-    """Write files below docs/; what is as it was stays untouched, so that Sphinx skips it."""
-    paths = {ROOT / "docs" / name: text for name, text in files.items()}
-    for old in OUTPUT.rglob("*.*"):
-        if old not in paths and old.is_file():
-            old.unlink()
-    for path, text in paths.items():
+    """Write files below docs/ in place of those of an earlier build."""
+    shutil.rmtree(ROOT / "docs/reference", ignore_errors=True)
+    for name, text in files.items():
+        path = ROOT / "docs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        path.write_text(text)
 
 
 def source_page(path: str, page: str) -> str:
@@ -47,7 +43,7 @@ def write_pages(app: Sphinx) -> None:
     files = {name: (ROOT / name).read_text() for name in PAGES if name.endswith(".md")}
     texts = [(text, "") for text in files.values()]
     for file in (ROOT / "docs").rglob("*.md"):
-        if OUTPUT not in file.parents:
+        if ROOT / "docs/reference" not in file.parents:
             texts.append((file.read_text(), str(file.parent.relative_to(ROOT))))
     for path in sorted(set().union(*(linked_sources(*text) for text in texts))):
         page = f"reference/source/{path}"
@@ -68,5 +64,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.connect("builder-inited", write_pages)
     app.connect("source-read", change_links)
+    app.connect("autodoc-process-docstring", keep_bars, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", no_signature)
     return {"parallel_read_safe": True}
