@@ -117,7 +117,7 @@ class RAPF(LinearAdapterStrategy):
         if old is None or step is None:
             return F.cross_entropy(logits, labels)
         chosen = torch.randperm(len(old.labels), generator=self.draws)[: self.options.old_classes]
-        chosen = chosen.to(self.device)
+        chosen = chosen.to(self.device, non_blocking=True)
         drawn = draw(old.means[chosen], old.factors[chosen], number, self.draws).flatten(0, 1)
         scores = self._spread(self.model.logits(self.adapt(drawn), step.text), step.classes)
         targets = torch.cat([labels, old.labels[chosen].repeat_interleave(number)])

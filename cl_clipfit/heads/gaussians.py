@@ -37,8 +37,8 @@ def draw(means: Tensor, factors: Tensor, number: int, generator: torch.Generator
 
     Random numbers come from the CPU, so that they are the same for every device.
     """
-    noise = torch.randn(len(means), number, means.shape[1], generator=generator).to(means)
-    return means[:, None] + noise @ factors.mT
+    noise = torch.randn(len(means), number, means.shape[1], generator=generator)
+    return means[:, None] + noise.to(means, non_blocking=True) @ factors.mT
 
 
 class ClassSums:

@@ -24,10 +24,10 @@ def test_rows_count_what_the_optimiser_changes(capsys: pytest.CaptureFixture[str
     assert rows["zero-shot"][1:3] == ["0", "neither"]
 
 
-def test_a_row_says_which_value_of_an_option_uses_old_images(
+def test_a_row_says_what_is_used_of_old_images(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     catalogue.main(["--model", "mini", "--strategies", "rail", "tip-adapter"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
     ends = {line.split("`")[1]: line.split(" | ")[-1] for line in lines}
-    assert ends == {"rail": "features (`form=dual`) |", "tip-adapter": "features |"}
+    assert ends == {"rail": "as its options say |", "tip-adapter": "features |"}

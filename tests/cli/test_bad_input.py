@@ -216,7 +216,7 @@ BAD = [
     (["info", "bad-published", "--plugin", "{}/bad_published.py"], "PUBLISHED: unknown setting"),
     (["info", "tasks", "--plugin", "{}/scenario_recipe.py"], "RECIPE must be a dict"),
     (["lst"], "lst"),
-    (["train", "--seed", "1"], "train"),
+    (["fit", "--seed", "1"], "fit"),
 ]
 
 

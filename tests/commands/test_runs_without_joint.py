@@ -47,7 +47,7 @@ def test_an_older_run_is_verified_evaluated_merged_and_shown(
     capsys.readouterr()
     assert main(["verify", str(run)]) == 0
     printed = capsys.readouterr().out
-    for line in ("metrics: 15 re-derived", "curves: 3 re-derived"):
+    for line in ("metrics: 18 re-derived", "curves: 3 re-derived"):
         assert f"{line}; absent, as in runs of an older version: {NAMES[0]}, {NAMES[1]}" in printed
     assert main(["bank", "eval", str(run), "--mode", "mean", "latest", *PLUGIN]) == 0
     modes = json.loads((run / "bank-eval.json").read_text())["modes"]

@@ -93,7 +93,7 @@ def test_all_is_well_with_a_run_as_it_was_written(
         "config.yaml: settings of clipfit, seed 0",
         "bank: 3 tasks, 6 files as written",
         "tables: 3, every accuracy a whole number of test images",
-        "metrics: 17 re-derived",
+        "metrics: 20 re-derived",
         "curves: 5 re-derived",
         "accuracy_matrix.csv: as in result.json",
     ]
@@ -107,7 +107,7 @@ def test_what_a_merge_was_compared_with_is_re_derived_too(
     shutil.copytree(folder_of(output, "mergetune"), run)
     result = json.loads((run / "result.json").read_text())
     names = [*result["merge"]["compared"]]
-    assert f"metrics: {17 * (1 + len(names))} re-derived" in well(capsys, run)
+    assert f"metrics: {20 * (1 + len(names))} re-derived" in well(capsys, run)
     assert len(names) > 0
 
     def change(result: dict[str, Any]) -> None:
@@ -137,10 +137,10 @@ def test_a_merged_run_and_evaluations_of_banks(
     assert main(["bank", "eval", str(copy), "--mode", "mean", "routed", *PLUGIN]) == 0
     assert main(["merge", str(copy), "--method", "mean", *PLUGIN]) == 0
     write_manifest(copy)
-    assert "metrics: 68 re-derived" in well(capsys, copy)  # own, mean, routed, and its own classes
+    assert "metrics: 80 re-derived" in well(capsys, copy)  # own, mean, routed, and its own classes
     merged = folder_of(tmp_path, "clipfit+mean")
     assert MERGED_FROM in (merged / "config.yaml").read_text()
-    assert "metrics: 17 re-derived" in well(capsys, merged)
+    assert "metrics: 20 re-derived" in well(capsys, merged)
     file = copy / "bank-eval.json"
     evaluation = json.loads(file.read_text())
     evaluation["modes"][1]["chosen_labels"]["metrics"]["forgetting"] += 1e-6
@@ -158,7 +158,7 @@ def test_what_a_plugin_adds_to_a_result_is_no_table_of_the_run(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(run, lambda result: result.update(extra=[{"metrics": {"a": 1}}, {"x": {"metrics": 2}}]))
-    assert "metrics: 17 re-derived" in well(capsys, run)
+    assert "metrics: 20 re-derived" in well(capsys, run)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_numbers_that_came_after_a_run_are_absent_in_it(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = well(capsys, run)
-    assert "metrics: 17 re-derived; absent, as in runs of an older version: luck" in lines
+    assert "metrics: 20 re-derived; absent, as in runs of an older version: luck" in lines
     assert "curves: 5 re-derived; absent, as in runs of an older version: mood" in lines
 
 

@@ -113,13 +113,13 @@ def test_imagenets_shifts_are_ranked_among_the_classes_each_twin_has(
 DOWNLOADED = [
     entry.name
     for entry in Registry().entries("scenarios")
-    if entry.about["DOWNLOAD"][:1].isdigit() and entry.name != "mtil"
+    if entry.about["DOWNLOAD"][:1].isdigit() and entry.name not in ("mtil", "x-tail")
 ]
 BY_HAND = ["split-cars196", "split-imagenet1k", "split-imagenet100", "objectnet", "folder",
            "domain-incremental", "features"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*DOWNLOADED, *BY_HAND, "mtil", "cross-dataset"])
+@pytest.mark.parametrize("name", [*DOWNLOADED, *BY_HAND, "mtil", "x-tail", "cross-dataset"])
 def test_without_network_every_data_set_says_what_to_do(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
