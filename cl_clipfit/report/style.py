@@ -22,7 +22,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 LINES = ("-", "--", "-.", ":")
 ZERO_SHOT = "zero-shot"
-# What most figures show keeps a colour that no other of these has.
+# What most figures show has a colour and a marker that no other of the first seven has.
 _COLOURS = {
     "clipfit": 0, "mergetune": 1, "stack": 2, "full": 3, "lda": 4, "linear-head": 5, "coop": 6,
     "ranpac": 1, "vis": 3, "simplecil": 5,
@@ -63,7 +63,8 @@ def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
         name, settings = re.match(r"([^: ]*)(.*)", label, re.DOTALL).groups()  # type: ignore[union-attr]
         number, variant = (zlib.crc32(text.encode()) if text else 0 for text in (name, settings))
         colour = PALETTE[_COLOURS.get(name, number % len(PALETTE))]
-        first = number // len(PALETTE) + variant
+        own = list(_COLOURS).index(name) if name in _COLOURS else number // len(PALETTE)
+        first = own + variant
         choices = (
             {"color": colour, "marker": MARKERS[n % len(MARKERS)], "linestyle": LINES[line]}
             for line in range(len(LINES))

@@ -77,7 +77,8 @@ def test_a_method_has_one_colour_in_every_figure() -> None:
     assert len({tuple(look.values()) for look in together.values()}) == len(registered)
     assert looks_of(["full:lr=1e-5"])["full:lr=1e-5"]["color"] == alone["full"]["color"]
     shown = ("clipfit", "mergetune", "stack", "full", "lda")
-    assert len({alone[name]["color"] for name in shown}) == len(shown)
+    for part in ("color", "marker"):
+        assert len({alone[name][part] for name in shown}) == len(shown)
 
 
 def test_bands_are_the_intervals_of_the_table(drawn: list[Figure]) -> None:
