@@ -292,3 +292,12 @@ def test_folders_of_the_same_names_hide_no_method_or_stream(tmp_path: Path) -> N
     names, module = done.stdout.splitlines()
     assert {"clipfit", "mergetune", "split-digits", "mtil"} <= set(names.split())
     assert module == "cl_clipfit.strategies.clipfit"
+
+
+@pytest.mark.parametrize(("name", "shown"), [("replay", "200"), ("rail", "no"), ("joint", "all")])
+def test_info_says_what_is_used_of_old_images(
+    name: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", name]) == 0
+    (line,) = [t for t in capsys.readouterr().out.splitlines() if t.startswith("  exemplars: ")]
+    assert line.removeprefix("  exemplars: ").split(",")[0] == shown

@@ -141,6 +141,8 @@ def _show_entry(entry: Entry, registry: Registry, console: Console) -> None:
     for key, value in entry.about.items():
         if key not in ("RECIPE", "RECIPES", "PUBLISHED"):
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            if key == "EXEMPLARS" and hasattr(options(), str(value)):  # an option or a property
+                shown = f"{getattr(options(), value)}, with the default options"
             console.print(literal(f"  {key.lower().replace('_', ' ')}: {shown}"))
     recipes = named_recipes(entry)
     for title, recipe in recipes.items() if entry.kind == "strategies" else ():
