@@ -41,8 +41,8 @@ class CCA(AfterFirstSession, RandomFeaturesStrategy, StatisticsStrategy):
     each weighted by its correlation; an image is of the class with the nearest direction.
 
     The released code and the abstract were read, not the paper. Differences from that code, which
-    (a) centres every batch by its own mean, so that the differences between tasks are no part of
-    its covariances, and the result depends on the batches; (b) whitens the text twice; (c) keeps no
+    (a) centres every batch by its own mean, so that the differences between tasks are not in its
+    covariances, and the result depends on the batches; (b) whitens the text twice; (c) keeps no
     direction if the first one has all the energy, as with two classes; (d) adds the penalty and
     then raises smaller variances to it. Here the sums over all images give the analysis of the
     whole stream, in any order. The paper tunes both towers on the first task by CLIP's own loss,

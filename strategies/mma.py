@@ -74,8 +74,8 @@ class Mma(BlockAdapterStrategy):
     tower gets gradients of the other. W_up starts at 0, which is zero-shot CLIP; in the released
     code it starts random, as W_down does, which at a scale of 0.001 is a small change. A scale of
     0.001 suits the published SGD, whose steps grow with the gradient; AdamW's do not, and would
-    not get far within the epochs of a task. The released evaluation goes on with the text features
-    of its first epoch; here they follow the weights.
+    not get far within the epochs of a task. The released evaluation keeps the text features of
+    its first epoch; here they follow the weights.
     """
 
     options_class = MmaOptions

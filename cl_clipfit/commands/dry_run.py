@@ -5,9 +5,11 @@ from rich.table import Table
 
 from cl_clipfit.commands.train import distinct_runs
 from cl_clipfit.config.command import RunConfig
+from cl_clipfit.data.streams import Scenario
 from cl_clipfit.experiment.build import build_strategy, select_first
 from cl_clipfit.experiment.learner import Learner
-from cl_clipfit.experiment.prepare import prepare
+from cl_clipfit.experiment.prepare import Prepared, prepare
+from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.report.display import ConsoleDisplay, describe_stream, literal
 from cl_clipfit.storage.manifest import CHECKPOINTS
 from cl_clipfit.storage.run_folder import RunFolder
@@ -43,24 +45,22 @@ def _plan(config: RunConfig, out: Console, progress: ConsoleDisplay) -> None:
     )
     for title in ("strategy", "seed", "trainable\nparameters", "steps", "folder", "state"):
         table.add_column(title, overflow="fold")
+    costs = {plan.label: _cost(plan, prepared, scenario) for plan, _ in runs}  # of any seed
     for plan, folder in runs:
-        strategy = build_strategy(
-            plan, prepared.stream.compute, prepared.model, scenario.class_names, scenario.templates
-        )
-        select_first(plan, strategy, scenario.brought[0])
-        learner = Learner(strategy, plan, scenario, config.online)
-        steps = sum(learner.size(task)[1] for task in range(1, scenario.trained_tasks + 1))
-        trained = f"{strategy.trained_numbers():,}"
-        cells = (
-            plan.label,
-            str(plan.seed),
-            trained,
-            f"{steps:,}",
-            folder.path.name,
-            _state(folder),
-        )
+        numbers = (f"{number:,}" for number in costs[plan.label])
+        cells = (plan.label, str(plan.seed), *numbers, folder.path.name, _state(folder))
         table.add_row(*map(literal, cells))
     out.print(table)
+
+
+def _cost(plan: RunPlan, prepared: Prepared, scenario: Scenario) -> tuple[int, int]:
+    """Return how many numbers the optimiser changes, and its steps over all tasks."""
+    stream, names = prepared.stream, scenario.class_names
+    strategy = build_strategy(plan, stream.compute, prepared.model, names, scenario.templates)
+    select_first(plan, strategy, scenario.brought[0])
+    learner = Learner(strategy, plan, scenario, stream.settings.online)
+    steps = sum(learner.size(task)[1] for task in range(1, scenario.trained_tasks + 1))
+    return strategy.trained_numbers(), steps
 
 
 def _state(folder: RunFolder) -> str:

@@ -63,7 +63,7 @@ def parse_spec(text: str, option: str = "--strategy") -> Spec:
 
 def malformed(text: str, option: str = "--strategy") -> UserError:
     """Return the error of a label that cannot be understood."""
-    example = "clipfit:kd_weight=2" if option == "--strategy" else "mtil:order=2"
+    example = "clipfit:kd_weight=2" if option == "--strategy" else "mtil:datasets=dtd+eurosat"
     return UserError(f"{option} {text}: expected NAME:key=value,key=value, as in {example}")
 
 

@@ -81,8 +81,8 @@ class TrainingLoop(SupervisedTemplate):
     once."""
 
     reach: ClassVar[Reach] = "task"
-    """Whose images a task trains on: its own, those of all tasks so far ("seen"), or of all tasks
-    of the "stream". The classes of the task are those of all these images."""
+    """Which images a task trains on: its own ("task"), those of all tasks so far ("seen"), or those
+    of all tasks ("stream"). The classes of the task are those of these images."""
 
     # Set by Avalanche's template.
     model: CLIPClassifier

@@ -4,6 +4,7 @@ An adapter is a submodule of its block, `block.adapter`, so that its parameters 
 fast encoders run it; open_clip's own forward does not know it. Blocks without one run as ever.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ from cl_clipfit.clip.encoders import text, vision
 from cl_clipfit.errors import UserError
 
 
-class BlockAdapter(nn.Module):
+class BlockAdapter(nn.Module, ABC):
     """Adds to the output of a block; a method implements `forward`."""
 
+    @abstractmethod
     def forward(self, block: Any, rows: Tensor, attended: Tensor, samples: int) -> Tensor:
         """Return what is added to the output of the block: (T, width), in fp32.
 
@@ -29,7 +31,6 @@ class BlockAdapter(nn.Module):
             attended: (T, width), the rows after its attention: the input of its second LayerNorm.
             samples: T / N.
         """
-        raise NotImplementedError
 
 
 def block_widths(clip: Any) -> tuple[list[int], list[int]]:
