@@ -67,6 +67,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.first_session import AfterFirstSession as AfterFirstSession
     from cl_clipfit.methods.first_session import FirstSession as FirstSession
     from cl_clipfit.methods.hosted import HostedStrategy as HostedStrategy
+    from cl_clipfit.methods.hosted import HostOptions as HostOptions
     from cl_clipfit.methods.merged import ApartOptions as ApartOptions
     from cl_clipfit.methods.merged import MergingOptions as MergingOptions
     from cl_clipfit.methods.merged import MergingStrategy as MergingStrategy
@@ -128,6 +129,7 @@ _HOMES = {
     "ContinuedOptions": "cl_clipfit.methods.continued",
     "ContinuedStrategy": "cl_clipfit.methods.continued",
     "FactoredStrategy": "cl_clipfit.methods.factored",
+    "HostOptions": "cl_clipfit.methods.hosted",
     "HostedStrategy": "cl_clipfit.methods.hosted",
     "NullSpaceStrategy": "cl_clipfit.methods.null_space",
     "MaskedStrategy": "cl_clipfit.methods.shaped",

@@ -10,8 +10,8 @@ from torch import Tensor
 from cl_clipfit import (
     Count,
     HostedStrategy,
+    HostOptions,
     NotNegative,
-    Options,
     Share,
     Workload,
     diagonal_fisher,
@@ -26,10 +26,9 @@ NEEDS = "the weights before the task, the sum of the Fisher information, and wha
 _DRAW_SEED = 3_000_029  # makes the drawn labels independent of the order of the data
 
 
-class EWCOptions(Options):
+class EWCOptions(HostOptions):
     """Settings of EWC; other settings of its label go to the host."""
 
-    host: str = Field("full", description="the method that is trained")
     hold: NotNegative = Field(10_000.0, description="lambda")
     decay: Share = Field(1.0, description="factor on the Fisher of earlier tasks after each task")
     labels: Literal["drawn", "given"] = Field(

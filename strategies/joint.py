@@ -2,21 +2,13 @@
 
 from dataclasses import replace
 
-from pydantic import Field
-
-from cl_clipfit import HostedStrategy, Options, Workload
+from cl_clipfit import HostedStrategy, HostOptions, Workload
 
 NAME = "joint"
 GROUP = "bounds"
 PAPER = "the upper bound of the field; as Avalanche's JointTraining"
 NEEDS = "all images of all tasks, later ones as well"
 EXEMPLARS = "all"
-
-
-class JointOptions(Options):
-    """Settings of joint training; other settings of its label go to the host."""
-
-    host: str = Field("full", description="the method that is trained")
 
 
 class Joint(HostedStrategy):
@@ -28,7 +20,7 @@ class Joint(HostedStrategy):
     same weights.
     """
 
-    options_class = JointOptions
+    options_class = HostOptions
     host_is = "trained on all tasks at once"
     reach = "stream"
 

@@ -3,7 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
-from cl_clipfit import HostedStrategy, NotNegative, Options
+from cl_clipfit import HostedStrategy, HostOptions, NotNegative
 from cl_clipfit.training.losses import squared_change
 
 NAME = "l2-sp"
@@ -12,10 +12,9 @@ PAPER = "Li, Grandvalet and Davoine 2018, arXiv 1802.01483 (ICML)"
 NEEDS = "what its host keeps"
 
 
-class L2SPOptions(Options):
+class L2SPOptions(HostOptions):
     """Settings of L2-SP; other settings of its label go to the host."""
 
-    host: str = Field("full", description="the method that is trained")
     pull: NotNegative = Field(1.0, description="lambda")
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cl_clipfit import (
     HostedStrategy,
+    HostOptions,
     NotNegative,
-    Options,
     Positive,
     Workload,
     keep_columns,
@@ -27,10 +27,9 @@ NEEDS = "the weights before the task, and what its host keeps"
 PUBLISHED = {"host": "full", "distil": 1.0, "temperature": 2.0}
 
 
-class LwFOptions(Options):
+class LwFOptions(HostOptions):
     """Settings of LwF; other settings of its label go to the host."""
 
-    host: str = Field("full", description="the method that is trained")
     distil: NotNegative = Field(10.0, description="its weight; published 1")
     temperature: Positive = Field(2.0, description="of the distilled distributions")
 

@@ -90,7 +90,7 @@ def _check_architecture(model: str | None) -> None:
 
 
 _HOSTED = {  # options with a host
-    "ContinuedOptions", "MergingOptions", "ApartOptions", "RehearsalOptions",
+    "ContinuedOptions", "MergingOptions", "ApartOptions", "HostedStrategy", "RehearsalOptions",
 }  # fmt: skip
 
 

@@ -2,9 +2,17 @@
 
 from typing import Any, ClassVar, Self
 
+from pydantic import Field
+
 from cl_clipfit.config.options import Options
 from cl_clipfit.methods.per_task import PerTaskStrategy
 from cl_clipfit.training.strategy import CLIPStrategy
+
+
+class HostOptions(Options):
+    """Settings of methods that train another one; other settings of their label go to it."""
+
+    host: str = Field("full", description="the method that is trained")
 
 
 class HostedStrategy(CLIPStrategy):

@@ -10,17 +10,16 @@ from pydantic import Field
 from torch import Tensor
 
 from cl_clipfit.config.options import Count, Options
-from cl_clipfit.methods.hosted import HostedStrategy
+from cl_clipfit.methods.hosted import HostedStrategy, HostOptions
 from cl_clipfit.training.features import Workload
 from cl_clipfit.training.memory import Memory
 
 _MEMORY_SEED = 5_000_003  # makes what is kept and replayed independent of data order and crops
 
 
-class RehearsalOptions(Options):
+class RehearsalOptions(HostOptions):
     """Settings of methods with a memory of images; other settings of their label go to the host."""
 
-    host: str = Field("full", description="the method that is trained")
     memory: Count = Field(
         200, description="images of old tasks that are kept, in all; Avalanche's default"
     )
