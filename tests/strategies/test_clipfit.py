@@ -164,8 +164,11 @@ def test_five_steps_over_two_tasks_are_the_published_ones(
             images, labels = source.train.images[own], source.train.labels[own]
             reference.loss(images, labels, task, seen).backward()
             steps.step()
+    # AdamW divides by the root of squared gradients: where these are close to zero, their rounding
+    # is a larger part of a step, which is 0.06 at most.
+    atol = 5e-5 if optimizer == "adamw" else 1e-5
     for name, value in strategy.model.clip.named_parameters():
-        torch.testing.assert_close(value, parameters[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(value, parameters[name], rtol=1e-5, atol=atol)
 
 
 def test_distillation_and_its_gradient_vanish_at_the_start(tiny: Build, source: Source) -> None:
