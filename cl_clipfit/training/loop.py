@@ -81,8 +81,8 @@ class TrainingLoop(SupervisedTemplate):
     once."""
 
     reach: ClassVar[Reach] = "task"
-    """Which images a task trains on: its own ("task"), those of all tasks so far ("seen"), or those
-    of all tasks ("stream"). The classes of the task are those of these images."""
+    """The images that a task trains on: those of the task, of all tasks so far ("seen"), or of all
+    tasks ("stream"). The classes of the task are the classes of these images."""
 
     # Set by Avalanche's template.
     model: CLIPClassifier
