@@ -22,7 +22,12 @@ from cl_clipfit.storage.files import writing
 from cl_clipfit.sweep.file import Cell, SweepFile, as_options, assigned_name, describe
 
 INDEX = "sweep-index.jsonl"  # in the output folder: which run folder holds which settings
-RECIPE = {"epochs", "batch_size", "lr", "recipe"}  # without a meaning for methods without one
+RECIPE = {
+    "epochs",
+    "batch_size",
+    "lr",
+    "recipe",
+}  # nothing to a method that is not trained by steps
 State = Literal["done", "failed", "stopped"]
 
 
@@ -90,7 +95,7 @@ def plan_jobs(sweep: SweepFile, output: Path) -> list[Job]:
         except UserError as error:
             raise _placed(error, sweep, cell, varying) from error
         used.update(kept)
-        shown = varying - (RECIPE - resolved.plans[0].settings().keys())
+        shown = varying if resolved.plans[0].recipe else varying - RECIPE
         job = _job(resolved, kept, describe(kept, shown), output)
         jobs.setdefault(job.key, job)
     for key in (key for cell in sweep.cells() for key in cell if key not in used):
