@@ -27,7 +27,7 @@ RECIPE = {
     "batch_size",
     "lr",
     "recipe",
-}  # nothing to a method that is not trained by steps
+}  # not of methods without steps
 State = Literal["done", "failed", "stopped"]
 
 

@@ -31,7 +31,8 @@ def test_settings_go_to_the_runs_that_have_them_and_equal_runs_come_once(tmp_pat
     labels = [job.label for job in jobs if job.settings["seed"] == [0]]
     # lda is not trained: two epochs make the same run, and it has no learning rate.
     assert labels == [
-        "clipfit:epochs=1,lr=1e-3", "clipfit:epochs=1,lr=2e-3", "mergetune:host=coop,epochs=1", "lda",
+        "clipfit:epochs=1,lr=1e-3", "clipfit:epochs=1,lr=2e-3",
+        "mergetune:host=coop,epochs=1", "lda",
     ]  # fmt: skip
     assert len(jobs) == 2 * len(labels) == len({job.key for job in jobs})
     by_label = {job.label: job.settings["set"] for job in jobs if "set" in job.settings}
