@@ -189,6 +189,8 @@ class Run:
         finished = saved["tasks"] if saved else 0
         if saved and finished:
             self.record.restore(saved["progress"])
+            for task in range(1, finished + 1):
+                self.progress.row(task, self.record.board.tables.seen[task])
         else:
             self._evaluate()
         for task in range(finished + 1, self.scenario.trained_tasks + 1):
@@ -224,6 +226,7 @@ class Run:
         self._show_warnings()
         self._evaluate()
         seen = seen_accuracy(record.board.tables.seen, self.scenario.test_samples, task)
+        self.progress.row(task, record.board.tables.seen[task])
         self.progress.end_task(task, tasks, seen, seconds)
 
     def _image_bytes(self, task: int) -> int:
