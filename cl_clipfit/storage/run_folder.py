@@ -38,7 +38,7 @@ _ROUNDING = ("micro_batch", "compile")
 LEFT_BEHIND = (
     RESULT, MATRIX, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
     f"{BANK}/index.json", f"{BANK}/task-*.safetensors", f"{CHECKPOINTS}/*.safetensors",
-    f"{PREDICTIONS}/row-*.npz", MANIFEST, NAN_BATCH,
+    f"{CHECKPOINTS}/*.part", f"{PREDICTIONS}/row-*.npz", MANIFEST, NAN_BATCH,
 )  # fmt: skip
 
 
