@@ -25,6 +25,7 @@ from cl_clipfit.cli.arguments import (
     meet_habits,
 )
 from cl_clipfit.cli.bank import bank
+from cl_clipfit.cli.share import export
 from cl_clipfit.commands.resume import (
     check_output,
     check_plugins,
@@ -62,6 +63,7 @@ app = App(
 
 
 app.command(bank)
+app.command(export)
 
 
 @app.default
