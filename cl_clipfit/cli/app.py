@@ -63,7 +63,6 @@ app = App(
 
 
 app.command(bank)
-app.command(export)
 
 
 @app.default
@@ -244,6 +243,9 @@ def doctor() -> None:
     from cl_clipfit.commands.doctor import doctor as show
 
     show(console())
+
+
+app.command(export)
 
 
 def _quiet_libraries() -> None:
