@@ -92,13 +92,15 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
 
 @app.command(name="list")
 def list_(
-    what: Annotated[Literal["strategies", "scenarios", "models"], Parameter(help="What to list.")],
+    what: Annotated[
+        Literal["strategies", "scenarios", "models", "metrics"], Parameter(help="What to list.")
+    ],
     pattern: Annotated[str, Parameter(help="Part of a name.")] = "",
     /,
     *,
     plugin: Annotated[list[Path] | None, Parameter(help="Python files to list too.")] = None,
 ) -> None:
-    """List strategies, scenarios or models."""
+    """List strategies, scenarios, models, or metrics of kept predictions."""
     from cl_clipfit.commands.catalogue import list_entries, list_models
 
     if what == "models":
@@ -221,6 +223,10 @@ def compare(
         list[str] | None,
         Parameter(help='LABEL=NAME: what to call a method, as "full=Fine-tuning".'),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        Parameter(help="Metrics of the kept predictions: names of list metrics, or Python files."),
+    ] = None,
     output: Annotated[Path | None, Parameter(help="Folder for figures and CSV files.")] = None,
 ) -> None:
     """Compare finished runs: tables, curves, and paired differences on common seeds."""
@@ -232,7 +238,7 @@ def compare(
 
     compare_runs(
         runs or (Path("runs"),), *consoles(), form=chosen[0] if chosen else "table", mixed=mixed,
-        against=against, names=label or [], output=output,
+        against=against, names=label or [], metrics=metric or [], output=output,
     )  # fmt: skip
 
 
