@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="the bundled mini CLIP, in seconds")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     given = parser.parse_args(arguments)
-    sizes = (["mini"], [2, 4]) if given.tiny else (list(MODELS), list(BATCHES))
+    sizes = (["mini"], [2]) if given.tiny else (list(MODELS), list(BATCHES))
     given.models, given.batches = given.models or sizes[0], given.batches or sizes[1]
     given.classes, given.matmul = (5, 64) if given.tiny else (100, 8192)
     given.each = 0.02 if given.tiny else 2.0

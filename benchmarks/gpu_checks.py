@@ -57,7 +57,7 @@ def _retried_step(bench: Bench, classifier: CLIPClassifier, model: str) -> dict[
     def passes() -> None:
         found = loss(images, labels)
         found.backward()
-        kept.append(float(found))
+        kept.append(float(found.detach()))
 
     tried, begin = [count], time.perf_counter()
     while not fits(passes):

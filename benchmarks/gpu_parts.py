@@ -30,7 +30,8 @@ def work(bench: Bench, name: str, report: Report) -> None:
     try:
         PARTS[kind](bench, report, *(int(s) if s.isdigit() else s for s in sizes))
     finally:
-        release()
+        if bench.cuda:
+            release()
 
 
 def broken(device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 """What `benchmarks.gpu` times: steps of CLIPFit and MERGETUNE, towers, and rows of scores."""
 
 import copy
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,6 +30,11 @@ EVALUATED = 256  # images of a batch of evaluation
 TEXT_CLASSES = (1, 10)  # prompts of the text tower, in multiples of the classes of a step
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Step = Callable[[], Any]
+
+
+@functools.cache
+def _tokenizer(model: str) -> Any:
+    return open_clip.get_tokenizer(model)
 
 
 class Bench:
@@ -73,8 +79,8 @@ class Bench:
 
     def ours(self, model: str, precision: Any = "bf16", compiled: bool = False) -> CLIPClassifier:
         """Return a classifier of all classes that shares no weight with another."""
-        clip, tokenizer = copy.deepcopy(self.weights(model)), open_clip.get_tokenizer(model)
-        classifier = CLIPClassifier(clip, tokenizer, None, precision).to(self.device)
+        clip = copy.deepcopy(self.weights(model))
+        classifier = CLIPClassifier(clip, _tokenizer(model), None, precision).to(self.device)
         classifier.compiles = compiled
         classifier.add_classes(self.names, (timing.TEMPLATE,))
         return classifier
@@ -94,7 +100,12 @@ class Bench:
 
     def tokens(self, model: str) -> Tensor:
         """Return the token ids (C, L) of the prompts."""
-        return published.tokenize(model, self.names).to(self.device)
+        return self.prompts(model, self.names)
+
+    def prompts(self, model: str, names: Sequence[str]) -> Tensor:
+        """Return the token ids (C, L) of the prompts of other names."""
+        ids: Tensor = _tokenizer(model)([timing.TEMPLATE.format(name) for name in names])
+        return ids.to(self.device)
 
     def time(self, make: Callable[[], Step], flops: int = 0) -> dict[str, Any]:
         """Build a step, time it, and let go of it.
@@ -116,7 +127,8 @@ class Bench:
         with exact_fp32():
             if not fits(work):
                 result["out_of_memory"] = True
-        release()
+        if self.cuda:
+            release()
         if flops and "seconds" in result:
             result["flops_per_second"] = flops / result["seconds"]
             if self.peak:
@@ -244,7 +256,7 @@ def text(bench: Bench, report: Report, model: str) -> None:
     """Time a forward and backward pass of the text tower."""
     for factor in TEXT_CLASSES:
         names = timing.class_names(len(bench.names) * factor)
-        tokens = published.tokenize(model, names)[:, None].to(bench.device)
+        tokens = bench.prompts(model, names)[:, None]
 
         def stock(tokens: Tensor = tokens) -> Step:
             clip = bench.stock(model)
