@@ -50,14 +50,16 @@ class HistoryPlugin(SupervisedPlugin):
         for line in earlier:
             self._tell(line)
         if saved:
-            self._before = int(saved["before"])
+            self._before, self._rate = int(saved["before"]), float(saved["rate"])
             self._sums = {tuple(names): total for names, total in saved["sums"]}
 
     def state(self) -> dict[str, Any]:
         """Write what is waiting to the disk, and return what a checkpoint holds of the history."""
         assert self._file is not None
         sums = [[list(names), total] for names, total in self._sums.items()]
-        return {"bytes": self._file.flush(), "before": self._before, "sums": sums}
+        return {
+            "bytes": self._file.flush(), "before": self._before, "sums": sums, "rate": self._rate,
+        }  # fmt: skip
 
     def begin_task(self, steps: int) -> None:
         """Begin a task of so many steps; 0 if their number is not known."""

@@ -59,7 +59,8 @@ def _is_history(saved: Any) -> bool:
         fits = [total.shape == (len(names) + 1,) for names, total in saved["sums"]]
     except (LookupError, TypeError, ValueError, AttributeError):
         return False
-    return all(type(count) is int and count >= 0 for count in counts) and all(fits)
+    whole = all(type(count) is int and count >= 0 for count in counts)
+    return whole and all(fits) and type(saved.get("rate")) is float
 
 
 def stream_hash(task_classes: list[list[int]]) -> str:

@@ -142,4 +142,4 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
 def test_a_foreign_checkpoint_is_not_believed(saved: Any) -> None:
     assert not _is_history(saved)
     assert _is_history(None)
-    assert _is_history(json.loads('{"bytes": 1, "before": 0, "sums": []}'))
+    assert _is_history(json.loads('{"bytes": 1, "before": 0, "sums": [], "rate": 0.5}'))
