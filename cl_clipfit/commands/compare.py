@@ -12,7 +12,7 @@ from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.report.display import ConsoleDisplay, drawing, literal, say
 from cl_clipfit.report.grid import grid, latex, markdown
 from cl_clipfit.report.paired import differences
-from cl_clipfit.report.results import Results, load_results, protocol_of
+from cl_clipfit.report.results import Results, by_protocol, load_results, protocol_of
 from cl_clipfit.report.tables import (
     by_strategy,
     columns,
@@ -50,7 +50,7 @@ def compare(
         UserError: no finished run is found, or a label is unknown.
     """
     results = _renamed(load_results(*paths), names)
-    groups = [_mixed(results)] if mixed else _by_protocol(results)
+    groups = [_mixed(results)] if mixed else by_protocol(results)
     labels = {label for group in groups for label in group.labels}
     if against is not None and against not in labels:
         raise UserError(f"--against {against}: no run of it. {nearest(against, sorted(labels))}")
@@ -120,13 +120,6 @@ def _best(group: Results, key: str) -> str:
         return sum(values) / len(values) if values else float("-inf")
 
     return max(group.labels, key=mean)
-
-
-def _by_protocol(results: Results) -> list[Results]:
-    groups: dict[tuple[str, ...], Results] = {}
-    for result in results:
-        groups.setdefault(tuple(protocol_of(result.content).values()), Results()).append(result)
-    return list(groups.values())
 
 
 def _differing(groups: Sequence[Results]) -> str:
