@@ -206,6 +206,39 @@ def test_features_of_the_step_need_no_second_pass(tiny: Build, source: Source) -
     assert loss.requires_grad
 
 
+def test_terms_of_the_loss_are_those_of_the_step(tiny: Build, source: Source) -> None:
+    class Held(CLIPStrategy):
+        def trainable(self) -> Any:
+            return [self.model.clip.ln_final.weight]
+
+        def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            loss = super().compute_loss(logits, labels)
+            losses.append(loss.item())
+            loss += self.term("half", 0.5 * loss.detach())  # in place: the first term stays
+            return loss if self.task_steps else loss + self.term("first", loss.new_tensor(8.0))
+
+    class Adds(SupervisedPlugin):
+        def before_backward(self, strategy: Any, **kwargs: object) -> None:
+            strategy.loss += added.pop(0)
+
+    losses: list[float] = []
+    added, read = [2.0, 0.0], []
+    scenario = build_scenario("s", source, tasks=3)
+    strategy = Held(
+        model=tiny(), class_names=scenario.class_names, recipe=Recipe(epochs=2, batch_size=64),
+        plugins=[Adds(), loop.StepCallback(lambda s: read.append(s.read_terms()))],
+    )  # fmt: skip
+    strategy.train(scenario.benchmark.train_stream[0], eval_streams=[])
+    (first, second) = losses
+    assert read == [
+        pytest.approx({
+            "loss": 1.5 * first + 10, "cross-entropy": first, "half": first / 2, "first": 8.0,
+            "plug-ins": 2.0,
+        }),
+        pytest.approx({"loss": 1.5 * second, "cross-entropy": second, "half": second / 2}),
+    ]  # fmt: skip
+
+
 def test_a_method_without_gradients_may_learn_after_a_task(tiny: Build, source: Source) -> None:
     class Counting(CLIPStrategy):
         learning = "closed-form"
