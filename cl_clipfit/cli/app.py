@@ -237,6 +237,20 @@ def compare(
 
 
 @app.command
+def report(
+    *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
+    output: Annotated[
+        Path | None,
+        Parameter(help="File to write; default report.html in the folder that is named."),
+    ] = None,
+) -> None:
+    """Write a page that shows finished runs: curves, matrices, classes, examples, commands."""
+    from cl_clipfit.commands.report import report as report_runs
+
+    report_runs(runs or (Path("runs"),), *consoles(), output=output)
+
+
+@app.command
 def doctor() -> None:
     """Show versions, hardware, caches and disk space, as a bug report needs them."""
     from cl_clipfit.commands.doctor import doctor as show

@@ -19,7 +19,13 @@ from cl_clipfit.experiment.identity import code_has_changed, config_of
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.report.display import ConsoleDisplay, describe_stream, drawing, say
+from cl_clipfit.report.display import (
+    ConsoleDisplay,
+    describe_stream,
+    drawing,
+    say,
+    tolerating,
+)
 from cl_clipfit.report.results import Results
 from cl_clipfit.report.tables import comparison_csv
 from cl_clipfit.runtime.determinism import deterministic
@@ -27,10 +33,12 @@ from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.lock import hold, hold_when_free
+from cl_clipfit.storage.predictions import read_predictions
 from cl_clipfit.storage.result import Result
 from cl_clipfit.storage.run_folder import (
     CONFIG,
     DIGITS,
+    REPORT,
     RunFolder,
     file_name,
 )
@@ -57,6 +65,8 @@ def run_command(config: RunConfig, out: Console, err: Console) -> Results:
     written = [_comparison(config, results, kind) for kind in ("png", "csv")]
     for path in [path for path in written if path.exists()][:1]:  # no figure without numbers
         say(out, f"comparison: {path}")
+    if (report := _report_file(config, results)).exists():
+        say(out, f"Report: {report}")
     return results
 
 
@@ -91,6 +101,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
                 raise UserError(f"--class-order: the run in {config.resume} has a single one")
             results = Results(result for one in orders for result in _run_all(one, progress))
             _compare(config, results, progress)
+            write_report(config, results, progress)
             return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
@@ -114,6 +125,23 @@ def _compare(config: RunConfig, results: list[Result], progress: Progress) -> No
             write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
         except UserError as error:  # the runs are done
             progress.warn(str(error))
+
+
+def write_report(config: RunConfig, results: Results, progress: Progress) -> None:
+    """Write the page that shows a command's runs; without it, the command has succeeded too."""
+    file = _report_file(config, results)
+    with contextlib.suppress(OSError):
+        file.unlink()  # of an earlier command
+    with tolerating(f"the report {file.name} is", progress.warn):
+        results.write_report(file, mixed=True)
+
+
+def _report_file(config: RunConfig, results: Results) -> Path:
+    """Return the page of a command: in the run's folder, or of several runs beside their folders."""
+    if len(results) == 1:
+        return results[0].path / REPORT
+    name = _comparison_name(results).removesuffix("comparison")
+    return config.output / f"{name}{REPORT}"
 
 
 def _comparison_name(results: list[Result]) -> str:
@@ -222,6 +250,7 @@ def execute(
         fresh: start over, ignoring saved checkpoints.
     """
     from cl_clipfit.report.figures import plot_changes, plot_run
+    from cl_clipfit.report.html import thumbnails
 
     progress.start_run(f"{run.plan.label} seed {run.plan.seed}")
     run.folder.sweep()
@@ -234,6 +263,9 @@ def execute(
         for name, plot in {"curves": plot_run, "what_moved": plot_changes}.items():
             with drawing(run.folder.path / name, progress.warn):
                 plot(result, run.folder.path / name)
+        with tolerating("the thumbnails of test images are", progress.warn):
+            rows = read_predictions(run.folder.path)
+            thumbnails.save_thumbnails(run.test_images, rows, run.folder.path)
         content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():

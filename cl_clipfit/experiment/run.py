@@ -54,6 +54,7 @@ class Run:
             them at every use.
 
     Attributes:
+        test_images: as the stream has them, never their features instead of them.
         strategy: the method, on a copy of the model.
         record: the numbers of the run so far.
         learner: trains or merges the weights of a task.
@@ -75,6 +76,7 @@ class Run:
         encoder: FrozenImages | None = None,
     ) -> None:
         started = time.perf_counter()
+        self.test_images = scenario.test.images
         if encoder is not None and "image" not in plan.cls.towers:
             scenario, probes = encoder.encode(
                 scenario, probes, plan.reads_train_images_as_they_are, plan.cls.class_tokens

@@ -142,6 +142,11 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
 
 
 def check_lengths(groups: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Refuse runs of a method whose curves differ in length between seeds.
+
+    Raises:
+        UserError: they do.
+    """
     for name, (first, *others) in groups.items():
         for other in others:
             shared = PANELS.keys() & first["curves"].keys() & other["curves"].keys()
@@ -231,7 +236,7 @@ def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def towers(layers: Sequence[str]) -> dict[str, list[str]]:
+def by_tower(layers: Sequence[str]) -> dict[str, list[str]]:
     """Group layers by tower."""
     towers: dict[str, list[str]] = {"text tower": [], "image tower": []}
     for layer in layers:
@@ -259,7 +264,7 @@ def plot_changes(
     changes = result["change_by_layer"] if changes is None else changes
     if not any(changes):
         return
-    towers = towers(list(changes[-1]))
+    towers = by_tower(list(changes[-1]))
     widths = [3 + len(layers) for layers in towers.values()]
     upright = max(widths) > 9
     with matplotlib.rc_context(STYLE):

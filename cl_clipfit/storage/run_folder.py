@@ -28,7 +28,9 @@ CONFIG = "config.yaml"
 MATRIX = "accuracy_matrix.csv"
 BANK = "bank"  # folder
 PREDICTIONS = "predictions"  # folder
-_FOLDERS = (BANK, CHECKPOINTS, PREDICTIONS)
+THUMBNAILS = "thumbnails"  # folder
+REPORT = "report.html"
+_FOLDERS = (BANK, CHECKPOINTS, PREDICTIONS, THUMBNAILS)
 BANK_EVAL = "bank-eval.json"  # written by `run.py bank eval`
 NAN_BATCH = "nan-batch.json"  # of a run that stopped on a NaN or infinite loss
 _LONGEST = 60  # bytes of a file's name that a name or settings take
@@ -38,7 +40,7 @@ _ROUNDING = ("micro_batch", "compile")
 LEFT_BEHIND = (
     RESULT, MATRIX, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
     f"{BANK}/index.json", f"{BANK}/task-*.safetensors", f"{CHECKPOINTS}/*.safetensors",
-    f"{PREDICTIONS}/row-*.npz", MANIFEST, NAN_BATCH,
+    f"{PREDICTIONS}/row-*.npz", f"{THUMBNAILS}/*.png", REPORT, MANIFEST, NAN_BATCH,
 )  # fmt: skip
 
 

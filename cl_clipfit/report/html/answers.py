@@ -182,7 +182,11 @@ def _classes(
     tasks = [""] * len(names) if home is None else [f" (task {t + 1})" for t in home]
     rows = [printable(names[at]) + tasks[at] for at in shown]
     table = heat(
-        "accuracy of each class at the end (%)", values[shown], rows, list(columns), corner="class",
+        "accuracy of each class at the end (%)",
+        values[shown],
+        rows,
+        list(columns),
+        corner="class",
         as_table=True,
     )
     return table, len(names) - len(shown)
@@ -198,7 +202,9 @@ def _examples(
     images = [n for n in pictures if n < len(labels.labels)]
     kinds = {label: fates(rows) for label, rows in first.items()}
     queues = [
-        [n for n in images if kinds[label][n] == kind] for kind in range(len(FATES)) for label in kinds
+        [n for n in images if kinds[label][n] == kind]
+        for kind in range(len(FATES))
+        for label in kinds
     ]
     turns = range(max(map(len, queues)))
     chosen = list(dict.fromkeys(q[turn] for turn in turns for q in queues if turn < len(q)))

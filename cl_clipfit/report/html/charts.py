@@ -5,7 +5,7 @@ point's values are its `<title>`, which browsers show under the pointer.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ Looks = Mapping[str, Mapping[str, Any]]  # of `style.looks_of`
 VEGA_LITE = "5.20"
 _SHAPES = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "triangle-right")
 _DASHES = ([1, 0], [7, 3], [7, 2, 2, 2], [2, 2])
-_WIDTH, _HEIGHT = 300, 190  # pixels of the plotting area; the page scales the whole
+_WIDTH, _HEIGHT = 400, 220  # pixels of the plotting area; the page scales the whole
 _POINT = re.compile(r'<path aria-label="([^"]*)"([^>]*)/>')
 _NUMBER = re.compile(r"-?\d+\.\d{4,}")
 
@@ -128,22 +128,30 @@ def _spec(
         for p in points
     ]  # fmt: skip
 
-    def scale(of: Any) -> dict[str, Any]:
-        ordered = [of(look) for look in looks.values()]
-        return {
-            "field": "line", "legend": None,
-            "scale": {"domain": list(number.values()), "range": ordered},
-        }  # fmt: skip
+    def scale(ordered: Iterable[Any]) -> dict[str, Any]:
+        domain = {"domain": list(number.values()), "range": list(ordered)}
+        return {"field": "line", "legend": None, "scale": domain}
 
-    colour = scale(colour_of)
+    def sized(first: float, last: float) -> dict[str, Any]:
+        """Let a line be thinner than those below it, so that of equal ones all are seen."""
+        step = (last - first) / max(1, len(looks) - 1)
+        return {**scale(first + step * at for at in range(len(looks))), "type": "nominal"}
+
     layers: list[dict[str, Any]] = [
         {
-            "mark": {"type": "line", "strokeWidth": 2, "aria": False},
-            "encoding": {"strokeDash": scale(dash_of)},
+            "mark": {"type": "line", "aria": False},
+            "encoding": {
+                "strokeDash": scale(map(dash_of, looks.values())),
+                "strokeWidth": sized(5, 1.8),
+            },
         },
         {
-            "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
-            "encoding": {"shape": scale(shape_of), "description": {"field": "text"}},
+            "mark": {"type": "point", "filled": True, "opacity": 1},
+            "encoding": {
+                "shape": scale(map(shape_of, looks.values())),
+                "size": sized(80, 35),
+                "description": {"field": "text"},
+            },
         },
     ]
     if any(point.half for point in points):
@@ -155,7 +163,9 @@ def _spec(
         "width": _WIDTH, "height": _HEIGHT, "background": None, "config": _CONFIG,
         "data": {"values": values}, "layer": layers,
         "encoding": {
-            "x": _positions(points, x), "y": {"field": "y", "type": "quantitative", "title": y}, "color": colour,
+            "x": _positions(points, x),
+            "y": {"field": "y", "type": "quantitative", "title": y},
+            "color": scale(map(colour_of, looks.values())),
         },
     }  # fmt: skip
 
@@ -179,8 +189,9 @@ _CONFIG = {
     "font": "system-ui, sans-serif",
     "axis": {
         "labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "var(--grid)",
-        "domainColor": "var(--rule)", "tickColor": "var(--rule)", "labelFontSize": 12,
-        "titleFontSize": 12, "titleFontWeight": "normal",
+        "domainColor": "var(--rule)", "tickColor": "var(--rule)", "labelFontSize": 13,
+        "labelFlush": False,
+        "titleFontSize": 13, "titleFontWeight": "normal",
     },
 }  # fmt: skip
 

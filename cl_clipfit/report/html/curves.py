@@ -6,14 +6,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cl_clipfit.report.figures import PANELS, check_lengths, towers
+from cl_clipfit.report.figures import PANELS, by_tower, check_lengths
 from cl_clipfit.report.html.charts import Chart, Looks, Point, line_chart
 from cl_clipfit.report.style import LINES, MARKERS, PALETTE, ZERO_SHOT
 from cl_clipfit.report.tables import confidence_interval
 from cl_clipfit.storage.files import read_bytes
 
 Content = dict[str, Any]
-Groups = Mapping[str, Sequence[Content]]  # results by label
+Groups = Mapping[str, list[Content]]  # results by label
 
 
 def curve_charts(groups: Groups, looks: Looks) -> list[Chart]:
@@ -59,10 +59,12 @@ def _curve(label: str, group: Sequence[Content], key: str) -> list[Point]:
 def layer_charts(groups: Groups, looks: Looks) -> list[Chart]:
     """Return a chart for each tower: how much each layer has changed after the last task."""
     moved = {label: group for label, group in groups.items() if any(_last_change(group[0]))}
-    layers = list(dict.fromkeys(name for group in moved.values() for name in _last_change(group[0])))
+    layers = list(
+        dict.fromkeys(name for group in moved.values() for name in _last_change(group[0]))
+    )
     charts = []
-    for tower, members in towers(_in_order(layers)).items():
-        points = []
+    for tower, of_tower in by_tower(layers).items():
+        points, members = [], _in_order(of_tower)
         for label, group in moved.items():
             for layer in members:
                 values = [c for r in group if (c := _last_change(r).get(layer)) is not None]
@@ -93,9 +95,9 @@ def short_layer(layer: str) -> str:
 
 
 def _in_order(layers: Sequence[str]) -> list[str]:
-    """Return layers with their blocks in order: methods may have trained different ones."""
+    """Return a tower's layers with the blocks in order: methods may have trained different ones."""
     blocks = [layer for layer in layers if short_layer(layer).isdigit()]
-    ordered = iter(sorted(blocks, key=lambda name: (name.rpartition(".")[0], int(short_layer(name)))))
+    ordered = iter(sorted(blocks, key=lambda name: int(short_layer(name))))
     return [next(ordered) if layer in blocks else layer for layer in layers]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 _DEFINITIONS: Mapping[str, tuple[str, str, str]] = {
     "average_accuracy": (
         "average accuracy", "(1/T) · Σ_t A_t, with A_t = Σ_{j≤t} n_j R_t,j / Σ_{j≤t} n_j",
-        "mean over tasks of the accuracy on all classes seen (iCaRL's average incremental accuracy)",
+        "mean over tasks of the accuracy on all classes seen (iCaRL: average incremental accuracy)",
     ),
     "last_accuracy": ("last accuracy", "A_T", "accuracy on all classes after the last task"),
     "learning_accuracy": (
@@ -15,14 +15,16 @@ _DEFINITIONS: Mapping[str, tuple[str, str, str]] = {
     "forgetting_all_classes": (
         "forgetting (all classes)", "(1/(T-1)) · Σ_{j<T} (max_{j≤s<T} R_s,j - R_T,j)",
         "best accuracy on a task since it was learned, minus the last one (Chaudhry et al. 2018);"
-        " among all classes of the stream, so that it shows the model and not the number of classes",
+        " among all classes of the stream, so that it does not grow with their number",
     ),
     "retention": (
         "retention", "mean over probes p of P_T,p - P_0,p",
         "accuracy on data sets that are never trained on, after the last task minus that of"
         " zero-shot CLIP",
     ),
-    "probe_accuracy": ("mean over probes", "mean over probes p of P_T,p", "the same, not subtracted"),
+    "probe_accuracy": (
+        "mean over probes", "mean over probes p of P_T,p", "the same, nothing subtracted",
+    ),
     "joint_accuracy": (
         "joint accuracy", "A_T among the classes seen and the names of all probes",
         "accuracy where the classes of the stream compete with those of the probes",

@@ -55,7 +55,9 @@ def heat(
     """
     table = np.array(values, dtype=float)
     ends = (f"{0:.{digits}f}", f"{top:.{digits}f}")
-    alt = f"{title}: {len(rows)} rows and {len(columns)} columns ({corner}), {_range(table, digits)}"
+    alt = (
+        f"{title}: {len(rows)} rows and {len(columns)} columns ({corner}), {_range(table, digits)}"
+    )
     if not as_table and max(table.shape) > MOST_COLUMNS:
         return Heat(title, corner, columns, (), _picture(table, top), alt, ends)
     body = [

@@ -52,7 +52,8 @@ def facts(contents: Sequence[Content]) -> list[tuple[str, str]]:
     return [
         ("model", f"{model['architecture']} ({model['pretrained']}), {model['parameters']:,}"
          f" parameters, weights {model['weights_sha256'][:12]}"),
-        ("data", f"{_name(first)}, {len(first['tasks'])} tasks, {len(first['class_order'])} classes,"
+        ("data", f"{_name(first)}, {len(first['tasks'])} tasks,"
+         f" {len(first['class_order'])} classes,"
          f" {sum(t['train_samples'] for t in first['tasks']):,} training and"
          f" {sum(t['test_samples'] for t in first['tasks']):,} {first['scored_on']},"
          f" SHA-256 {first['data']['sha256'][:12]}"),
@@ -85,8 +86,8 @@ def _distinct(values: Iterable[Any]) -> str:
 def costs(groups: Mapping[str, Sequence[Content]]) -> Table:
     """Return what each method trains, keeps from old tasks, and takes: a row per method."""
     head = (
-        "strategy", "trainable parameters", "keeps from old tasks", "its size", "images of old tasks",
-        "training", "scoring", "peak memory",
+        "strategy", "trainable parameters", "keeps from old tasks", "its size",
+        "images of old tasks", "training", "scoring", "peak memory",
     )  # fmt: skip
     rows = []
     for label, group in groups.items():
@@ -96,7 +97,11 @@ def costs(groups: Mapping[str, Sequence[Content]]) -> Table:
             [
                 label,
                 f"{group[0]['model']['trainable_parameters']:,}",
-                (kept.get("what") or "its state") if size else "nothing" if kept else "not recorded",
+                (kept.get("what") or "its state")
+                if size
+                else "nothing"
+                if kept
+                else "not recorded",
                 decimal(size) if size else "-",
                 str(kept.get("exemplars", "not recorded")),
                 f"{fmean(sum(r['timings'].get('train_seconds', ())) for r in group):.1f} s",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -81,7 +80,7 @@ def save_thumbnails(images: Any, rows: Sequence[Predictions], run: Path) -> None
 
 def _pixels(images: Any, number: int) -> NDArray[np.uint8]:
     image = images[number]
-    return image.to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return image.to("cpu").permute(1, 2, 0).contiguous().numpy()
 
 
 def read_thumbnails(run: Path) -> dict[int, Image.Image]:

@@ -1,6 +1,7 @@
 """Write `report.html`: what there is to see of runs, in one file that needs no other."""
 
 import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,8 @@ from cl_clipfit.report.tables import by_strategy, columns
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.manifest import adding, run_around
 from cl_clipfit.storage.result import Result
+from cl_clipfit.storage.run_folder import REPORT
 
-REPORT = "report.html"
 Content = dict[str, Any]
 
 
@@ -107,6 +108,7 @@ def render(groups: Sequence[Results]) -> str:
         loader=PackageLoader("cl_clipfit.report", "html"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=StrictUndefined,
     )  # fmt: skip
+    templates.filters |= {"subscripts": _subscripts, "columns": _beside}
     return templates.get_template("report.html.j2").render(
         protocols=[_protocol(runs) for runs in groups],
         heat_colours=style_sheet(),
@@ -114,6 +116,19 @@ def render(groups: Sequence[Results]) -> str:
         version=__version__,
         runs=sum(map(len, groups)),
     )
+
+
+def _subscripts(formula: str) -> Any:
+    """Return a formula whose indices, as in R_t,j and A_{j<t}, are set below the line."""
+    from markupsafe import Markup, escape
+
+    text = str(escape(formula))
+    return Markup(re.sub(r"_(?:{([^}]*)}|(\w(?:,\w)*))", r"<sub>\1\2</sub>", text))
+
+
+def _beside(columns: int) -> int:
+    """Return how many tables of so many columns stand beside each other on a wide screen."""
+    return 3 if columns <= 6 else 2 if columns <= 11 else 1
 
 
 def _protocol(runs: Results) -> Protocol:
@@ -172,14 +187,14 @@ def _matrices(group: Sequence[Content]) -> list[Heat]:
 
 def _layer_tables(result: Content) -> list[Heat]:
     """Return how much each layer changed task by task, a table per tower."""
-    from cl_clipfit.report.figures import towers
+    from cl_clipfit.report.figures import by_tower
 
     changes = result["change_by_layer"]
     if not any(changes):
         return []
     after = [str(task + 1) for task in range(len(changes))]
     tables = []
-    for tower, layers in towers(list(changes[-1])).items():
+    for tower, layers in by_tower(list(changes[-1])).items():
         values = np.array([[task.get(name, np.nan) for name in layers] for task in changes])
         scale = 1000 * values  # a root mean square change is some thousandths
         top = float(np.nanmax(scale)) if scale.size else 1.0
