@@ -33,7 +33,17 @@ def report(
         raise UserError(f"--output {file}: expected a file name that ends with .html")
     check_output(file.parent)
     say(err, f"{len(results)} run{'s' if len(results) > 1 else ''}")
-    results.write_report(file)
+    try:
+        results.write_report(file)
+    except UserError:
+        raise
+    except Exception as error:  # a result from anywhere may hold anything
+        if os.environ.get("CL_CLIPFIT_DEBUG"):
+            raise
+        raise UserError(
+            f"{file}: these results cannot be shown ({type(error).__name__}: {error}): check each"
+            " run with verify"
+        ) from error
     say(out, f"Report: {file}")
 
 

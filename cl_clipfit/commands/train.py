@@ -137,7 +137,7 @@ def write_report(config: RunConfig, results: Results, progress: Progress) -> Non
 
 
 def _report_file(config: RunConfig, results: Results) -> Path:
-    """Return the page of a command: in the run's folder, or of several runs beside their folders."""
+    """Return the page of a command: in its run's folder, or beside the folders of several."""
     if len(results) == 1:
         return results[0].path / REPORT
     name = _comparison_name(results).removesuffix("comparison")

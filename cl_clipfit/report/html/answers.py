@@ -162,8 +162,8 @@ def _confusion(row: Predictions, home: NDArray[Any]) -> NDArray[Any]:
 
 def _confusion_table(shares: NDArray[Any]) -> Heat:
     numbers = [str(task + 1) for task in range(len(shares))]
-    title = "share of each task's test images by the task of the answer, at the end (%)"
-    return heat(title, shares, numbers, numbers, corner="task of the image / of the answer")
+    title = "what the images of a task are taken for (%)"
+    return heat(title, shares, numbers, numbers, corner="image of task / taken for task")
 
 
 def _classes(

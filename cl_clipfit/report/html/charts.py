@@ -79,7 +79,7 @@ def line_chart(
     title: str, points: Sequence[Point], looks: Looks, *, x: str, y: str,
     low: float | None = None, high: float | None = None,
 ) -> Chart:  # fmt: skip
-    """Return a chart with a line for each label; the order of its points is that of the lines.
+    """Return a chart with a line for each label; positions are in the order of the points.
 
     Args:
         title: what it shows.
@@ -90,7 +90,8 @@ def line_chart(
         low: its lower end; default that of the values.
         high: its upper end.
     """
-    labels = list(dict.fromkeys(point.label for point in points))
+    drawn = {point.label for point in points}
+    labels = [label for label in looks if label in drawn]
     spec = _spec(points, {label: looks[label] for label in labels}, x, y, low, high)
     domain = {key: end for key, end in (("domainMin", low), ("domainMax", high)) if end is not None}
     spec["encoding"]["y"]["scale"] = {"zero": False, "nice": low is None, **domain}
@@ -134,8 +135,7 @@ def _spec(
 
     def sized(first: float, last: float) -> dict[str, Any]:
         """Let a line be thinner than those below it, so that of equal ones all are seen."""
-        step = (last - first) / max(1, len(looks) - 1)
-        return {**scale(first + step * at for at in range(len(looks))), "type": "nominal"}
+        return {**scale([first, last]), "type": "nominal"}
 
     layers: list[dict[str, Any]] = [
         {

@@ -59,14 +59,13 @@ def _curve(label: str, group: Sequence[Content], key: str) -> list[Point]:
 def layer_charts(groups: Groups, looks: Looks) -> list[Chart]:
     """Return a chart for each tower: how much each layer has changed after the last task."""
     moved = {label: group for label, group in groups.items() if any(_last_change(group[0]))}
-    layers = list(
-        dict.fromkeys(name for group in moved.values() for name in _last_change(group[0]))
-    )
+    orders = [list(_last_change(group[0])) for group in moved.values()]
+    layers = list(dict.fromkeys(layer for order in orders for layer in order))
     charts = []
-    for tower, of_tower in by_tower(layers).items():
-        points, members = [], _in_order(of_tower)
-        for label, group in moved.items():
-            for layer in members:
+    for tower, members in by_tower(layers).items():
+        points = []
+        for layer in _in_order(members, orders):
+            for label, group in moved.items():
                 values = [c for r in group if (c := _last_change(r).get(layer)) is not None]
                 if values:
                     name, mean = short_layer(layer), fmean(values)
@@ -94,11 +93,26 @@ def short_layer(layer: str) -> str:
     return layer.rpartition(".")[2].removesuffix("_embedding")
 
 
-def _in_order(layers: Sequence[str]) -> list[str]:
-    """Return a tower's layers with the blocks in order: methods may have trained different ones."""
-    blocks = [layer for layer in layers if short_layer(layer).isdigit()]
-    ordered = iter(sorted(blocks, key=lambda name: int(short_layer(name))))
-    return [next(ordered) if layer in blocks else layer for layer in layers]
+def _in_order(layers: Sequence[str], orders: Sequence[Sequence[str]]) -> list[str]:
+    """Return a tower's layers as an image passes them; methods may have trained different ones.
+
+    Args:
+        layers: of the tower.
+        orders: of each method, its layers in the model's order.
+    """
+
+    def place(layer: str) -> tuple[int, int]:
+        if short_layer(layer).isdigit():
+            return 1, int(short_layer(layer))
+        ahead = (order[: order.index(layer)] for order in orders if layer in order)
+        first = any(not _has_block(names, layers) for names in ahead)
+        return (0 if first else 2), layers.index(layer)
+
+    return sorted(layers, key=place)
+
+
+def _has_block(names: Sequence[str], tower: Sequence[str]) -> bool:
+    return any(short_layer(name).isdigit() and name in tower for name in names)
 
 
 def landscapes(run: Path) -> list[Content]:

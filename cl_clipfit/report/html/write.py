@@ -128,7 +128,7 @@ def _subscripts(formula: str) -> Any:
 
 def _beside(columns: int) -> int:
     """Return how many tables of so many columns stand beside each other on a wide screen."""
-    return 3 if columns <= 6 else 2 if columns <= 11 else 1
+    return 3 if columns <= 5 else 2 if columns <= 11 else 1
 
 
 def _protocol(runs: Results) -> Protocol:
