@@ -13,7 +13,6 @@ from cl_clipfit.errors import printable
 from cl_clipfit.report.style import LINES, MARKERS, PALETTE
 
 Looks = Mapping[str, Mapping[str, Any]]  # of `style.looks_of`
-VEGA_LITE = "5.20"
 _SHAPES = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "triangle-right")
 _DASHES = ([1, 0], [7, 3], [7, 2, 2, 2], [2, 2])
 _WIDTH, _HEIGHT = 400, 220  # pixels of the plotting area; the page scales the whole
@@ -200,7 +199,7 @@ def _svg(spec: dict[str, Any]) -> str:
     """Return a chart as SVG for a page, without what only a stand-alone file needs."""
     import vl_convert  # starts a JavaScript engine
 
-    drawing: str = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+    drawing: str = vl_convert.vegalite_to_svg(spec)
     drawing = _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", drawing)
     drawing = _POINT.sub(r"<path\2><title>\1</title></path>", drawing)
     for attribute in ("role", "aria-roledescription", "aria-label", "aria-hidden"):
