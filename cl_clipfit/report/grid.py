@@ -10,7 +10,7 @@ from typing import Any
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
 from cl_clipfit.report.published import published_beside
-from cl_clipfit.report.tables import by_strategy, cell, columns, title_of, value
+from cl_clipfit.report.tables import LOWER, by_strategy, cell, columns, title_of, value
 
 _LESS_IS_BETTER = ("forgetting_all_classes", "forgetting")
 _LATEX = {
@@ -43,7 +43,8 @@ def grid(results: Sequence[dict[str, Any]]) -> Grid:
     shown, groups, others = columns(results), by_strategy(results), published_beside(results)
     below = below_baselines(groups)
     means = {name: [_mean(group, key) for key in shown] for name, group in groups.items()}
-    top = [_best([row[i] for row in means.values()], key) for i, key in enumerate(shown)]
+    less = [*_LESS_IS_BETTER, *results[0].get(LOWER, ())]
+    top = [_best([row[i] for row in means.values()], key, less) for i, key in enumerate(shown)]
     rows, best = [], []
     for name, group in groups.items():
         cells = [cell([value(r, key) for r in group]) for key in shown]
@@ -141,8 +142,8 @@ def _mean(group: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return fmean(values) if values else None
 
 
-def _best(means: Sequence[float | None], key: str) -> float | None:
+def _best(means: Sequence[float | None], key: str, less: Sequence[str]) -> float | None:
     known = [mean for mean in means if mean is not None]
     if len(known) < 2:
         return None
-    return min(known) if key in _LESS_IS_BETTER else max(known)
+    return min(known) if key in less else max(known)

@@ -52,14 +52,32 @@ _COLUMNS = {
         "retention": "retention",
     },
 }
+ASKED = "asked_metrics"  # key in a result's content: titles of the metrics asked for, by name
+LOWER = "lower_is_better"  # key in a result's content: names of metrics
 _PROBE = "probe: "  # prefix of a column that is a probe's last accuracy, not a metric
 _MOST_PROBES = 6
 _WIDE = 6  # with more columns, intervals go below their means; rules and cost columns are dropped
 _NARROW: Any = {"box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
 
 
+def asked_metrics(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names of the metrics that a comparison asks for besides its own."""
+    return [*results[0].get(ASKED, ())]
+
+
 def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the columns of the results' protocol: titles by metric or probe."""
+    """Return the columns of the results' protocol: titles by metric or probe.
+
+    If a comparison asks for metrics, these follow the first two.
+    """
+    shown = _protocol_columns(results)
+    if asked := results[0].get(ASKED):
+        shown = dict([*shown.items()][:2])
+        shown |= {name: literal(title.replace(" ", "\n")) for name, title in asked.items()}
+    return shown
+
+
+def _protocol_columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     protocol = results[0].get("protocol", "class-incremental")
     scored = any(value(result, column) is not None for result in results for column in _JOINT)
     joint = _JOINT if scored else {}
