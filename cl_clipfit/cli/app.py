@@ -244,7 +244,6 @@ def compare(
 
 
 @app.command
-<<<<<<< HEAD
 def report(
     *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
     output: Annotated[
@@ -256,7 +255,9 @@ def report(
     from cl_clipfit.commands.report import report as report_runs
 
     report_runs(runs or (Path("runs"),), *consoles(), output=output)
-=======
+
+
+@app.command
 def sweep(
     file: Annotated[Path, Parameter(help="YAML file with common, grid and list.")],
     /,
@@ -288,7 +289,6 @@ def sweep(
     share = Share(workers, threads, gpus)
     request = Request(file, output, "local", share, plugin or [], dry_run, quiet)
     sweep_command(request, *consoles())
->>>>>>> next
 
 
 @app.command

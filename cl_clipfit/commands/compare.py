@@ -52,13 +52,8 @@ def compare(
     Raises:
         UserError: no finished run is found, or a label is unknown.
     """
-<<<<<<< HEAD
-    results = _renamed(load_results(*paths), names)
-    groups = [_mixed(results)] if mixed else by_protocol(results)
-=======
     results = _renamed(load_results(*paths).with_metrics(*metrics), names)
-    groups = [_mixed(results)] if mixed else _by_protocol(results)
->>>>>>> next
+    groups = [_mixed(results)] if mixed else by_protocol(results)
     labels = {label for group in groups for label in group.labels}
     if against is not None and against not in labels:
         raise UserError(f"--against {against}: no run of it. {nearest(against, sorted(labels))}")
