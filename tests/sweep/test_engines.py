@@ -1,5 +1,8 @@
 """Twelve runs on each engine: equal to those of one process, whatever dies on the way."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 
 from cl_clipfit.cli.app import main
 from cl_clipfit.report.results import load_results
+from cl_clipfit.sweep.on_ray import pack, unpack
 from tests.support.sweeps import bits, interrupt, run_in_this_process, write_sweep
 
 
@@ -78,10 +82,14 @@ def test_ray_nodes_do_the_runs_without_a_shared_folder_and_one_dies(
     folder, command, alone = sweep
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     interrupt(folder, 0, "SIGKILL")
-    node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    interrupt(folder, 2, "parent")  # a node
+    node = {"object_store_memory": 80 << 20}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**node, "num_cpus": 0, "include_dashboard": False}
+    )
     try:
-        cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **node)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         assert main([*command, "--output", str(tmp_path), "--engine", "ray"]) == 0
     finally:
@@ -89,3 +97,51 @@ def test_ray_nodes_do_the_runs_without_a_shared_folder_and_one_dies(
     assert "12 of 12 runs are finished" in capsys.readouterr().out
     assert swept(tmp_path) == alone
     assert not [*(folder / "marks").iterdir()]
+
+
+def test_workers_know_their_cores_before_pytorch_is_imported() -> None:
+    code = (
+        "import sys; from cl_clipfit.sweep import local_pool, on_slurm, on_ray;"
+        "print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("engine", "library"), [("slurm", "submitit"), ("ray", "ray")])
+def test_an_engine_whose_library_is_missing_says_how_to_install_it(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, engine: str,
+    library: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, library, None)
+    (tmp_path / "s.yaml").write_text("common: {strategy: lda}")
+    line = refused("sweep", tmp_path / "s.yaml", "--engine", engine, "--output", tmp_path / "o")
+    assert line.startswith(f"error: {library} is not installed: pip install 'cl_clipfit[{engine}]'")
+
+
+@pytest.mark.parametrize(
+    ("slurm", "line"),
+    [
+        ("{partitionn: a}", "slurm: Unknown argument 'partitionn'"),
+        ("{timeout_min: soon}", "timeout_min"),
+        ("{runs_per_job: 0}", "slurm.runs_per_job: 0: expected at least 1"),
+        ("[partition]", "line 2: slurm: expected settings"),
+    ],
+)
+def test_wrong_parameters_of_slurm_are_refused(
+    tmp_path: Path, refused: Callable[..., str], slurm: str, line: str
+) -> None:
+    pytest.importorskip("submitit")
+    (tmp_path / "s.yaml").write_text(f"common: {{strategy: lda}}\nslurm: {slurm}\n")
+    command = ("sweep", tmp_path / "s.yaml", "--engine", "slurm", "--output", tmp_path / "o")
+    assert line in refused(*command)
+
+
+def test_a_folder_from_a_node_replaces_half_a_run(tmp_path: Path) -> None:
+    (tmp_path / "node/bank").mkdir(parents=True)
+    (tmp_path / "node/bank/a").write_text("new")
+    target = tmp_path / "run"
+    (target / "old").mkdir(parents=True)
+    unpack(pack(tmp_path / "node"), target)
+    assert (target / "bank/a").read_text() == "new" and not (target / "old").exists()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["node", "run"]
