@@ -3,7 +3,6 @@
 import csv
 import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -413,30 +412,3 @@ def test_zero_has_no_sign() -> None:
     one["metrics"] = dict.fromkeys(COLUMNS, -0.0) | {"retention": -0.04}
     assert cells(results_table([one]))[1:6] == ["0.0"] * 5
     assert ",0.0000,0.0000,0.0000,0.0000,-0.0400," in comparison_csv([one], ["folder"])
-
-
-@pytest.mark.parametrize("width", [60, 80, 120])
-@pytest.mark.parametrize("label", ["clipfit", "mergetune:host=coop,kd_weight=2,lr=1e-3 seed 12345"])
-def test_the_live_line_keeps_the_time_left_and_says_that_it_scores(width: int, label: str) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    display = ConsoleDisplay(console)
-    display.start_run(label)
-    display.start_task(1, 5, 5, 230)
-
-    def line(step: int) -> str:
-        display._shown = 0.0
-        display.step(SimpleNamespace(mb_y=[0] * 32, task_steps=step, loss=torch.tensor(0.1)))
-        assert display._bar is not None
-        text = io.StringIO()
-        Console(file=text, width=width, force_terminal=True, color_system=None).print(
-            display._bar.get_renderable()
-        )
-        return text.getvalue()
-
-    try:
-        assert line(10).startswith("-:--:-- ")  # not known yet
-        last = line(230)
-    finally:
-        display.stop()
-    assert last.startswith("0:00:00 ")
-    assert "scoring and measuring: " in last
