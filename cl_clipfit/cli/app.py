@@ -26,6 +26,7 @@ from cl_clipfit.cli.arguments import (
 from cl_clipfit.cli.bank import bank
 from cl_clipfit.cli.habits import instead, meant, meet_habits
 from cl_clipfit.cli.help import ALL, asks_for_help, show_help
+from cl_clipfit.cli.share import export
 from cl_clipfit.commands.resume import (
     check_output,
     check_plugins,
@@ -96,13 +97,15 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
 
 @app.command(name="list")
 def list_(
-    what: Annotated[Literal["strategies", "scenarios", "models"], Parameter(help="What to list.")],
+    what: Annotated[
+        Literal["strategies", "scenarios", "models", "metrics"], Parameter(help="What to list.")
+    ],
     pattern: Annotated[str, Parameter(help="Part of a name.")] = "",
     /,
     *,
     plugin: Annotated[list[Path] | None, Parameter(help="Python files to list too.")] = None,
 ) -> None:
-    """List strategies, scenarios or models."""
+    """List strategies, scenarios, models, or metrics of kept predictions."""
     from cl_clipfit.commands.catalogue import list_entries, list_models
 
     if what == "models":
@@ -225,6 +228,10 @@ def compare(
         list[str] | None,
         Parameter(help='LABEL=NAME: what to call a method, as "full=Fine-tuning".'),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        Parameter(help="Metrics of the kept predictions: names of list metrics, or Python files."),
+    ] = None,
     output: Annotated[Path | None, Parameter(help="Folder for figures and CSV files.")] = None,
 ) -> None:
     """Compare finished runs: tables, curves and paired tests, on common seeds."""
@@ -236,8 +243,42 @@ def compare(
 
     compare_runs(
         runs or (Path("runs"),), *consoles(), form=chosen[0] if chosen else "table", mixed=mixed,
-        against=against, names=label or [], output=output,
+        against=against, names=label or [], metrics=metric or [], output=output,
     )  # fmt: skip
+
+
+@app.command
+def sweep(
+    file: Annotated[Path, Parameter(help="YAML file with common, grid and list.")],
+    /,
+    *,
+    output: Annotated[Path, Parameter(help="Folder of all run folders.")] = Path("runs"),
+    workers: Annotated[
+        int | None, Parameter(help="Runs at a time; default as many as fit.")
+    ] = None,
+    threads: Annotated[
+        int | None, Parameter(help="Cores per run; default: all, shared by the workers.")
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        Parameter(help="GPUs per run, as 0.5 if two share one; default 1 where there are any."),
+    ] = None,
+    dry_run: Annotated[bool, Parameter(help="Show the runs; do none.")] = False,
+    quiet: Annotated[bool, Parameter(help="Print only results and failures.")] = False,
+    plugin: Annotated[
+        list[Path] | None, Parameter(help="The plug-ins that the file names: they run code.")
+    ] = None,
+) -> None:
+    """Do many runs from one file; finished ones are skipped, unfinished ones resumed."""
+    for option, number in (("--workers", workers), ("--threads", threads)):
+        if number is not None and number < 1:
+            raise UserError(f"{option} {number}: expected at least 1")
+    from cl_clipfit.commands.sweep import Request, sweep_command
+    from cl_clipfit.sweep.engines import Share
+
+    share = Share(workers, threads, gpus)
+    request = Request(file, output, "local", share, plugin or [], dry_run, quiet)
+    sweep_command(request, *consoles())
 
 
 @app.command
@@ -246,6 +287,9 @@ def doctor() -> None:
     from cl_clipfit.commands.doctor import doctor as show
 
     show(console())
+
+
+app.command(export)
 
 
 def commands(within: App = app) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from cl_clipfit.registry import Registry
+from cl_clipfit.registry import Kind, Registry
 
 _ASSIGNMENT = re.compile(r"[a-z][\w+-]*\.[a-z_]\w*=.+", re.DOTALL)
 _SEEDS = re.compile(r"(\d+,)+\d*")
@@ -35,19 +35,20 @@ def instead(message: str) -> str:
 
 def meant(word: str) -> str:
     """Return how to name a strategy or scenario that stands where a command is expected, or ""."""
-    for kind, option in (("strategies", "--strategy"), ("scenarios", "--scenario")):
+    options: dict[Kind, str] = {"strategies": "--strategy", "scenarios": "--scenario"}
+    for kind, option in options.items():
         if (name := _known(word, kind)) is not None:
             return f"; '{name}' is a {option[2:]}: {option} {name}"
     return ""
 
 
-def _known(name: str, kind: str) -> str | None:
+def _known(name: str, kind: Kind) -> str | None:
     """Return a registered name that differs from this at most by "_" for "-"."""
     names = [entry.name for entry in Registry().entries(kind)]
     return next((n for n in (name, name.replace("_", "-")) if n in names), None)
 
 
-def _dashed(word: str, kind: str) -> str:
+def _dashed(word: str, kind: Kind) -> str:
     """Return a word with the registered name that it begins with, where that has "-" for "_"."""
     name = re.split(r"[:.]", word, maxsplit=1)[0]
     return word if "_" not in name else (_known(name, kind) or name) + word[len(name) :]
@@ -78,7 +79,7 @@ def meet_habits(words: Sequence[str]) -> list[str]:
     for word in _apart(words):
         if word.startswith("--"):
             option = word
-        kind = "strategies" if option in ("", "--strategy", "--seed") else "scenarios"
+        kind: Kind = "strategies" if option in ("", "--strategy", "--seed") else "scenarios"
         if option in ("", *_LISTS[:2]) and _ASSIGNMENT.fullmatch(word):
             assigned.append(_dashed(word, kind))
         elif option == "--seed" and _SEEDS.fullmatch(word):

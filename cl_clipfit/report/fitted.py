@@ -10,7 +10,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-LESS_IS_BETTER = ("forgetting_all_classes", "forgetting")
 _NAME = 22  # columns that the first column keeps, where names are folded
 
 
@@ -68,15 +67,15 @@ def means_of(values: Mapping[str, Sequence[float | None]]) -> dict[str, float | 
     return {name: fmean(group) if group else None for name, group in known.items()}
 
 
-def best_of(values: Mapping[str, Sequence[float | None]], column: str) -> set[str]:
+def best_of(values: Mapping[str, Sequence[float | None]], less: bool = False) -> set[str]:
     """Return the methods with the best mean in a column; none if there is nothing to compare.
 
     Args:
         values: of every run, by method.
-        column: name of the metric, which says whether more is better.
+        less: less is better.
     """
     means = {name: mean for name, mean in means_of(values).items() if mean is not None}
     if len(means) < 2:
         return set()
-    top = min(means.values()) if column in LESS_IS_BETTER else max(means.values())
+    top = min(means.values()) if less else max(means.values())
     return {name for name, mean in means.items() if mean == top}

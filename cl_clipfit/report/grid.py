@@ -10,7 +10,15 @@ from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
 from cl_clipfit.report.fitted import best_of
 from cl_clipfit.report.published import published_beside
-from cl_clipfit.report.tables import by_strategy, cell, columns, title_of, value, values_of
+from cl_clipfit.report.tables import (
+    by_strategy,
+    cell,
+    columns,
+    less_is_better,
+    title_of,
+    value,
+    values_of,
+)
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -41,7 +49,8 @@ def grid(results: Sequence[dict[str, Any]]) -> Grid:
     """Return the table of results: one row per method, then published numbers, if there are any."""
     shown, groups, others = columns(results), by_strategy(results), published_beside(results)
     below = below_baselines(groups)
-    top = {key: best_of(values_of(groups, key), key) for key in shown}
+    less = less_is_better(results)
+    top = {key: best_of(values_of(groups, key), key in less) for key in shown}
     rows, best = [], []
     for name, group in groups.items():
         cells = [cell([value(r, key) for r in group]) for key in shown]

@@ -55,6 +55,8 @@ _COLUMNS = {
     },
 }
 _COSTS = ("trainable\nparameters", "seconds\nper run")
+ASKED = "asked_metrics"  # key in a result's content: titles of the metrics asked for, by name
+LOWER = "lower_is_better"  # key in a result's content: names of metrics
 _PROBE = "probe: "  # prefix of a column that is a probe's last accuracy, not a metric
 # Where there is no room for all columns: which of them go, the first of them first.
 _DROPPED = (
@@ -66,8 +68,24 @@ _WIDE = 6  # with more columns, intervals go below their means; rules and cost c
 _NARROW: Any = {"box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
 
 
+def asked_metrics(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names of the metrics that a comparison asks for besides its own."""
+    return [*results[0].get(ASKED, ())]
+
+
 def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the columns of the results' protocol: titles by metric or probe."""
+    """Return the columns of the results' protocol: titles by metric or probe.
+
+    If a comparison asks for metrics, these follow the first two.
+    """
+    shown = _protocol_columns(results)
+    if asked := results[0].get(ASKED):
+        shown = dict([*shown.items()][:2])
+        shown |= {name: literal(title.replace(" ", "\n")) for name, title in asked.items()}
+    return shown
+
+
+def _protocol_columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     protocol = results[0].get("protocol", "class-incremental")
     scored = any(value(result, column) is not None for result in results for column in _JOINT)
     joint = _JOINT if scored else {}
@@ -150,7 +168,8 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     for header in headers.values():
         table.add_column(header, justify="right", overflow="fold")
     table.drops = [*_COSTS, *_dropped(headers)]
-    best = {key: best_of(values_of(groups, key), key) for key in shown}
+    less = less_is_better(results)
+    best = {key: best_of(values_of(groups, key), key in less) for key in shown}
     if not wide:
         for title in _COSTS:
             table.add_column(title, justify="right", overflow="fold")
@@ -172,6 +191,11 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
         cells = [cell([paper.metrics.get(key)]) for key in shown]
         table.add_row(f"{PUBLISHED} {literal(paper.strategy)}", *cells, style="dim italic")
     return table
+
+
+def less_is_better(results: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the columns whose smallest value is the best."""
+    return {"forgetting_all_classes", "forgetting", *results[0].get(LOWER, ())}
 
 
 def _header(title: str, wide: bool) -> str:
