@@ -6,11 +6,12 @@ import dataclasses
 import itertools
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ from cl_clipfit.errors import StrategyWarning
 from cl_clipfit.experiment import estimate
 from cl_clipfit.training import loop
 from cl_clipfit.training.features import Workload
+from cl_clipfit.training.optimization import make_optimizer, make_schedule
 from tests.support.methods import TwoGroups
 
 Build = Callable[..., CLIPClassifier]
@@ -104,6 +106,34 @@ def test_the_optimiser_holds_the_selection_alone_and_is_fresh(tiny: Build, sourc
         inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
         assert inside == {id(p) for p in strategy.selection.values()}
         assert len(optimizer.state) == len(strategy.selection)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_an_optimiser_needs_no_compiler_and_steps_as_pytorchs(
+    kind: Literal["sgd", "adamw"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchDynamo takes as long to import as the core of PyTorch, and a command trains at once."""
+    theirs = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+    rest = {"momentum": 0.9} if kind == "sgd" else {}
+    ours, plain = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    reference = theirs([plain], 0.1, weight_decay=0.2, **rest)
+    recipe = Recipe(optimizer=kind, lr=0.1, momentum=0.9, weight_decay=0.2)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch._dynamo", None)  # to import it is an error
+        optimizer = make_optimizer(recipe, [{"params": [ours]}])
+        schedule = make_schedule(recipe, optimizer, 5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (ours**3).sum().backward()
+            optimizer.step()
+        schedule.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    for _ in range(3):
+        reference.zero_grad()
+        (plain**3).sum().backward()
+        reference.step()
+    assert isinstance(optimizer, theirs) and torch.is_grad_enabled()
+    assert ours.requires_grad and torch.equal(ours, plain)
 
 
 def test_hooks_are_called_when_promised(tiny: Build, source: Source) -> None:
