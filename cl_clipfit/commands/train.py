@@ -41,6 +41,7 @@ from cl_clipfit.storage.run_folder import (
     REPORT,
     RunFolder,
     file_name,
+    stream_name,
 )
 
 SAME_COMMAND = "the same command resumes it"
@@ -257,7 +258,8 @@ def execute(
     from cl_clipfit.report.figures import plot_changes, plot_run
     from cl_clipfit.report.html import thumbnails
 
-    progress.start_run(f"{run.plan.label} seed {run.plan.seed}")
+    stream = stream_name(run.scenario.name, run.scenario.origin)
+    progress.start_run(f"{run.plan.label} seed {run.plan.seed}", stream)
     run.folder.sweep()
     if fresh:
         run.folder.checkpoints(progress.warn).clear()
