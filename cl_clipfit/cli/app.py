@@ -37,6 +37,7 @@ from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError, printable, program
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
+from cl_clipfit.runtime.launch import declared, refuse_several, reports
 from cl_clipfit.runtime.signals import Stopped, graceful
 from cl_clipfit.runtime.threads import yield_waiting_cores
 
@@ -80,6 +81,8 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     asked = RunConfig.model_validate(settings)
     check_output(asked.output)
     check_names(asked)
+    if asked.dry_run and declared().rank > 0:
+        return
     if asked.dry_run:
         from cl_clipfit.commands.dry_run import dry_run
 
@@ -276,9 +279,12 @@ def main(argv: list[str] | None = None) -> int:
     words = meet_habits(sys.argv[1:] if argv is None else argv)
     try:
         with graceful():
+            refuse_several(words, [name for name in app if not name.startswith("-")])
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except Stopped as stopped:
+        if not reports():
+            return stopped.exit_code
         advice = f": {stopped.advice}" if stopped.advice else ""
         print(printable(f"stopped by {stopped}{advice}"), file=sys.stderr)
         return stopped.exit_code
@@ -294,5 +300,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         message = str(error)
     line = printable(" ".join(message.split()))
-    print(f"error: {line}", file=sys.stderr)
+    if reports():
+        print(f"error: {line}", file=sys.stderr)
     return 2

@@ -91,6 +91,12 @@ def pending() -> bool:
     return _State.pending is not None
 
 
+def request() -> None:
+    """Act as if SIGTERM had come and was deferred, unless a signal has."""
+    if _State.pending is None:
+        _State.pending = signal.SIGTERM
+
+
 def check() -> None:
     """Raise `Stopped` if a deferred signal is pending."""
     if _State.pending is not None:
