@@ -3,6 +3,7 @@
 Only training runs on several processes. The first one writes and prints; every error is shown once.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,10 +84,8 @@ def writes() -> bool:
 def reports() -> bool:
     """Return whether this process is to print its error: the first that has one, or the first."""
     if _State.reports is not None:
-        try:
+        with contextlib.suppress(Exception):  # the store may be gone, with the first process
             return _State.reports()
-        except Exception:  # the store is gone, with the process that held it
-            return True
     try:
         return declared().rank == 0
     except UserError:

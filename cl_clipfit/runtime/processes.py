@@ -43,6 +43,7 @@ class _State:
     told = False  # whether all processes know that memory ran out
     stopping = False  # whether a signal came to any process
     sent = 0
+    groups = 0  # joined so far
 
 
 def rank() -> int:
@@ -82,8 +83,9 @@ def joined(device: str = "cpu") -> Iterator[None]:
     try:
         if created:
             store, _, _ = next(dist.rendezvous("env://", timeout=_PATIENCE))
+            _State.groups += 1  # in all processes alike
             again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = dist.PrefixStore(f"cl_clipfit/{again}", store)
+            store = dist.PrefixStore(f"cl_clipfit/{again}/{_State.groups}", store)
             dist.init_process_group(
                 kind, store=store, rank=place.rank, world_size=place.world, timeout=_PATIENCE
             )
