@@ -80,10 +80,12 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.methods.shaped import MaskedStrategy as MaskedStrategy
     from cl_clipfit.methods.shaped import ShapedStrategy as ShapedStrategy
     from cl_clipfit.methods.text_distillation import TextDistillation as TextDistillation
+    from cl_clipfit.metrics.predictions import Predictions as Predictions
     from cl_clipfit.report.results import Results as Results
     from cl_clipfit.report.results import load_results as load_results
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
+    from cl_clipfit.storage.predictions import read_predictions as read_predictions
     from cl_clipfit.storage.result import Result as Result
     from cl_clipfit.training import selection as selection
     from cl_clipfit.training.features import StepFeatures as StepFeatures
@@ -107,6 +109,8 @@ _HOMES = {
     "Results": "cl_clipfit.report.results",
     "load_results": "cl_clipfit.report.results",
     "Result": "cl_clipfit.storage.result",
+    "Predictions": "cl_clipfit.metrics.predictions",
+    "read_predictions": "cl_clipfit.storage.predictions",
     "open_run": "cl_clipfit.experiment.reopen",
     "FinishedRun": "cl_clipfit.experiment.reopen",
     "load_run": "cl_clipfit.experiment.load",

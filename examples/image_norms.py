@@ -22,4 +22,4 @@ class ImageNorms(CLIPStrategy):
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         start = self.model.pretrained_values
         moved = sum((p - start[name]).square().sum() for name, p in self.selection.items())
-        return super().compute_loss(logits, labels) + self.options.pull * moved
+        return super().compute_loss(logits, labels) + self.term("pull", self.options.pull * moved)

@@ -174,13 +174,14 @@ class ClipFit(CLIPStrategy):
         """Return cross-entropy + kd_weight * (1 - mean cos), plus the image anchor if enabled."""
         options, loss = self.options, super().compute_loss(logits, labels)
         if options.kd_weight > 0 and options.kd == "cosine":
-            loss = loss + options.kd_weight * self.distillation.distance()
+            distance = self.distillation.distance()
+            loss = loss + self.term("distillation", options.kd_weight * distance)
         elif options.kd_weight > 0 and options.kd == "mse":
-            loss = loss + options.kd_weight * self._bias_change()
+            loss = loss + self.term("distillation", options.kd_weight * self._bias_change())
         if options.image_anchor:
             assert self.features is not None
             distance = cosine_distance(self.features.image, self._image_anchors)
-            loss = loss + options.image_anchor * distance
+            loss = loss + self.term("image anchor", options.image_anchor * distance)
         return loss
 
     def _bias_change(self) -> Tensor:

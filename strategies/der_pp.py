@@ -70,7 +70,12 @@ class DerPlusPlus(RehearsalStrategy):
         distance = self._distance(distilled, before)
         new_loss = super().compute_loss(new, new_labels)
         old_loss = super().compute_loss(ranked, old_labels)
-        return new_loss + self.merge.alpha * distance + self.merge.beta * old_loss
+        self.terms.clear()  # those of the host, of the old images
+        return (
+            self.term("new images", new_loss)
+            + self.term("old logits", self.merge.alpha * distance)
+            + self.term("old images", self.merge.beta * old_loss)
+        )
 
     @staticmethod
     def _distance(logits: Tensor, before: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class EWC(HostedStrategy):
         if not self.importance:  # in the first task
             return loss
         moved = squared_change(self.selection, self.consolidated, self.importance)
-        return loss + self.merge.hold / 2 * moved
+        return loss + self.term("hold", self.merge.hold / 2 * moved)
 
     def after_task(self) -> None:
         """Estimate the Fisher of the task, add it to the sum, and keep the weights."""

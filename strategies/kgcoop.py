@@ -83,5 +83,6 @@ class KgCoOp(PromptStrategy):
         """Return cross-entropy + kd_weight * (1 - mean cos)."""
         loss = super().compute_loss(logits, labels)
         if self.options.kd_weight > 0:
-            loss = loss + self.options.kd_weight * self.distillation.distance()
+            distance = self.distillation.distance()
+            loss = loss + self.term("distillation", self.options.kd_weight * distance)
         return loss

@@ -33,4 +33,5 @@ class L2SP(HostedStrategy):
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Add the squared distance."""
         moved = squared_change(self.selection, self.model.pretrained_values)
-        return super().compute_loss(logits, labels) + self.merge.pull / 2 * moved
+        pull = self.term("pull", self.merge.pull / 2 * moved)
+        return super().compute_loss(logits, labels) + pull

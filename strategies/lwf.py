@@ -80,7 +80,7 @@ class LwF(HostedStrategy):
         if self._teacher is None:  # in the first task, or asked for outside of a step
             return loss
         kept = distillation(self._old(logits), self._teacher, self.merge.temperature)
-        return loss + self.merge.distil * kept
+        return loss + self.term("old classes", self.merge.distil * kept)
 
     def after_task(self) -> None:
         """Keep the weights and the classes."""

@@ -199,9 +199,14 @@ class MergeTune(ContinuedStrategy):
             return
         alphas = path_positions(self.merge.alpha, self.path_draws)
         weights = self.current_values()
+        at_the_weights = dict(self.terms)
         with self._shared_images():
-            for alpha in alphas:
+            line = [
                 self._add_path_point(stage.host, weights, alpha, beta / len(alphas))
+                for alpha in alphas
+            ]
+        self.terms = at_the_weights
+        self.loss += self.term("line", torch.stack(line).sum())
 
     def after_step(self) -> None:
         """Take the proximal step on the pulls."""
@@ -218,8 +223,12 @@ class MergeTune(ContinuedStrategy):
             return contextlib.nullcontext()
         return self.model.known_images(self.mb_x, self.features.image.detach())
 
-    def _add_path_point(self, host: Values, weights: Values, alpha: float, share: float) -> None:
-        """Add share * alpha * (gradient of the host's loss at a point of the line)."""
+    def _add_path_point(self, host: Values, weights: Values, alpha: float, share: float) -> Tensor:
+        """Add share * alpha * (gradient of the host's loss at a point of the line).
+
+        Returns:
+            share * that loss.
+        """
         parameters = list(self.selection.values())
         with self.model.weights(interpolate(host, weights, alpha)):
             loss = self.training_loss(self.mb_x, self.mb_y)
@@ -229,7 +238,7 @@ class MergeTune(ContinuedStrategy):
                 continue
             scaled = share * alpha * gradient
             parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
-        self.loss += share * loss.detach()
+        return share * loss.detach()
 
     # ---- a step in text-feature space ------------------------------------------------------------
 
@@ -255,10 +264,10 @@ class MergeTune(ContinuedStrategy):
         assert features is not None and features.raw_text is not None
         device = labels.device
         distance = l2_distance if options.metric == "l2" else cosine_distance
-        total = features.image.new_zeros(())
+        pulls = line = features.image.new_zeros(())
         for weight, anchor in self._text_pulls:
             if weight > 0:
-                total = total + weight * distance(features.text, anchor)
+                pulls = pulls + weight * distance(features.text, anchor)
         classes = self.label_space()
         targets = (labels[:, None] == label_index(classes, device)).int().argmax(1)
         ranked = label_index([features.classes.index(c) for c in classes], device)
@@ -267,5 +276,5 @@ class MergeTune(ContinuedStrategy):
         for alpha in alphas:
             text = F.normalize(start + alpha * (end - start), dim=-1)
             loss = F.cross_entropy(self.model.logits(features.image, text), targets)
-            total = total + options.beta / len(alphas) * loss
-        return total
+            line = line + options.beta / len(alphas) * loss
+        return self.term("pulls", pulls) + self.term("line", line)

@@ -97,7 +97,7 @@ class Pace(HostedStrategy):
             return loss
         similarities = self._cosines(logits)
         self._similarities = similarities.detach()
-        return loss + self._penalty(similarities, self._other)
+        return loss + self.term("consistency", self._penalty(similarities, self._other))
 
     def add_gradients(self) -> None:
         """Pass gradients through w' on to w, and add those of the penalty through w''."""

@@ -78,7 +78,7 @@ class Prolip(CLIPStrategy):
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy + lambda ||V - V_0||^2."""
         moved = squared_change(self.selection, self.model.pretrained_values)
-        return super().compute_loss(logits, labels) + self.pull * moved
+        return super().compute_loss(logits, labels) + self.term("pull", self.pull * moved)
 
     def name_features(self, images: Tensor) -> Tensor:
         """Encode images (B, ...) to be compared with other names: (B, d)."""

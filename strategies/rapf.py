@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -115,19 +114,20 @@ class RAPF(LinearAdapterStrategy):
         """Return the cross-entropy of images and drawn features, and the hinge of neighbours."""
         old, number, step = self.old_classes(), self.options.samples, self.features
         if old is None or step is None:
-            return F.cross_entropy(logits, labels)
+            return super().compute_loss(logits, labels)
         chosen = torch.randperm(len(old.labels), generator=self.draws)[: self.options.old_classes]
         chosen = chosen.to(self.device, non_blocking=True)
         drawn = draw(old.means[chosen], old.factors[chosen], number, self.draws).flatten(0, 1)
         scores = self._spread(self.model.logits(self.adapt(drawn), step.text), step.classes)
         targets = torch.cat([labels, old.labels[chosen].repeat_interleave(number)])
-        loss = F.cross_entropy(torch.cat([logits, scores]), targets)
+        loss = super().compute_loss(torch.cat([logits, scores]), targets)
         if not len(old.pairs):
             return loss
         (first, new), text = old.pairs.T, self.model.zero_shot_text_features
         drawn = self.adapt(draw(old.means[first], old.factors[first], 2 * number, self.draws))
         own, other = (text[classes][:, None] for classes in (old.labels[first], new))
-        return loss + neighbour_hinge(drawn, own, other, self.options.margin)
+        hinge = neighbour_hinge(drawn, own, other, self.options.margin)
+        return loss + self.term("neighbours", hinge)
 
     @torch.no_grad()
     def after_task(self) -> None:

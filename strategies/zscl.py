@@ -154,7 +154,8 @@ class ZSCL(CLIPStrategy):
         options = self.options
         ranked = label_index(self.label_space(), logits.device)
         even = -logits.index_select(1, ranked).log_softmax(1).mean()
-        loss = torch.lerp(super().compute_loss(logits, labels), even, options.smoothing)
+        smoothed = torch.lerp(super().compute_loss(logits, labels), even, options.smoothing)
+        loss = self.term("cross-entropy", smoothed)
         if self._shown is None:
             return loss
         assert self.features is not None and self.reference is not None
@@ -164,7 +165,7 @@ class ZSCL(CLIPStrategy):
         now, before = (self.model.logits(f, self.reference.text) for f in (now, before))
         kept = distillation(now, before, options.temperature)
         kept = kept + distillation(now.T, before.T, options.temperature)
-        return loss + options.distil * options.temperature**2 * kept
+        return loss + self.term("references", options.distil * options.temperature**2 * kept)
 
     def after_step(self) -> None:
         """Take the weights into the average."""

@@ -15,6 +15,7 @@ from tests.support.imports import arrows, circles, floors, imported, room_files
 FLOORS = (
     ("cli",),
     ("commands",),
+    ("sweep",),
     ("experiment", "report"),
     ("methods",),
     ("evaluation", "registry"),

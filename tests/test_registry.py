@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cl_clipfit import CLIPClassifier, DataRequest, Recipe, Source, build_scenario
+from cl_clipfit import CLIPClassifier, CLIPStrategy, DataRequest, Recipe, Source, build_scenario
 from cl_clipfit.cli.app import main
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.scenario_file import load_source
 from cl_clipfit.registry import Registry, describe
 from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
+from cl_clipfit.training.loop import StepCallback
 from tests.support.tiny import TINY
 
 REGISTRY = Registry([Path("examples/image_norms.py")])
@@ -30,6 +31,7 @@ def train(name: str, build: Callable[..., CLIPClassifier], source: Source) -> tu
     scenario = build_scenario("s", source, tasks=3, order="seed:1")
     entry, cls = REGISTRY.get("strategies", name), REGISTRY.trained_class(name)
     strategy = cls(
+        plugins=[StepCallback(check_terms)],
         model=build(),
         class_names=scenario.class_names,
         recipe=Recipe(epochs=1, batch_size=8),
@@ -38,6 +40,12 @@ def train(name: str, build: Callable[..., CLIPClassifier], source: Source) -> tu
     for experience in scenario.benchmark.train_stream:
         strategy.train(experience, eval_streams=[])
     return strategy, strategy.score_all(scenario.test.images)
+
+
+def check_terms(strategy: CLIPStrategy) -> None:
+    """Check that the terms that a method names add up to its loss."""
+    terms = strategy.read_terms()
+    assert sum(terms.values()) == pytest.approx(2 * terms["loss"], rel=1e-4, abs=1e-5), terms
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

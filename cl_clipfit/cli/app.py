@@ -240,6 +240,40 @@ def compare(
 
 
 @app.command
+def sweep(
+    file: Annotated[Path, Parameter(help="YAML file with common, grid and list.")],
+    /,
+    *,
+    output: Annotated[Path, Parameter(help="Folder of all run folders.")] = Path("runs"),
+    workers: Annotated[
+        int | None, Parameter(help="Runs at a time; default as many as fit.")
+    ] = None,
+    threads: Annotated[
+        int | None, Parameter(help="Cores per run; default: all, shared by the workers.")
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        Parameter(help="GPUs per run, as 0.5 if two share one; default 1 where there are any."),
+    ] = None,
+    dry_run: Annotated[bool, Parameter(help="Show the runs; do none.")] = False,
+    quiet: Annotated[bool, Parameter(help="Print only results and failures.")] = False,
+    plugin: Annotated[
+        list[Path] | None, Parameter(help="The plug-ins that the file names: they run code.")
+    ] = None,
+) -> None:
+    """Do many runs from one file; finished ones are skipped, unfinished ones resumed."""
+    for option, number in (("--workers", workers), ("--threads", threads)):
+        if number is not None and number < 1:
+            raise UserError(f"{option} {number}: expected at least 1")
+    from cl_clipfit.commands.sweep import Request, sweep_command
+    from cl_clipfit.sweep.engines import Share
+
+    share = Share(workers, threads, gpus)
+    request = Request(file, output, "local", share, plugin or [], dry_run, quiet)
+    sweep_command(request, *consoles())
+
+
+@app.command
 def doctor() -> None:
     """Show versions, hardware, caches and disk space, as a bug report needs them."""
     from cl_clipfit.commands.doctor import doctor as show

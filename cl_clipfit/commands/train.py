@@ -88,21 +88,27 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
         >>> results = run(config)  # doctest: +SKIP
         >>> results[0].metrics["average_accuracy"]  # doctest: +SKIP
     """
+    progress = progress or Progress()
     try:
-        with deterministic(config.deterministic), processes.joined(config.device):
-            progress = progress or Progress()
+        with processes.joined(config.device):
             if restarted():  # by torchrun: to resume, not to start over once more
                 config = config.model_copy(update={"fresh": False})
-            orders = config.by_class_order()
-            if config.resume is not None and len(orders) > 1:
-                raise UserError(f"--class-order: the run in {config.resume} has a single one")
-            results = Results(result for one in orders for result in _run_all(one, progress))
+            results = run_each(config, progress)
             if launch.writes():
                 _compare(config, results, progress)
             return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
         raise
+
+
+def run_each(config: RunConfig, progress: Progress) -> Results:
+    """Run every strategy with every seed of a command, and do not compare them; see `run`."""
+    with deterministic(config.deterministic):
+        orders = config.by_class_order()
+        if config.resume is not None and len(orders) > 1:
+            raise UserError(f"--class-order: the run in {config.resume} has a single one")
+        return Results(result for one in orders for result in _run_all(one, progress))
 
 
 def _compare(config: RunConfig, results: list[Result], progress: Progress) -> None:

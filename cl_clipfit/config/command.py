@@ -174,6 +174,9 @@ class OutputSettings(BaseModel):
     fresh: bool = Field(False, description="repeat runs that are already complete")
     resume: Path | None = Field(None, description="resume the unfinished run in this folder")
     force_resume: bool = Field(False, description="resume even though settings differ")
+    no_predictions: bool = Field(
+        False, description="do not keep the answers to every test image in the run's folder"
+    )
     quiet: bool = Field(False, description="print only the results")
     dry_run: bool = Field(False, description="show what would run, and where; train nothing")
 

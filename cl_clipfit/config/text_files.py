@@ -131,6 +131,45 @@ def yaml_node(file: Path, place: str) -> Any:
         raise UserError(f"{place}{where}: not valid YAML: {problem}") from error
 
 
+Lines = dict[tuple[str | int, ...], int]  # line, from 1, by path of keys and indices
+
+
+def yaml_with_lines(file: Path, place: str) -> tuple[Any, Lines]:
+    """Read a YAML file of settings, with the line of every value.
+
+    Args:
+        file: the file.
+        place: start of an error message, such as the file's name.
+
+    Returns:
+        the content, and the line by path, as `("grid", "seed", 0)`.
+
+    Raises:
+        UserError: it cannot be read, or is not valid YAML.
+    """
+    lines: Lines = {}
+
+    def walk(node: Any, path: tuple[str | int, ...]) -> None:
+        lines[path] = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                walk(value, (*path, key.value))
+                lines[*path, key.value] = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                walk(value, (*path, index))
+
+    if (node := yaml_node(file, place)) is None:
+        return None, lines
+    walk(node, ())
+    try:
+        return load_yaml(read_text(file, place, LARGEST_YAML)), lines
+    except Exception as error:  # PyYAML may raise anything on values of a wrong type
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{place}{where}: not valid YAML: {problem or error}") from error
+
+
 def scalar(node: Any, place: str) -> str:
     """Return the text of a node.
 

@@ -1,7 +1,7 @@
 """Fill the rows of a run's tables: score all weights that it compares after every task."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -20,10 +20,13 @@ class Evaluator:
     Args:
         scorer: encodes and scores the test images and the probes.
         record: receives a row in every table.
+        keep: receives the number of each row, and the scores (N, K) of the test images.
     """
 
-    def __init__(self, scorer: Scorer, record: RunRecord) -> None:
-        self.scorer, self.record = scorer, record
+    def __init__(
+        self, scorer: Scorer, record: RunRecord, keep: Callable[[int, Tensor], None]
+    ) -> None:
+        self.scorer, self.record, self.keep = scorer, record, keep
         self._before: Scores | None = None  # before training
         self._fixed: Scores | None = None  # of a method that does not learn
 
@@ -38,7 +41,7 @@ class Evaluator:
 
     def _evaluate_before(self) -> None:
         scores, scenario = self._row_zero(), self.scorer.scenario
-        self.record.board.add(scores)
+        self._add(scores)
         tasks = scenario.task_classes[: scenario.trained_tasks]
         of_stream = scores.test, scenario.test.labels, tasks, scenario.test_tasks
         self.record.zero_shot = seen_curve(*of_stream)
@@ -53,12 +56,21 @@ class Evaluator:
             boards[name] = record.compared.setdefault(name, Scoreboard(self.scorer.scenario))
         weights: dict[str, Mapping[str, Tensor]] = {_CURRENT: {}, **compared}
         if strategy.learning == "none":
-            boards[_CURRENT].add(self._unchanged())
+            self._add(self._unchanged())
             del weights[_CURRENT]
         for name, scores in self.scorer.score(weights, [task]):
             if not boards[name].tables.seen:
                 boards[name].add(self._row_zero())
-            boards[name].add(scores)
+            if name == _CURRENT:
+                self._add(scores)
+            else:
+                boards[name].add(scores)
+
+    def _add(self, scores: Scores) -> None:
+        """Add the scores of the strategy's current weights, and keep its answers."""
+        row = len(self.record.board.tables.seen)
+        self.record.board.add(scores)
+        self.keep(row, scores.test)
 
     def _row_zero(self) -> Scores:
         """Return the scores before training; a resumed run has to compute them."""

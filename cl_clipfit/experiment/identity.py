@@ -17,6 +17,7 @@ from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.storage.files import sha256
 
+_KEPT = "no_predictions"  # of the settings of output: a resumed run does the same
 _RECIPE = ("epochs", "batch_size", "lr")  # settings of a recipe that are options of the command
 
 
@@ -108,7 +109,7 @@ def config_of(stream: StreamPlan, run: RunPlan, command: Command) -> dict[str, A
     values = {
         name: _plain(getattr(used, name))
         for name in RunConfig.model_fields
-        if name not in OutputSettings.model_fields and name != "recipe"
+        if (name == _KEPT or name not in OutputSettings.model_fields) and name != "recipe"
     }
     return {
         name: value

@@ -18,6 +18,7 @@ from cl_clipfit.experiment.build import build_strategy, failure, select_first
 from cl_clipfit.experiment.estimate import estimate_seconds
 from cl_clipfit.experiment.evaluator import Evaluator
 from cl_clipfit.experiment.learner import Learner
+from cl_clipfit.experiment.prediction_writer import PredictionWriter
 from cl_clipfit.experiment.record import RunRecord, build_result
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.experiment.stream_plan import StreamPlan
@@ -58,6 +59,7 @@ class Run:
         learner: trains or merges the weights of a task.
         evaluator: fills the tables.
         bank: keeps what each task trained.
+        predictions: keeps the answers to all test images.
         journal: saves the state after every epoch; None if there is nothing to save.
     """
 
@@ -90,7 +92,8 @@ class Run:
         self.record.encode_seconds.append(time.perf_counter() - started)
         self.learner = Learner(self.strategy, plan, scenario, stream.settings.online)
         scorer = Scorer(self.strategy, scenario, probes, model, encoder)
-        self.evaluator = Evaluator(scorer, self.record)
+        self.predictions = PredictionWriter(folder, scenario, progress.note)
+        self.evaluator = Evaluator(scorer, self.record, self.predictions.append)
         self.bank = BankWriter(folder, plan, self.strategy, scenario)
         self.journal: Journal | None = None
 
@@ -114,6 +117,8 @@ class Run:
         else:
             self._resume(saved, config)
         self.bank.open(saved["tasks"] if saved else None)
+        if self.stream.keeps_predictions:
+            self.predictions.open(saved["tasks"] if saved else 0)
         try:
             self._run_stream(saved)
         except DivergedError as error:
@@ -200,6 +205,8 @@ class Run:
         finished = saved["tasks"] if saved else 0
         if saved and finished:
             self.record.restore(saved["progress"])
+            for task in range(1, finished + 1):
+                self.progress.row(task, self.record.board.tables.seen[task])
         else:
             self._evaluate()
         for task in range(finished + 1, self.scenario.trained_tasks + 1):
@@ -235,6 +242,7 @@ class Run:
         self._show_warnings()
         self._evaluate()
         seen = seen_accuracy(record.board.tables.seen, self.scenario.test_samples, task)
+        self.progress.row(task, record.board.tables.seen[task])
         self.progress.end_task(task, tasks, seen, seconds)
 
     def _image_bytes(self, task: int) -> int:

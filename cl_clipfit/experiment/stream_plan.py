@@ -63,6 +63,7 @@ class StreamPlan:
         model: model name.
         compute: how the machine computes.
         on_nan: on a NaN or infinite loss: "stop", or "skip" the step.
+        keeps_predictions: whether a run's folder holds its answers to the test images.
         plugins: plug-in files that were imported, including unused ones.
     """
 
@@ -79,6 +80,7 @@ class StreamPlan:
     model: str
     compute: Compute
     on_nan: str = "stop"
+    keeps_predictions: bool = True
     plugins: tuple[Entry, ...] = ()
 
     def shots_seed(self, seed: int) -> int:
@@ -119,6 +121,7 @@ def plan_stream(command: Command, registry: Registry) -> StreamPlan:
         model=model,
         compute=_plan_compute(config, model),
         on_nan=config.on_nan,
+        keeps_predictions=not config.no_predictions,
         plugins=tuple(registry.plugins),
     )
 

@@ -1,5 +1,6 @@
 """What the engine reports while it works; a screen, a log or a program may listen."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -28,7 +29,17 @@ class Progress:
         """Begin a task (1-based) of `steps` optimiser steps."""
 
     def step(self, strategy: Any) -> None:
-        """Follow one optimiser step; reading the strategy's loss waits for the device."""
+        """Follow one optimiser step.
+
+        The strategy's `read_terms()` returns its loss and the terms of it, and waits for the
+        device. `terms` are the same as tensors, valid until the next step.
+        """
+
+    def row(self, task: int, row: Sequence[float | None]) -> None:
+        """Follow the table of accuracies: on every task, in percent, after a task (1-based).
+
+        Each is over the classes seen, and None for a task not yet learned.
+        """
 
     def end_task(self, task: int, tasks: int, accuracy: float | None, seconds: float) -> None:
         """End a task: accuracy over all classes seen in percent, seconds of training."""

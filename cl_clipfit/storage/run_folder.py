@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 MATRIX = "accuracy_matrix.csv"
 BANK = "bank"  # folder
+PREDICTIONS = "predictions"  # folder
+_FOLDERS = (BANK, CHECKPOINTS, PREDICTIONS)
 BANK_EVAL = "bank-eval.json"  # written by `run.py bank eval`
 NAN_BATCH = "nan-batch.json"  # of a run that stopped on a NaN or infinite loss
 _LONGEST = 60  # bytes of a file's name that a name or settings take
@@ -36,7 +38,7 @@ _ROUNDING = ("micro_batch", "compile")
 LEFT_BEHIND = (
     RESULT, MATRIX, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
     f"{BANK}/index.json", f"{BANK}/task-*.safetensors", f"{CHECKPOINTS}/*.safetensors",
-    MANIFEST, NAN_BATCH,
+    f"{PREDICTIONS}/row-*.npz", MANIFEST, NAN_BATCH,
 )  # fmt: skip
 
 
@@ -79,9 +81,9 @@ class RunFolder:
         """Refuse symbolic links: the files in these folders are written and removed.
 
         Raises:
-            UserError: the run's folder, its bank or its checkpoints folder is a symbolic link.
+            UserError: the run's folder or one in it is a symbolic link.
         """
-        for path in (self.path, self.path / BANK, self.path / CHECKPOINTS):
+        for path in (self.path, *(self.path / name for name in _FOLDERS)):
             if path.is_symlink():
                 raise UserError(f"{path} is a symbolic link: replace it by the folder itself")
 
@@ -156,7 +158,7 @@ class RunFolder:
         """Remove temporary files of a killed process; the caller holds the lock of the folder."""
         self.check_links()
         with writing(self.path):
-            for folder in (self.path, self.path / BANK, self.path / CHECKPOINTS):
+            for folder in (self.path, *(self.path / name for name in _FOLDERS)):
                 for stale in folder.glob(".*.*"):
                     if is_temporary(stale.name):
                         stale.unlink()

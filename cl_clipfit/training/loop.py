@@ -150,8 +150,8 @@ class TrainingLoop(SupervisedTemplate):
         self.augmentation_draws = torch.Generator().manual_seed(
             (seeds.data + _AUGMENTATION_SEED) % 2**63
         )
-        self.method_loss = torch.zeros(1)  # of the step, without `plugin_loss`
-        self.plugin_loss = torch.zeros(1)  # what plugins added to it before the backward pass
+        self.method_loss, self.plugin_loss = torch.zeros(1), torch.zeros(1)  # parts of a step's
+        self.terms: dict[str, Tensor] = {}  # of the step's loss, by name
         self.watch = LossWatch()
         self.journal: Journal | None = None
         if processes.world() > 1:
@@ -178,6 +178,7 @@ class TrainingLoop(SupervisedTemplate):
             self._before_forward(**kwargs)
 
             def passes() -> None:
+                self.terms.clear()
                 with self.step_weights():
                     self.mb_output = self.forward()  # the hook training_logits
                     self._after_forward(**kwargs)

@@ -1,12 +1,30 @@
 """Build the optimiser and the learning-rate schedule of a task from its recipe."""
 
 import functools
+import inspect
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from cl_clipfit.config.options import Recipe
+
+_Kind = TypeVar("_Kind", bound=torch.optim.Optimizer)
+
+
+def _without_dynamo(kind: type[_Kind]) -> type[_Kind]:
+    """Return an optimiser class whose methods lack the wrappers that import TorchDynamo.
+
+    The wrappers only matter to an optimiser that is itself compiled, and the import takes as long
+    as that of PyTorch's core. Every number is the same.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), methods)
+
+
+_SGD, _AdamW = _without_dynamo(torch.optim.SGD), _without_dynamo(torch.optim.AdamW)
 
 
 def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -21,10 +39,8 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.
     fused = all(p.is_cuda for group in groups for p in group["params"]) or None
     decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, recipe.lr, momentum=recipe.momentum, weight_decay=decay, fused=fused
-        )
-    return torch.optim.AdamW(groups, recipe.lr, weight_decay=decay, fused=fused)
+        return _SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=decay, fused=fused)
+    return _AdamW(groups, lr=recipe.lr, weight_decay=decay, fused=fused)
 
 
 def steps_per_epoch(recipe: Recipe, images: int) -> int:

@@ -22,6 +22,7 @@ from cl_clipfit.training.features import (
 )
 from cl_clipfit.training.loop import TrainingLoop, silent_evaluator
 from cl_clipfit.training.scoring import Scoring
+from cl_clipfit.training.terms import read_terms
 
 
 class CLIPStrategy(Scoring, TrainingLoop):
@@ -61,8 +62,8 @@ class CLIPStrategy(Scoring, TrainingLoop):
     "closed-form", or not at all ("none").
 
     `training_loss(images, labels)` is the loss of a step as a function, for methods that need it at
-    other weights too; `task_sample(count)` returns images of the task, and `current_values()` the
-    values of the selection.
+    other weights too; `term(name, value)` names a term of it for progress and history;
+    `task_sample(count)` returns images of the task, `current_values()` those of the selection.
 
     In plain Avalanche code, use `strategy.train(experience)` and `strategy.eval(stream)`, with
     Avalanche's plugins, `EvaluationPlugin` and loggers, on a benchmark with a classes timeline.
@@ -233,7 +234,7 @@ class CLIPStrategy(Scoring, TrainingLoop):
             logits: (B, K) for all K classes; -inf outside of `label_space()`.
             labels: (B,).
         """
-        return F.cross_entropy(logits, labels)
+        return self.term("cross-entropy", F.cross_entropy(logits, labels))
 
     def before_task(self) -> None:
         """Do something before the optimiser of a task is built; default nothing."""
@@ -314,6 +315,18 @@ class CLIPStrategy(Scoring, TrainingLoop):
             setattr(self, name, value)
 
     # ---- for methods --------------------------------------------------------------------------
+
+    def term(self, name: str, value: Tensor) -> Tensor:
+        """Record a term of a step's loss, weighted as it is added to it, and return it unchanged.
+
+        Progress and history show `terms` by name; a name that is used again replaces its value.
+        """
+        self.terms[name] = value.detach().clone()  # it may be added to in place
+        return value
+
+    def read_terms(self) -> dict[str, float]:
+        """Return "loss" of the last step and its terms as numbers; waits once for the device."""
+        return read_terms(self.loss, self.terms, self.plugin_loss)
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a step at the current weights, with gradients."""

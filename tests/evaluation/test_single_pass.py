@@ -103,7 +103,10 @@ def make_run(
     recipe = None if cls.learning == "none" else Recipe(epochs=1, batch_size=24, lr=0.02)
     plan = RunPlan(name, entry, cls, options, recipe, base=base)
     stream: Any = SimpleNamespace(
-        compute=Compute(torch.device("cpu")), settings=StreamSettings(), on_nan="stop"
+        compute=Compute(torch.device("cpu")),
+        settings=StreamSettings(),
+        on_nan="stop",
+        keeps_predictions=True,
     )
     probes = {f"probe {i}": build_source(5, 3, seed=i) for i in (1, 2)}
     scenario = build_scenario("s", source, tasks=TASKS)

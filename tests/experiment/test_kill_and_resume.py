@@ -11,10 +11,14 @@ from cl_clipfit.cli.app import main
 from cl_clipfit.registry import Registry
 from cl_clipfit.storage.checkpoints import Checkpoints
 from tests.support.kills import Killed
+from tests.support.methods import one_of_each_kind
 from tests.support.tiny import TINY
 
 CLASSES = {e.name: e.strategy_class() for e in Registry().entries("strategies")}
-METHODS = [n for n, cls in CLASSES.items() if cls.learning == "gradient" and cls.resumes]
+# That the state of every method is restored: tests/strategies/test_every_strategy.py.
+METHODS = one_of_each_kind(
+    {n: cls for n, cls in CLASSES.items() if cls.learning == "gradient" and cls.resumes}
+)
 SMALL = [*TINY, "--epochs", "2", "--tasks", "2", "--batch-size", "12"]  # 2 steps an epoch
 
 

@@ -19,6 +19,7 @@ from cl_clipfit.storage.run_folder import BANK
 from cl_clipfit.strategies.clipfit import ClipFitOptions
 from cl_clipfit.strategies.mergetune import MergeTune
 from cl_clipfit.strategies.stack import Stack
+from tests.support.methods import one_of_each_kind
 from tests.support.tiny import PLUGIN, TINY
 
 Build = Callable[..., CLIPClassifier]
@@ -38,8 +39,8 @@ def learn(cls: type[CLIPStrategy], build: Build, source: Source, **cut: Any) -> 
     return strategy, scenario
 
 
-@pytest.mark.parametrize("name", BASES)
-def test_every_base_trains_in_the_stack_as_it_does_alone(
+@pytest.mark.parametrize("name", sorted({*one_of_each_kind(BASES), "zero-shot", "clipfit"}))
+def test_every_kind_of_base_trains_in_the_stack_as_it_does_alone(
     name: str, tiny: Build, source: Source
 ) -> None:
     alone, scenario = learn(REGISTRY.trained_class(name), tiny, source)

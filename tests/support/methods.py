@@ -1,6 +1,6 @@
 """Shared pieces."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -21,3 +21,18 @@ class TwoGroups(CLIPStrategy):
         text = [p for n, p in self.selection.items() if ".visual." not in n]
         image = [p for n, p in self.selection.items() if ".visual." in n]
         return [{"params": text, "lr": 0.05}, {"params": image}]
+
+
+def one_of_each_kind(classes: Mapping[str, type[CLIPStrategy]]) -> list[str]:
+    """Return the method of each kind that adds most to the base that it shares with others.
+
+    For what holds for a method because it holds for its base, and takes seconds to show. Methods
+    that say what their own state is are kinds of their own.
+    """
+
+    def kind(cls: type[CLIPStrategy]) -> tuple[type, bool]:
+        base = next(one for one in cls.__mro__ if ".strategies." not in one.__module__)
+        return base, "state_dict" in vars(cls)
+
+    least_first = sorted(classes, key=lambda name: len(vars(classes[name])))
+    return sorted({kind(classes[name]): name for name in least_first}.values())

@@ -6,11 +6,12 @@ import dataclasses
 import itertools
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ from cl_clipfit.errors import StrategyWarning
 from cl_clipfit.experiment import estimate
 from cl_clipfit.training import loop
 from cl_clipfit.training.features import Workload
+from cl_clipfit.training.optimization import make_optimizer, make_schedule
 from tests.support.methods import TwoGroups
 
 Build = Callable[..., CLIPClassifier]
@@ -104,6 +106,34 @@ def test_the_optimiser_holds_the_selection_alone_and_is_fresh(tiny: Build, sourc
         inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
         assert inside == {id(p) for p in strategy.selection.values()}
         assert len(optimizer.state) == len(strategy.selection)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_an_optimiser_needs_no_compiler_and_steps_as_pytorchs(
+    kind: Literal["sgd", "adamw"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchDynamo takes as long to import as the core of PyTorch, and a command trains at once."""
+    theirs = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+    rest = {"momentum": 0.9} if kind == "sgd" else {}
+    ours, plain = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    reference = theirs([plain], 0.1, weight_decay=0.2, **rest)
+    recipe = Recipe(optimizer=kind, lr=0.1, momentum=0.9, weight_decay=0.2)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch._dynamo", None)  # to import it is an error
+        optimizer = make_optimizer(recipe, [{"params": [ours]}])
+        schedule = make_schedule(recipe, optimizer, 5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (ours**3).sum().backward()
+            optimizer.step()
+        schedule.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    for _ in range(3):
+        reference.zero_grad()
+        (plain**3).sum().backward()
+        reference.step()
+    assert isinstance(optimizer, theirs) and torch.is_grad_enabled()
+    assert ours.requires_grad and torch.equal(ours, plain)
 
 
 def test_hooks_are_called_when_promised(tiny: Build, source: Source) -> None:
@@ -204,6 +234,39 @@ def test_features_of_the_step_need_no_second_pass(tiny: Build, source: Source) -
     assert passes == [3, 6]
     loss = strategy.training_loss(source.train.images[-8:], source.train.labels[-8:])
     assert loss.requires_grad
+
+
+def test_terms_of_the_loss_are_those_of_the_step(tiny: Build, source: Source) -> None:
+    class Held(CLIPStrategy):
+        def trainable(self) -> Any:
+            return [self.model.clip.ln_final.weight]
+
+        def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            loss = super().compute_loss(logits, labels)
+            losses.append(loss.item())
+            loss += self.term("half", 0.5 * loss.detach())  # in place: the first term stays
+            return loss if self.task_steps else loss + self.term("first", loss.new_tensor(8.0))
+
+    class Adds(SupervisedPlugin):
+        def before_backward(self, strategy: Any, **kwargs: object) -> None:
+            strategy.loss += added.pop(0)
+
+    losses: list[float] = []
+    added, read = [2.0, 0.0], []
+    scenario = build_scenario("s", source, tasks=3)
+    strategy = Held(
+        model=tiny(), class_names=scenario.class_names, recipe=Recipe(epochs=2, batch_size=64),
+        plugins=[Adds(), loop.StepCallback(lambda s: read.append(s.read_terms()))],
+    )  # fmt: skip
+    strategy.train(scenario.benchmark.train_stream[0], eval_streams=[])
+    (first, second) = losses
+    assert read == [
+        pytest.approx({
+            "loss": 1.5 * first + 10, "cross-entropy": first, "half": first / 2, "first": 8.0,
+            "plug-ins": 2.0,
+        }),
+        pytest.approx({"loss": 1.5 * second, "cross-entropy": second, "half": second / 2}),
+    ]  # fmt: skip
 
 
 def test_a_method_without_gradients_may_learn_after_a_task(tiny: Build, source: Source) -> None:

@@ -1,8 +1,6 @@
 """Read features that were computed elsewhere: a NumPy `.npz` or a `.safetensors` file."""
 
 import json
-import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ from torch import Tensor
 from cl_clipfit.data.formats.folders import data_name
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError
+from cl_clipfit.storage.arrays import read_npz
 
-FREE_BYTES, MOST_PACKED = 64 << 20, 20  # what an .npz may unpack to: 64 MiB, and 20 times its size
 NEEDED = ("train_x", "train_y", "test_x", "test_y", "text", "classnames")
 
 
@@ -36,7 +34,7 @@ def read_features(file: Path) -> Source:
     """
     try:
         is_npz = file.suffix.lower() == ".npz"
-        content = _read_npz(file) if is_npz else _read_safetensors(file)
+        content = read_npz(file, (*NEEDED, "logit_scale")) if is_npz else _read_safetensors(file)
     except Exception as error:  # a damaged file may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{file} cannot be read as .npz or .safetensors: {reason}") from error
@@ -70,35 +68,6 @@ def _names(file: Path, values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(v, str) and v.strip() for v in values):
         raise UserError(f"{file}: classnames must be a list of strings, (K,)")
     return tuple(values)
-
-
-def _read_npz(file: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(file) as archive:
-        _check_members(archive, file.stat().st_size)
-    with np.load(file, allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in (*NEEDED, "logit_scale") if key in arrays.files}
-
-
-def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Compare the arrays' headers with the bytes present, before any array is read."""
-    members = archive.infolist()
-    held = sum(member.file_size for member in members)
-    if held > FREE_BYTES + MOST_PACKED * size:
-        raise ValueError(f"{size:,} bytes that unpack to {held:,}, more than {MOST_PACKED} times")
-    for member in members:
-        with archive.open(member) as content:
-            version = np.lib.format.read_magic(content)
-            read = {(1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0}.get(version)  # fmt: skip
-            if read is None:
-                raise ValueError(f"{member.filename} is an array of version {version}")
-            shape, _, dtype = read(content)
-            if dtype.hasobject:
-                raise ValueError(f"{member.filename} holds objects, which could run code")
-            if dtype.itemsize == 0:  # any number of them takes no bytes
-                raise ValueError(f"{member.filename} holds elements of zero size")
-            if math.prod(shape) * dtype.itemsize != member.file_size - content.tell():
-                raise ValueError(f"{member.filename} declares {dtype} {shape}, its size differs")
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:

@@ -1,0 +1,245 @@
+"""The runs of a sweep, resolved as on the command line, and which of them are finished."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from cl_clipfit.clip import ModelIdentity
+from cl_clipfit.clip.feature_classifier import FEATURES
+from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.model_names import with_absolute_paths
+from cl_clipfit.config.options import explain
+from cl_clipfit.config.parsing import parse_command
+from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.experiment.identity import run_digest, settings_hash
+from cl_clipfit.experiment.run_plan import ResolvedCommand, resolve
+from cl_clipfit.registry import Registry
+from cl_clipfit.storage.files import writing
+from cl_clipfit.sweep.file import Cell, SweepFile, as_options, assigned_name, describe
+
+INDEX = "sweep-index.jsonl"  # in the output folder: which run folder holds which settings
+RECIPE = {
+    "epochs",
+    "batch_size",
+    "lr",
+    "recipe",
+}  # not of methods without steps
+State = Literal["done", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep; it can be sent to another process or machine.
+
+    Attributes:
+        key: hash of the resolved settings.
+        shared: hash of what other runs share with it: stream, model, and how images are encoded.
+        name: for the screen, as "split-digits clipfit:lr=0.001 seed 0".
+        label: the method and the settings of it that vary, for tables.
+        settings: fields of `RunConfig`.
+        output: folder of all run folders.
+        encodes: whether image features of a frozen tower can be prepared for it; None: nothing can.
+        threads: cores that it may use.
+    """
+
+    key: str
+    shared: str
+    name: str
+    label: str
+    settings: Mapping[str, Any]
+    output: Path
+    encodes: bool | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        state: "done", "failed", or "stopped" by a signal.
+        folder: name of the run's folder, if it has one.
+        text: what to show: accuracy, or what is wrong.
+        seconds: from start to end.
+        archive: the run's folder as a tar file, from a machine without this file system.
+    """
+
+    state: State
+    folder: str = ""
+    text: str = ""
+    seconds: float = 0.0
+    archive: bytes | None = None
+
+
+def plan_jobs(sweep: SweepFile, output: Path) -> list[Job]:
+    """Resolve every run of a sweep without reading data; equal runs come once.
+
+    Raises:
+        UserError: a setting or a combination is refused; the message names the key and its line.
+    """
+    registries: dict[tuple[str, ...], Registry] = {}
+    jobs: dict[str, Job] = {}
+    used: set[str] = set()
+    varying = sweep.varying()
+    for cell in sweep.cells():
+        if "strategy" not in cell:
+            raise UserError(f"{sweep.path}: no strategy: name one under grid, list or common")
+        plugins = as_options(cell).get("plugin") or ()
+        registry = registries.setdefault(tuple(map(str, plugins)), Registry(map(Path, plugins)))
+        try:
+            resolved, kept = _resolve(cell, registry)
+        except UserError as error:
+            raise _placed(error, sweep, cell, varying) from error
+        used.update(kept)
+        shown = varying if resolved.plans[0].recipe else varying - RECIPE
+        job = _job(resolved, kept, describe(kept, shown), output)
+        jobs.setdefault(job.key, job)
+    for key in (key for cell in sweep.cells() for key in cell if key not in used):
+        names = sorted({str(assigned_name(k)) for k in used if assigned_name(k)} | _names(sweep))
+        raise UserError(
+            f"{sweep.place(key)}: no run of the sweep is of {assigned_name(key)}."
+            f" {nearest(str(assigned_name(key)), names)}"
+        )
+    return list(jobs.values())
+
+
+def _names(sweep: SweepFile) -> set[str]:
+    cells = sweep.cells()
+    return {str(c["strategy"]).partition(":")[0] for c in cells} | {
+        str(c.get("scenario", "split-digits")).partition(":")[0] for c in cells
+    }
+
+
+def _resolve(cell: Cell, registry: Registry) -> tuple[ResolvedCommand, Cell]:
+    """Resolve a run with those assignments whose strategy or scenario it has; return these too."""
+    names = {str(cell["strategy"]), str(cell.get("scenario", RunConfig().scenario))}
+    names = {name.partition(":")[0].strip() for name in names}
+    while True:
+        kept = {k: v for k, v in cell.items() if assigned_name(k) in (None, *names)}
+        config = _config(kept)
+        # What this machine has does not matter: runs may take place elsewhere.
+        anywhere = config.model_copy(update={"device": "cpu", "precision": "auto"})
+        resolved = resolve(parse_command(anywhere), registry)
+        stream = resolved.stream
+        more = {entry.name for entry in (*stream.parts, *stream.probes)}
+        more |= {base.strategy.name for plan in resolved.plans for base in plan.bases}
+        if more <= names or not any(assigned_name(key) in more - names for key in cell):
+            return resolved, kept
+        names |= more
+
+
+def _config(cell: Cell) -> RunConfig:
+    try:
+        return RunConfig.model_validate(as_options(cell))
+    except ValidationError as error:
+        raise UserError(explain(error, "--")) from error
+
+
+def _job(resolved: ResolvedCommand, cell: Cell, label: str, output: Path) -> Job:
+    config, stream, plan = _config(cell), resolved.stream, resolved.plans[0]
+    settings = config.model_dump(mode="json", exclude_unset=True)
+    settings = {key: _absolute(key, value) for key, value in settings.items()}
+    where = {"device": config.device, "precision": config.precision}
+    data = {**stream.settings.model_dump(mode="json"), **where, "model": stream.model}
+    data |= stream.data_settings.model_dump(mode="json")
+    data["files"] = [_state(settings.get(key)) for key in ("data_dir", "split", "class_names")]
+    data["files"] += [_state(config.tasks), _state(stream.model.rpartition(":")[2])]
+    data["files"] += [_state(name) for name in config.class_order]
+    identity = ModelIdentity(stream.model, "", "")
+    key = run_digest(stream, plan, identity, [], {"sweep": data})
+    encodes = "image" not in plan.cls.towers
+    frozen = [plan.reads_train_images_as_they_are, plan.cls.class_tokens] if encodes else []
+    shared = settings_hash({"data": data, "frozen": frozen, "seed": stream.shots_seed(plan.seed)})
+    return Job(
+        key=key,
+        shared=shared,
+        name=f"{config.scenario} {label} seed {plan.seed}",
+        label=label,
+        settings=settings,
+        output=output.resolve(),
+        encodes=None if stream.model == FEATURES else encodes,
+    )
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """Return a setting with absolute paths: a worker may have another working folder."""
+    if key == "model" and value is not None:
+        return with_absolute_paths(value)
+    if key in ("data_dir", "split", "class_names") and value is not None:
+        return str(Path(value).resolve())
+    if key == "plugin":
+        return [str(Path(file).resolve()) for file in value]
+    if key == "class_order":
+        return [str(Path(name).resolve()) if Path(name).is_file() else name for name in value]
+    if key == "tasks" and isinstance(value, str):
+        return str(Path(value).resolve())
+    return value
+
+
+def _state(path: Any) -> list[Any]:
+    """Return size and time of change of a file, or of all files in a folder; [] if there is none.
+
+    The digest of a run covers the contents of its data; this much can be asked every time.
+    """
+    file = Path(str(path))
+    try:
+        if path is None or not file.exists():
+            return []
+        files = [file] if file.is_file() else sorted(f for f in file.rglob("*") if f.is_file())
+        states = [f.stat() for f in files]
+    except OSError:
+        return []
+    return [len(files), sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)]
+
+
+def _placed(error: UserError, sweep: SweepFile, cell: Cell, varying: set[str]) -> UserError:
+    """Return the error of a run with the line of the setting that it names."""
+    text = str(error).removeprefix("--set ")
+    for key in cell:
+        option = f"--{key.replace('_', '-')}"
+        if text.startswith((f"{key}:", f"{key} ", f"{option} ", f"{option}:")):
+            return UserError(f"{sweep.place(key)}: {text.removeprefix(key).lstrip(': ')}")
+    run = ", ".join(f"{k}={v}" for k, v in cell.items() if k in varying)
+    return UserError(f"{sweep.path}: run ({run}): {error}" if run else f"{sweep.path}: {error}")
+
+
+class Index:
+    """Which folder holds the run of which settings, in a file of the output folder.
+
+    Args:
+        output: folder of all run folders.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.file = output / INDEX
+        self._folders: dict[str, str] = {}
+        if self.file.is_file():
+            for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._folders[entry["key"]] = Path(str(entry["folder"])).name
+                except (ValueError, KeyError, TypeError):  # the line of a killed process
+                    continue
+
+    def folder(self, job: Job) -> Path | None:
+        """Return the folder of a run that was finished once; it may have been removed since."""
+        name = self._folders.get(job.key)
+        return job.output / name if name else None
+
+    def add(self, job: Job, folder: str) -> None:
+        """Note the folder of a finished run.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if self._folders.get(job.key) == folder:
+            return
+        self._folders[job.key] = folder
+        with writing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": job.key, "folder": folder}) + "\n")
