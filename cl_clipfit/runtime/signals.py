@@ -44,6 +44,7 @@ def graceful() -> Iterator[None]:
     try:
         yield
     finally:
+        _State.pending = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
