@@ -255,6 +255,9 @@ def sweep(
     file: Annotated[Path, Parameter(help="YAML file with common, grid and list.")],
     /,
     *,
+    engine: Annotated[
+        Literal["local", "slurm", "ray"], Parameter(help="What does the runs, and where.")
+    ] = "local",
     output: Annotated[Path, Parameter(help="Folder of all run folders.")] = Path("runs"),
     workers: Annotated[
         int | None, Parameter(help="Runs at a time; default as many as fit.")
@@ -280,7 +283,7 @@ def sweep(
     from cl_clipfit.sweep.engines import Share
 
     share = Share(workers, threads, gpus)
-    request = Request(file, output, "local", share, plugin or [], dry_run, quiet)
+    request = Request(file, output, engine, share, plugin or [], dry_run, quiet)
     sweep_command(request, *consoles())
 
 
