@@ -10,7 +10,7 @@ import torch
 
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import CLIPClassifier
-from cl_clipfit.commands import train
+from cl_clipfit.commands import summary
 from cl_clipfit.data.source import Source
 from cl_clipfit.heads import stacking
 from cl_clipfit.heads.projection import random_projection
@@ -83,7 +83,7 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def written_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every command end with its report."""
-    monkeypatch.setattr(train, "write_report", WRITE_REPORT)
+    monkeypatch.setattr(summary, "write_report", WRITE_REPORT)
     monkeypatch.setattr(thumbnails, "save_thumbnails", SAVE_THUMBNAILS)
 
 

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from cl_clipfit.clip.loading import factory
-from cl_clipfit.commands import train
+from cl_clipfit.commands import summary
 from cl_clipfit.config.options import Options
 from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.experiment import estimate, prepare
@@ -52,7 +52,7 @@ def _figures(patch: pytest.MonkeyPatch) -> None:
 
 def _reports(patch: pytest.MonkeyPatch) -> None:
     """Write no page at the end of a command, and no pictures for it."""
-    patch.setattr(train, "write_report", lambda *_: None)
+    patch.setattr(summary, "write_report", lambda *_: None)
     patch.setattr(thumbnails, "save_thumbnails", lambda *_: None)
 
 
