@@ -11,6 +11,7 @@ import pytest
 from cl_clipfit import RunConfig, load_results, run
 from cl_clipfit.cli.app import main
 from cl_clipfit.report.html import write
+from cl_clipfit.storage.manifest import adding
 from tests.support.results import save_run, whole_result
 from tests.support.tiny import TINY, TRAINED
 
@@ -123,13 +124,20 @@ def test_a_report_that_fails_ends_no_command(
 
     monkeypatch.setattr(write, "render", fail)
     (tmp_path / "tiny-stream-report.html").write_text("of an earlier command")
-    command = [*TINY, "--strategy", "zero-shot", "full", *QUIET, "--output", str(tmp_path)]
-    assert main(command) == 0
+    command = [*TINY, *QUIET, "--output", str(tmp_path), "--strategy", "zero-shot"]
+    assert main([*command, "full"]) == 0
     shown = capsys.readouterr()
     line = "warning: the report tiny-stream-report.html is missing: RuntimeError: of the library"
     assert line in shown.err
     assert "Report:" not in shown.out
     assert not (tmp_path / "tiny-stream-report.html").exists()
+    (run,) = tmp_path.glob("*-zero-shot-*")
+    with adding(run):
+        (run / "report.html").write_text("of an earlier command")
+    assert main(command) == 0
+    assert "Report:" not in capsys.readouterr().out
+    assert not (run / "report.html").exists()
+    assert main(["verify", str(run)]) == 0
 
 
 def test_python_writes_the_same_report(written_reports: None, tmp_path: Path) -> None:
