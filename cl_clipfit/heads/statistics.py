@@ -70,6 +70,29 @@ class Statistics:
             mine.gram + theirs.gram, mine.sums + theirs.sums, mine.counts + theirs.counts
         )
 
+    def take_in(self, features: Tensor, labels: Tensor, classes: int = 0) -> "Statistics":
+        """Add features to these tensors themselves: `self + of(...)`, bit for bit, in less time.
+
+        The cost depends on the features, not on how many classes there are.
+
+        Args:
+            features: as in `of`; N of them, on the device of these sums.
+            labels: likewise.
+            classes: K becomes at least this.
+
+        Returns:
+            these statistics; others, which share the tensors that did not grow, if K grew.
+        """
+        present, places = labels.unique(return_inverse=True)
+        added = Statistics.of(features, places, len(present))  # refuses what is wrong
+        if len(labels) and int(labels.min()) < 0:
+            raise ValueError(f"labels must not be negative, and one is {int(labels.min())}")
+        mine = self.grown(max(classes, int(labels.max()) + 1 if len(labels) else 0))
+        mine.gram.add_(added.gram)
+        mine.sums.index_add_(0, present, added.sums)
+        mine.counts.index_add_(0, present, added.counts)
+        return mine
+
     def grown(self, classes: int) -> "Statistics":
         """Return the statistics with empty rows for classes that are still to come."""
         more = classes - len(self.counts)

@@ -126,8 +126,9 @@ class StatisticsStrategy(ClosedFormStrategy):
 
     def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
         """Add to the statistics."""
-        added = Statistics.of(features, labels, classes)
-        self.statistics = added if self.statistics is None else self.statistics + added
+        before = self.statistics
+        before = Statistics.empty(features.shape[1], classes) if before is None else before
+        self.statistics = before.take_in(features, labels, classes)
 
     def fit(self) -> Callable[[Tensor], Tensor]:
         """Return the head of the statistics."""

@@ -83,6 +83,23 @@ def test_statistics_are_those_of_numpy() -> None:
     assert all(torch.equal(restored.state_dict()[k], v) for k, v in statistics.state_dict().items())
 
 
+def test_features_are_taken_in_bit_for_bit_and_in_place() -> None:
+    x, y = data()
+    expected, found = Statistics.empty(DIM, 2), Statistics.empty(DIM, 2)
+    for rows in torch.randperm(len(x), generator=torch.Generator().manual_seed(3)).split(7):
+        expected = expected + Statistics.of(x[rows], y[rows])
+        found = found.take_in(x[rows], y[rows])
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+    assert found.take_in(x[:3], y[:3]) is found  # no class is new
+    assert len(found.take_in(x[:0], y[:0], CLASSES + 4).counts) == CLASSES + 4
+    for wrong in ((x[:2], y[:3]), (x[:2] * torch.nan, y[:2]), (x[:2], y[:2] - CLASSES)):
+        before = found.gram.clone()
+        with pytest.raises(ValueError):
+            found.take_in(*wrong)
+        assert torch.equal(found.gram, before)
+
+
 @pytest.mark.parametrize(
     ("features", "labels"),
     [
