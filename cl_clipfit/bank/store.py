@@ -125,6 +125,42 @@ class DeltaBank:
         bank._segments, bank._rows = segments, [row(record) for record in own or ()]
         return bank
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """Open a bank that `save_pretrained` or `push_to_hub` wrote, and verify its files.
+
+        Args:
+            name: a folder, that of a run, or ORG/REPO on a model hub, which is downloaded.
+
+        Raises:
+            UserError: there is no bank, it cannot be downloaded, or a file is damaged.
+        """
+        from cl_clipfit.bank.sharing import find_bank
+
+        bank = cls.open(find_bank(name))
+        bank.verify(finite=True)
+        return bank
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write an adapter folder in the manner of PEFT: a configuration, the bank, a model card.
+
+        Raises:
+            UserError: the folder holds something else, or a file of the bank is damaged.
+        """
+        from cl_clipfit.bank.sharing import save_bank
+
+        save_bank(self, Path(folder))
+
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Upload the adapter folder to a model hub, as ORG/REPO; return its address.
+
+        Raises:
+            UserError: the hub refuses it, or cannot be reached.
+        """
+        from cl_clipfit.bank.sharing import push_bank
+
+        return push_bank(self, repository, private)
+
     def __len__(self) -> int:
         return len(self.index["tasks"])
 

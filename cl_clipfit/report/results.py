@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.report.grid import grid, latex, markdown, page
+from cl_clipfit.report.kept_metrics import Metric, measured
 from cl_clipfit.report.tables import by_strategy, results_table
 from cl_clipfit.storage.files import sha256
 from cl_clipfit.storage.result import RESULT, Result, read_result
@@ -34,6 +35,22 @@ class Results(list[Result]):
     def labels(self) -> list[str]:
         """Return the labels of the methods, in order of appearance."""
         return list(by_strategy(self.contents))
+
+    def with_metrics(self, *metrics: str | Path | Metric) -> "Results":
+        """Return the runs with metrics of the predictions that they keep; tables show these too.
+
+        Args:
+            *metrics: names of `run.py list metrics`, Python files, or functions of a run's
+                `Predictions` (before training and after each task) and its `result.json`.
+
+        Raises:
+            UserError: no run kept predictions, or a metric is unknown or fails.
+
+        Example:
+            >>> from cl_clipfit import load_results
+            >>> load_results("runs").with_metrics("worst-class").to_markdown()  # doctest: +SKIP
+        """
+        return Results(measured(self, metrics)) if metrics else self
 
     def table(self) -> Table:
         """Return the table that the command line prints; `rich.print` shows it."""
