@@ -364,7 +364,8 @@ def _write_index(
     listed = {"segments": segments} if segments else {}
     write_atomic(bank.folder / INDEX, seal({**head, **listed}, tasks=rows))
     del tasks[kept:]  # in place: a copy would take longer with every task
-    tasks += [added] if added is not None else []
+    if added is not None:
+        tasks.append(added)
     bank.index, bank._segments, bank._rows = {**head, "tasks": tasks}, segments, rows
 
 
@@ -391,8 +392,8 @@ def _segments_tasks(folder: Path, segments: Sequence[Mapping[str, Any]]) -> list
         path = folder / segment_name(number)
         data = _read(path, segment["bytes"])
         listed = _unsealed(path, data).get("tasks")
-        right = isinstance(listed, list) and len(listed) == SEGMENT
-        if not right or sha256(data) != segment["sha256"]:
+        right = sha256(data) == segment["sha256"]
+        if not right or not isinstance(listed, list) or len(listed) != SEGMENT:
             raise UserError(f"{path} is damaged: restore the file, or train again")
         tasks += listed
     return tasks

@@ -432,6 +432,7 @@ def test_every_damage_of_a_segment_is_noticed(tmp_path: Path, short_segments: No
     data, other = first.read_bytes(), second.read_bytes()
     wrong = [data[:-1], data + b"\n", data.replace(b"class 2", b"class 7"), b"", other]
     wrong.append(seal({"first": 1}, tasks=[row({"task": 1})]))
+    wrong.append(seal({"tasks": 5}))
     for damaged in wrong:
         first.write_bytes(damaged)
         with pytest.raises(UserError, match=r"index-0001\.json is damaged"):
@@ -470,6 +471,14 @@ def test_a_kill_between_segment_and_index_leaves_a_whole_bank(
     opened = DeltaBank.open(tmp_path)
     opened.verify()
     assert (len(opened), opened.delta(6).classes) == (6, ["again"])
+
+
+def test_a_bank_in_segments_is_shared_whole(tmp_path: Path, short_segments: None) -> None:
+    bank, folder = grown(tmp_path / "a", 7), tmp_path / "b"
+    bank.save_pretrained(folder)
+    assert DeltaBank.from_pretrained(folder).index == bank.index
+    grown(tmp_path / "c", 2).save_pretrained(folder)
+    assert not list(folder.glob("index-*.json"))
 
 
 def test_a_new_bank_removes_the_segments_of_the_earlier_one(
