@@ -22,7 +22,9 @@ from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.report.display import ConsoleDisplay, describe_stream, drawing, say
 from cl_clipfit.report.results import Results
 from cl_clipfit.report.tables import comparison_csv
+from cl_clipfit.runtime import launch, processes
 from cl_clipfit.runtime.determinism import deterministic
+from cl_clipfit.runtime.launch import declared, restarted
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.files import write_atomic
@@ -51,7 +53,10 @@ def run_command(config: RunConfig, out: Console, err: Console) -> Results:
     Raises:
         UserError: a name, file or value is wrong; raised before anything is trained.
     """
-    results = run(config, ConsoleDisplay(err, config.quiet))
+    shows = declared().rank == 0
+    results = run(config, ConsoleDisplay(err, config.quiet) if shows else None)
+    if not shows:
+        return results
     out.print(results.table())
     for result in results:
         say(out, f"run folder: {result.path}")
@@ -86,9 +91,13 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
     """
     progress = progress or Progress()
     try:
-        results = run_each(config, progress)
-        _compare(config, results, progress)
-        return results
+        with processes.joined(config.device):
+            if restarted():  # by torchrun: to resume, not to start over once more
+                config = config.model_copy(update={"fresh": False})
+            results = run_each(config, progress)
+            if launch.writes():
+                _compare(config, results, progress)
+            return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
         raise
@@ -137,7 +146,8 @@ def _comparison(config: RunConfig, results: list[Result], suffix: str) -> Path:
 
 def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
     check_output(config.output)
-    prepared = prepare(config, progress)
+    with processes.first_on_machine():
+        prepared = prepare(config, progress)
     stream, plans = prepared.stream, prepared.plans
     if config.resume is not None and len(plans) > 1:
         raise UserError(
@@ -159,14 +169,14 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
             settings = config_of(stream, plan, prepared.command)
             folder = resumed_folder(folder, config.resume, settings, config.force_resume)
         folder.check_links()
-        with _removed_if_empty(folder.path), hold(folder.path):
-            content = None if config.fresh else folder.finished_result()
+        with _held(folder):
+            content = None if config.fresh else processes.from_first(folder.finished_result)
             if content is None:
                 scenario = scenarios[stream.shots_seed(plan.seed)]
                 content = _run_one(prepared, plan, scenario, folder, progress, encoder)
                 gc.collect()
             else:
-                folder.checkpoints(progress.warn).clear()  # left if it was killed while clearing
+                _clear(folder, progress)  # left if it was killed while clearing
                 progress.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
                 if code_has_changed(content):
                     progress.warn(f"{folder.path.name} was made by other code of cl_clipfit")
@@ -207,6 +217,16 @@ def _run_one(
 
 
 @contextlib.contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Hold a run's folder, unless another process of the command writes it."""
+    if not folder.writes:
+        yield
+        return
+    with _removed_if_empty(folder.path), hold(folder.path):
+        yield
+
+
+@contextlib.contextmanager
 def _removed_if_empty(folder: Path) -> Iterator[None]:
     """Remove the folder of a run that failed before it wrote anything."""
     try:
@@ -233,12 +253,13 @@ def execute(
     progress.start_run(f"{run.plan.label} seed {run.plan.seed}", stream)
     run.folder.sweep()
     if fresh:
-        run.folder.checkpoints(progress.warn).clear()
+        _clear(run.folder, progress)
     try:
         result = run.execute(config)
         progress.stop()
         run.folder.require()
-        for name, plot in {"curves": plot_run, "what_moved": plot_changes}.items():
+        figures = {"curves": plot_run, "what_moved": plot_changes} if run.folder.writes else {}
+        for name, plot in figures.items():
             with drawing(run.folder.path / name, progress.warn):
                 plot(result, run.folder.path / name)
         content = run.folder.save_result(result)  # completes the run
@@ -251,5 +272,11 @@ def execute(
         raise
     finally:
         progress.stop()
-    run.folder.checkpoints(progress.warn).clear()
+    _clear(run.folder, progress)
     return content
+
+
+def _clear(folder: RunFolder, progress: Progress) -> None:
+    """Remove the checkpoints of a run."""
+    if folder.writes:
+        folder.checkpoints(progress.warn).clear()

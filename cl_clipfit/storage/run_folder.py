@@ -59,9 +59,11 @@ class RunFolder:
     Attributes:
         digest: of all settings that affect results; its first `DIGITS` are in the folder's name.
         changed: settings in which a resumed run differs from before, "name: old -> new".
+        writes: whether this process writes it: of several that train, the first one.
     """
 
     changed: Sequence[str] = ()
+    writes = True
 
     def __init__(
         self, output: Path, scenario: str, strategy: str, seed: int, digest: str,
@@ -131,7 +133,7 @@ class RunFolder:
         from cl_clipfit.storage.checkpoints import Checkpoints  # imports PyTorch
 
         self.check_links()
-        return Checkpoints(self.path, warn)
+        return Checkpoints(self.path, warn, self.writes)
 
     def begin(self, config: dict[str, Any]) -> None:
         """Create the folder, remove the files of an earlier run, and write `config.yaml`."""
@@ -183,6 +185,28 @@ class RunFolder:
         write_manifest(self.path, {RESULT: data})
         write_atomic(self.path / RESULT, data)
         return content
+
+
+class SharedFolder(RunFolder):
+    """The folder of a run in a process that does not write it, beside the one that does."""
+
+    writes = False
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Leave it to the other process."""
+
+    def begin_again(self, config: dict[str, Any]) -> None:
+        """Leave it to the other process."""
+
+    def sweep(self) -> None:
+        """Leave it to the other process."""
+
+    def require(self) -> None:
+        """Leave it to the other process."""
+
+    def save_result(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the content of `result.json`."""
+        return {"schema": SCHEMA, "digest": self.digest, **result}
 
 
 def stream_name(scenario: str, data: Mapping[str, Any]) -> str:
