@@ -39,8 +39,9 @@ _ROUNDING = ("micro_batch", "compile")
 # Files that a run and the commands on it write; a repeated run removes them, and its bank too.
 LEFT_BEHIND = (
     RESULT, MATRIX, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
-    f"{BANK}/index.json", f"{BANK}/task-*.safetensors", f"{CHECKPOINTS}/*.safetensors",
-    f"{PREDICTIONS}/row-*.npz", f"{THUMBNAILS}/*.png", REPORT, MANIFEST, NAN_BATCH,
+    f"{BANK}/index.json", f"{BANK}/index-*.json", f"{BANK}/task-*.safetensors",
+    f"{CHECKPOINTS}/*.safetensors", f"{PREDICTIONS}/row-*.npz", f"{THUMBNAILS}/*.png", REPORT,
+    MANIFEST, NAN_BATCH,
 )  # fmt: skip
 
 
