@@ -39,6 +39,7 @@ from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError, printable, program
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
+from cl_clipfit.runtime.launch import declared, refuse_several, reports
 from cl_clipfit.runtime.signals import Stopped, graceful
 from cl_clipfit.runtime.threads import yield_waiting_cores
 
@@ -84,6 +85,8 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     check_names(asked)
     if asked.print_config:
         print(asked.as_yaml(), end="")
+        return
+    if asked.dry_run and declared().rank > 0:
         return
     if asked.dry_run:
         from cl_clipfit.commands.dry_run import dry_run
@@ -248,6 +251,20 @@ def compare(
 
 
 @app.command
+def report(
+    *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
+    output: Annotated[
+        Path | None,
+        Parameter(help="File to write; default report.html in the folder that is named."),
+    ] = None,
+) -> None:
+    """Write a page that shows finished runs: curves, matrices, classes, examples, commands."""
+    from cl_clipfit.commands.report import report as report_runs
+
+    report_runs(runs or (Path("runs"),), *consoles(), output=output)
+
+
+@app.command
 def sweep(
     file: Annotated[Path, Parameter(help="YAML file with common, grid and list.")],
     /,
@@ -360,9 +377,12 @@ def main(argv: list[str] | None = None) -> int:
             show_help(screen, {name: app[name].help for name in names}, ALL in words)
             return 0
         with graceful():
+            refuse_several(words, names)
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except Stopped as stopped:
+        if not reports():
+            return stopped.exit_code
         advice = f": {stopped.advice}" if stopped.advice else ""
         print(printable(f"stopped by {stopped}{advice}"), file=sys.stderr)
         return stopped.exit_code
@@ -380,5 +400,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         message = str(error)
     line = printable(" ".join(message.split()))
-    print(f"error: {line}", file=sys.stderr)
+    if reports():
+        print(f"error: {line}", file=sys.stderr)
     return 2

@@ -4,6 +4,7 @@ A trial is a run on held-out training images of a class order and a seed that th
 report; its score is the mean over the stream of the accuracy after each task.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -214,9 +215,11 @@ def make_studies(sweep: SweepFile) -> list[Study]:
             if key in kept and (assigned_name(key) or trained or key not in _OF_STEPS)
         }
         if searched and repr(sorted(base.items())) not in studies:
-            sampler = optuna.samplers.TPESampler(
-                seed=0, n_startup_trials=_RANDOM_TRIALS, constant_liar=True
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna 4 calls `constant_liar` experimental
+                sampler = optuna.samplers.TPESampler(
+                    seed=0, n_startup_trials=_RANDOM_TRIALS, constant_liar=True
+                )
             study = optuna.create_study(direction="maximize", sampler=sampler)
             default, _ = resolve_cell(base, registry)
             if start := _defaults(default, searched):
