@@ -44,7 +44,9 @@ def mergetune_loss(
 
 def step(model: CLIPClassifier, loss: Callable[[], Tensor]) -> Callable[[], None]:
     """Return a function that takes a step of the published optimiser on what trains."""
-    optimizer = sgd(p for p in model.parameters() if p.requires_grad)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # As `training/optimization.py` has it.
+    optimizer = sgd(trained, fused=all(p.is_cuda for p in trained) or None)
 
     def take() -> None:
         optimizer.zero_grad()

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "evaluate": (*SMALL, "--classes", "10", "--images", "8", "--batch-size", "8"),
     "mixed_batch": (*SMALL, "--tasks", "4", "--batch-size", "16"),
     "preprocess": (*SMALL, "--batch-size", "16"),
+    "gpu": ("--tiny", "--json"),
 }  # fmt: skip
 
 

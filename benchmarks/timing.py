@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -109,14 +110,22 @@ def wait(device: str | torch.device) -> None:
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], Any]], repeats: int, device: str | torch.device = "cpu"
-) -> dict[str, list[float]]:
+    ways: Mapping[str, Callable[[], Any]], repeats: int, device: str | torch.device = "cpu",
+    warm: int | None = None,
+) -> dict[str, list[float]]:  # fmt: skip
     """Time functions in turns, so that a machine that slows down slows all of them.
+
+    Args:
+        ways: functions by name.
+        repeats: turns that count.
+        device: where they compute.
+        warm: turns that warm up; default 1, on a GPU 3.
 
     Returns:
         seconds of each call, by name, in their order; calls that warm up are left out.
     """
-    warm = 3 if torch.device(device).type == "cuda" else 1
+    if warm is None:
+        warm = 3 if torch.device(device).type == "cuda" else 1
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + warm):
         for name, function in ways.items():
@@ -127,6 +136,40 @@ def take_turns(
             if turn >= warm:
                 found[name].append(time.perf_counter() - begin)
     return found
+
+
+def time_calls(
+    function: Callable[[], Any], device: str | torch.device, seconds: float = 2.0, most: int = 20
+) -> list[float]:
+    """Time one function alone: on a GPU by its own clock, where the host may run ahead.
+
+    Args:
+        function: to be called; it is called three times first, to warm up.
+        device: where it computes.
+        seconds: about how long to repeat it, at least three times.
+        most: calls that count.
+
+    Returns:
+        seconds of each call that counts.
+    """
+    for _ in range(2):
+        function()
+    wait(device)
+    begin = time.perf_counter()
+    function()
+    wait(device)
+    once = time.perf_counter() - begin
+    calls = max(3, min(most, int(seconds / max(once, 1e-6))))
+    if torch.device(device).type != "cuda":
+        return take_turns({"": function}, calls, warm=0)[""]
+    stream = torch.cuda.current_stream(torch.device(device))
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+    events[0].record(stream)
+    for event in events[1:]:
+        function()
+        event.record(stream)
+    wait(device)
+    return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(events)]
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -9,6 +9,8 @@ working plug-ins. A file describes itself at its top level:
   `MODEL`, `PROBES`, `DOWNLOAD`, `PROTOCOL` and `RECIPE` of a scenario, `RECIPE`, `RECIPES` and
   `PUBLISHED` of a strategy (see `experiment/scenario_file.py` and `experiment/recipes.py`).
 
+A metric file defines a function `metric`; see `metrics/by_image`.
+
 A strategy file defines one subclass of `CLIPStrategy`, and a scenario file a function `load`. The
 settings that `--set NAME.key=value` accepts are a subclass of `Options`: the `options_class` of the
 strategy, or the annotation of the first parameter of `load(options: MyOptions, request)`.
@@ -24,7 +26,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -35,8 +37,14 @@ from cl_clipfit.config.options import Options
 from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.runtime.code_files import files_read, imported_files
 
-Kind = Literal["strategies", "scenarios"]
-KINDS: tuple[Kind, ...] = ("strategies", "scenarios")
+Kind = Literal["strategies", "scenarios", "metrics"]
+KINDS: tuple[Kind, ...] = ("strategies", "scenarios", "metrics")
+_PACKAGES: dict[Kind, str] = {
+    "strategies": "cl_clipfit.strategies",
+    "scenarios": "cl_clipfit.scenarios",
+    "metrics": "cl_clipfit.metrics.by_image",
+}
+ONE: dict[Kind, str] = {"strategies": "strategy", "scenarios": "scenario", "metrics": "metric"}
 # What Python raises on invalid code, or on code that is nested too deeply.
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 ENTRY_POINT_GROUPS = {kind: f"cl_clipfit.{kind}" for kind in KINDS}
@@ -126,12 +134,27 @@ class Entry:
             )
         return classes[0]
 
+    def metric_function(self) -> Callable[..., Any]:
+        """Import a metric's file and return its function `metric`.
+
+        Raises:
+            UserError: it cannot be read or imported, or defines no such function.
+        """
+        if self.error:
+            raise UserError(self.error)
+        function = getattr(self.load(), "metric", None)
+        if not callable(function):
+            raise UserError(f"{self.file.name}: it defines no function metric(rows, result)")
+        return function
+
     def options_class(self) -> type[Options]:
         """Return the class of its options; plain `Options` if it has none.
 
         Raises:
             UserError: the file cannot be imported, or names something that is not such a class.
         """
+        if self.kind == "metrics":
+            return Options
         if self.kind == "strategies":
             cls, where = self.strategy_class().options_class, "options_class"
         else:
@@ -199,7 +222,8 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
 
     Args:
         file: a Python file.
-        kind: default: a scenario if it defines `load` and no strategy, else a strategy.
+        kind: default: a scenario if it defines `load` and no strategy, a metric if it defines
+            `metric` and no strategy, else a strategy.
         module: importable name, if it has one.
         name: name to use if the file does not define `NAME`.
     """
@@ -239,9 +263,10 @@ def describe(file: Path, kind: Kind | None = None, module: str = "", name: str =
             " '-', 80 at most"
         )
         entry.name = file.stem.replace("_", "-")
-    loads = any(isinstance(n, ast.FunctionDef) and n.name == "load" for n in tree.body)
-    if kind is None and loads and not any("Strategy" in name for name in entry.bases):
-        entry.kind = "scenarios"
+    functions = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    if kind is None and not any("Strategy" in name for name in entry.bases):
+        kinds: dict[str, Kind] = {"load": "scenarios", "metric": "metrics"}
+        entry.kind = next((k for name, k in kinds.items() if name in functions), entry.kind)
     return entry
 
 
@@ -264,7 +289,7 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
 
 
 def _folder(kind: Kind) -> list[Entry]:
-    package = f"cl_clipfit.{kind}"
+    package = _PACKAGES[kind]
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [f for folder in folders for f in sorted(Path(folder).glob("*.py"))]
@@ -293,8 +318,26 @@ def _installed(kind: Kind) -> list[Entry]:
     return entries
 
 
+def describe_file(file: Path, kind: Kind | None, option: str) -> Entry:
+    """Describe a file that a command names.
+
+    Args:
+        file: the file.
+        kind: as in `describe`.
+        option: that names it.
+
+    Raises:
+        UserError: there is no such file, or it is not Python code.
+    """
+    if not is_file(file):
+        raise UserError(f"{option} {file}: there is no such file")
+    if file.suffix != ".py":
+        raise UserError(f"{option} {file}: a plug-in is a Python file (.py)")
+    return describe(file, kind)
+
+
 class Registry:
-    """All strategies and scenarios that this process can use.
+    """All strategies, scenarios and metrics that this process can use.
 
     Args:
         plugins: files given with `--plugin`.
@@ -304,17 +347,13 @@ class Registry:
     """
 
     def __init__(self, plugins: Iterable[Path] = ()) -> None:
-        self._entries: dict[Kind, dict[str, Entry]] = {"strategies": {}, "scenarios": {}}
+        self._entries: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
         self.plugins: list[Entry] = []
         for kind in KINDS:
             for entry in [*_folder(kind), *_installed(kind)]:
                 self._add(entry)
         for file in plugins:
-            if not is_file(file):
-                raise UserError(f"--plugin {file}: there is no such file")
-            if file.suffix != ".py":
-                raise UserError(f"--plugin {file}: a plug-in is a Python file (.py)")
-            self.plugins.append(describe(file))
+            self.plugins.append(describe_file(file, None, "--plugin"))
             self._add(self.plugins[-1])
 
     def _add(self, entry: Entry) -> None:
@@ -338,8 +377,7 @@ class Registry:
         """
         entry = self._entries[kind].get(name)
         if entry is None:
-            what = {"strategies": "strategy", "scenarios": "scenario"}[kind]
-            raise UserError(f"unknown {what} '{name}'. {nearest(name, self._entries[kind])}")
+            raise UserError(f"unknown {ONE[kind]} '{name}'. {nearest(name, self._entries[kind])}")
         if entry.error:
             raise UserError(entry.error)
         return entry

@@ -20,7 +20,7 @@ from cl_clipfit.experiment.recipes import (
     make_settings,
     named_recipes,
 )
-from cl_clipfit.registry import KINDS, Entry, Kind, Registry
+from cl_clipfit.registry import KINDS, ONE, Entry, Kind, Registry
 from cl_clipfit.report.display import literal, one_line
 
 _SCENARIO_FACTS = ("CLASSES", "TASKS", "IMAGES", "DOWNLOAD", "LICENCE")
@@ -62,7 +62,8 @@ def list_entries(kind: Kind, pattern: str, plugins: Sequence[Path], console: Con
     ]
     if not entries:
         raise UserError(f"no {kind} with '{pattern}' in the name")
-    table = _scenarios_table(entries) if kind == "scenarios" else _strategies_table(entries)
+    tables = {"strategies": _strategies_table, "scenarios": _scenarios_table}
+    table = tables.get(kind, _metrics_table)(entries)
     table.caption, table.caption_justify = literal(f"more: {program()} info NAME"), "left"
     console.print(table)
 
@@ -78,6 +79,16 @@ def _scenarios_table(entries: list[Entry]) -> Table:
             about = about | {_SCENARIO_FACTS[0]: f"cannot be used: {entry.error}"}
         values = [str(about.get(fact, "")) for fact in _SCENARIO_FACTS]
         table.add_row(*(literal(text) for text in (entry.name, *values)))
+    return table
+
+
+def _metrics_table(entries: list[Entry]) -> Table:
+    table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for entry in entries:
+        text = f"cannot be used: {entry.error}" if entry.error else entry.summary.removesuffix(".")
+        table.add_row(literal(f"  {entry.name}"), literal(one_line(text)))
     return table
 
 
@@ -118,7 +129,7 @@ def list_models(pattern: str, console: Console) -> None:
 
 
 def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:
-    """Print the facts, recipes and options of a strategy or scenario.
+    """Print the facts, recipes and options of a strategy, scenario or metric.
 
     Raises:
         UserError: no entry has this name.
@@ -127,7 +138,9 @@ def show_info(name: str, plugins: Sequence[Path], console: Console) -> None:
     matches = [e for kind in KINDS for e in registry.entries(kind) if e.name == name]
     if not matches:
         names = [e.name for kind in KINDS for e in registry.entries(kind)]
-        raise UserError(f"no strategy or scenario is called '{name}'. {nearest(name, names)}")
+        raise UserError(
+            f"no strategy, scenario or metric is called '{name}'. {nearest(name, names)}"
+        )
     for entry in matches:
         _show_entry(entry, registry, console)
 
@@ -136,8 +149,9 @@ def _show_entry(entry: Entry, registry: Registry, console: Console) -> None:
     if entry.error:
         raise UserError(entry.error)
     options = entry.options_class()
-    kind = {"strategies": "strategy", "scenarios": "scenario"}[entry.kind]
-    console.print(f"[bold]{literal(entry.name)}[/bold] ({kind}): {literal(entry.summary)}")
+    console.print(
+        f"[bold]{literal(entry.name)}[/bold] ({ONE[entry.kind]}): {literal(entry.summary)}"
+    )
     for key, value in entry.about.items():
         if key not in ("RECIPE", "RECIPES", "PUBLISHED"):
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -11,9 +11,11 @@ from rich.table import Table
 from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.report.display import ConsoleDisplay, drawing, literal, say
 from cl_clipfit.report.grid import grid, latex, markdown
+from cl_clipfit.report.kept_metrics import without_predictions
 from cl_clipfit.report.paired import differences
-from cl_clipfit.report.results import Results, load_results, protocol_of
+from cl_clipfit.report.results import Results, by_protocol, load_results, protocol_of
 from cl_clipfit.report.tables import (
+    asked_metrics,
     by_strategy,
     columns,
     comparison_csv,
@@ -31,7 +33,7 @@ Form = Literal["table", "markdown", "latex", "csv"]
 def compare(
     paths: Sequence[Path], out: Console, err: Console, *, form: Form = "table",
     mixed: bool = False, against: str | None = None, names: Sequence[str] = (),
-    output: Path | None = None,
+    metrics: Sequence[str] = (), output: Path | None = None,
 ) -> None:  # fmt: skip
     """Show runs side by side, those of each protocol in a table of their own.
 
@@ -44,13 +46,14 @@ def compare(
         against: the method whose difference from every other is tested; default: the one with the
             best average accuracy.
         names: LABEL=NAME, what to call methods.
+        metrics: of the predictions that runs keep, by name or file, to show in place of others.
         output: folder for the figures and CSV files; default: none are written.
 
     Raises:
         UserError: no finished run is found, or a label is unknown.
     """
-    results = _renamed(load_results(*paths), names)
-    groups = [_mixed(results)] if mixed else _by_protocol(results)
+    results = _renamed(load_results(*paths).with_metrics(*metrics), names)
+    groups = [_mixed(results)] if mixed else by_protocol(results)
     labels = {label for group in groups for label in group.labels}
     if against is not None and against not in labels:
         raise UserError(f"--against {against}: no run of it. {nearest(against, sorted(labels))}")
@@ -59,6 +62,8 @@ def compare(
         if output is not None:
             for path in _write(group, output, ConsoleDisplay(err)):
                 say(err, f"written: {path}")
+    if metrics and (lacking := without_predictions(results)):
+        say(err, f"{lacking} of {len(results)} runs keep no predictions: repeat them with --fresh")
     if any(_CODE.search(label) for label in results.labels):
         say(err, "four digits after a label: runs under it differ in their settings or code")
     if len(groups) > 1:
@@ -85,8 +90,11 @@ def _show(group: Results, out: Console, form: Form, against: str | None) -> None
 def _differences_table(group: Results, against: str | None) -> Table | None:
     """Return the table of paired differences; None if no two methods share a run's seed."""
     groups = by_strategy(group.contents)
-    shown = [key for key in list(columns(group.contents))[:2] if not key.startswith("probe")]
-    reference = against if against in groups else _best(group, shown[0])
+    shown = asked_metrics(group.contents) or [
+        key for key in list(columns(group.contents))[:2] if not key.startswith("probe")
+    ]
+    first = next(iter(columns(group.contents)))
+    reference = against if against in groups else _best(group, first)
     found = differences(groups, reference, shown)
     if not found:
         return None
@@ -120,13 +128,6 @@ def _best(group: Results, key: str) -> str:
         return sum(values) / len(values) if values else float("-inf")
 
     return max(group.labels, key=mean)
-
-
-def _by_protocol(results: Results) -> list[Results]:
-    groups: dict[tuple[str, ...], Results] = {}
-    for result in results:
-        groups.setdefault(tuple(protocol_of(result.content).values()), Results()).append(result)
-    return list(groups.values())
 
 
 def _differing(groups: Sequence[Results]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def export_bank(
     model.load_values(merged_values(method, values, run.strategy.zero_shot_point(), settings))
     around = run_around(file)
     with contextlib.nullcontext() if around is None else adding(around):
-        checked = _write_checked(model.clip, file, run)
+        checked = _write_checked(file, run, last)
     used = ", ".join(f"{k}={v}" for k, v in method.settings(settings).items())
     single = mode in ("latest", "wise") or last == 1
     tasks = f"task {last}" if single else f"tasks 1 to {last}"
@@ -90,13 +91,19 @@ def export_bank(
     say(out, f"use it: {_usage(file, run)}")
 
 
-def _write_checked(clip: nn.Module, file: Path, run: FinishedRun) -> str:
+def _write_checked(file: Path, run: FinishedRun, task: int) -> str:
     """Write a file, check that it yields the same model, and return what was compared."""
+    run.at_task(task)
+    seen, templates = run.strategy.seen_classes, run.scenario.templates
+    if not isinstance(templates[0], str):
+        templates = tuple(templates[label] for label in seen)
+    names = [run.scenario.class_names[label] for label in seen]
+    about = {"class_names": names, "templates": list(templates)}
     # open_clip reads endings in lower case only.
     draft = file.with_name(f".{file.stem}.unchecked{file.suffix.lower()}")
     try:
         with writing(file):
-            _write(clip, draft)
+            _write(run.strategy.model.clip, draft, about)
             checked = _check_file(draft, run)
             draft.replace(file)  # only now: with --force the old file stays until this one is good
     finally:
@@ -122,13 +129,15 @@ def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -
         raise UserError(f"{file} exists: --force replaces it")
 
 
-def _write(clip: nn.Module, file: Path) -> None:
+def _write(clip: nn.Module, file: Path, about: dict[str, Any]) -> None:
+    """Write weights, and the names and templates of the classes beside them."""
     state = {name: value.detach().clone().contiguous() for name, value in clip.state_dict().items()}
     if file.suffix.lower() == ".safetensors":
-        data = save(state, {"format": "pt"})
+        texts = {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()}
+        data = save(state, {"format": "pt", **texts})
     else:
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save({"state_dict": state, **about}, buffer)
         data = buffer.getvalue()
     write_atomic(file, data)
 

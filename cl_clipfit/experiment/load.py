@@ -19,6 +19,7 @@ from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.experiment.build import build_strategy, select_first
 from cl_clipfit.experiment.reopen import available_device, check_version, load_head, open_bank
 from cl_clipfit.experiment.run_plan import resolve
+from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.methods.per_task import PerTaskStrategy
 from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.progress import Progress
@@ -38,12 +39,14 @@ class LoadedRun:
     Attributes:
         path: its folder.
         result: content of its `result.json`.
+        stream: the stream that it learned, as its command describes it.
         strategy: the method after its last task.
         classes: labels of the classes that it learned.
     """
 
     path: Path
     result: dict[str, Any]
+    stream: StreamPlan
     strategy: CLIPStrategy
     classes: tuple[int, ...]
 
@@ -149,7 +152,7 @@ def load_run(
         _load_last(open_bank(path, strategy, model.identity), strategy)
     elif model.identity and model.identity.weights_sha256 != result["model"]["weights_sha256"]:
         raise UserError(f"{path}: the model's weights are not those of the run")
-    return LoadedRun(path, result, strategy, tuple(strategy.seen_classes))
+    return LoadedRun(path, result, stream, strategy, tuple(strategy.seen_classes))
 
 
 def _load_last(bank: DeltaBank, strategy: CLIPStrategy) -> None:

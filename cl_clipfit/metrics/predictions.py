@@ -89,3 +89,28 @@ def predictions(
     kept[:, :count] = space.softmax(1).gather(1, order)
     integers = [x.cpu().numpy().astype(np.int32) for x in (labels, top, tasks)]
     return Predictions(integers[0], integers[1], kept.numpy().astype(np.float16), integers[2])
+
+
+def learned(rows: Sequence[Predictions]) -> Predictions:
+    """Return the answers after the last task to the images of the tasks learned.
+
+    Their accuracy is the metric `last_accuracy`.
+
+    Args:
+        rows: of a run, before training and after each task.
+    """
+    return rows[-1].of(rows[-1].tasks < len(rows) - 1)
+
+
+def class_accuracy(kept: Predictions) -> dict[int, float]:
+    """Return the accuracy in percent on each class that has images, by its label.
+
+    Example:
+        >>> a = np.array([0, 0, 3])
+        >>> kept = Predictions(a, np.array([[0], [3], [3]]), np.ones((3, 1)), a)
+        >>> class_accuracy(kept)
+        {0: 50.0, 3: 100.0}
+    """
+    images = np.bincount(kept.labels)
+    right = np.bincount(kept.labels[kept.right], minlength=len(images))
+    return {label: 100.0 * int(right[label]) / int(n) for label, n in enumerate(images) if n}

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cl_clipfit.errors import UserError, nearest
 from cl_clipfit.report.grid import grid, latex, markdown, page
+from cl_clipfit.report.kept_metrics import Metric, measured
 from cl_clipfit.report.tables import by_strategy, results_table
 from cl_clipfit.storage.files import sha256
 from cl_clipfit.storage.result import RESULT, Result, read_result
@@ -34,6 +35,22 @@ class Results(list[Result]):
     def labels(self) -> list[str]:
         """Return the labels of the methods, in order of appearance."""
         return list(by_strategy(self.contents))
+
+    def with_metrics(self, *metrics: str | Path | Metric) -> "Results":
+        """Return the runs with metrics of the predictions that they keep; tables show these too.
+
+        Args:
+            *metrics: names of `run.py list metrics`, Python files, or functions of a run's
+                `Predictions` (before training and after each task) and its `result.json`.
+
+        Raises:
+            UserError: no run kept predictions, or a metric is unknown or fails.
+
+        Example:
+            >>> from cl_clipfit import load_results
+            >>> load_results("runs").with_metrics("worst-class").to_markdown()  # doctest: +SKIP
+        """
+        return Results(measured(self, metrics)) if metrics else self
 
     def table(self) -> Table:
         """Return the table that the command line prints; `rich.print` shows it."""
@@ -108,6 +125,24 @@ class Results(list[Result]):
             raise ValueError("no run has a curve with a value")
         return figure
 
+    def write_report(self, path: Path | str, *, mixed: bool = False) -> Path:
+        """Write a page of everything there is to see of the runs, in one file that needs no other.
+
+        Args:
+            path: the file, or a folder, which gets a `report.html`.
+            mixed: show runs of several class orders together, as a command's tables do; otherwise,
+                runs of unlike protocols have a part of the page each.
+
+        Returns:
+            the file.
+
+        Raises:
+            UserError: there is no run, the files of one are damaged, or the file cannot be written.
+        """
+        from cl_clipfit.report.html.write import write_report
+
+        return write_report(self, Path(path), mixed=mixed)
+
 
 def load_results(*paths: Path | str) -> Results:
     """Read finished runs from disk.
@@ -132,6 +167,14 @@ def load_results(*paths: Path | str) -> Results:
             raise UserError(f"{path}: no finished run is in it")
         found |= {content["digest"]: Result(folder, content) for folder, content in whole.items()}
     return Results(_distinct_labels(list(found.values())))
+
+
+def by_protocol(results: Results) -> list[Results]:
+    """Return the runs of each protocol, whose numbers are comparable, in order of appearance."""
+    groups: dict[tuple[str, ...], Results] = {}
+    for result in results:
+        groups.setdefault(tuple(protocol_of(result.content).values()), Results()).append(result)
+    return list(groups.values())
 
 
 def _files(path: Path) -> list[Path]:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from cl_clipfit.config.options import ScopeOptions
 from cl_clipfit.errors import UserError
-from cl_clipfit.training.snapshot import foreign_plugins
 
 if TYPE_CHECKING:
     from cl_clipfit.training.loop import TrainingLoop
@@ -112,6 +110,10 @@ class LossWatch:
 
 def _certain_cause(strategy: "TrainingLoop", about: Batch) -> str:
     """Return what makes a loss infinite at any learning rate, and what to do; "" if nothing."""
+    # Only here: the watch alone needs no more than PyTorch, as `benchmarks.gpu` has it.
+    from cl_clipfit.config.options import ScopeOptions
+    from cl_clipfit.training.snapshot import foreign_plugins
+
     ranked, names = set(strategy.label_space()), strategy.model.class_names
     remedy = "override label_space() to return all classes that train, such as seen_classes"
     if isinstance(strategy.options, ScopeOptions):

@@ -1,6 +1,7 @@
 """Build a `CLIPClassifier` from a model name: `mini`, `ARCH:TAG`, `ARCH[:TAG]:FILE`, ..."""
 
 import contextlib
+import copy
 import functools
 import hashlib
 import warnings
@@ -104,6 +105,18 @@ def check_model(name: str) -> None:
     """
     if not name.startswith(HUB):
         _resolve(name)
+
+
+def architecture_of(name: str) -> dict[str, Any]:
+    """Return the configuration of a model's architecture, in the form of open_clip.
+
+    Raises:
+        UserError: as `create_classifier`.
+    """
+    import open_clip
+
+    source = _resolve(name)
+    return copy.deepcopy(source.config or open_clip.get_model_config(source.architecture) or {})
 
 
 def _resolve(name: str) -> _Source:

@@ -60,14 +60,17 @@ def fetch_model(repository: str) -> tuple[Path, Path]:
         ) from error
 
 
-def hub_reason(error: BaseException | None) -> str:
-    """Return why a download failed: what the server answered, or that nothing did."""
+def hub_reason(error: BaseException | None, what: str = "model of open_clip") -> str:
+    """Return why a transfer failed: what the server answered, or that nothing did.
+
+    Args:
+        error: of the hub's client.
+        what: that was looked for.
+    """
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403, 404):
-            return (
-                f"the hub answers {status}: it has no such model of open_clip, or keeps it private"
-            )
+            return f"the hub answers {status}: it has no such {what}, or keeps it private"
         if status is not None:
             return f"the hub answers {status}: try again later"
         error = error.__cause__ or error.__context__

@@ -2,36 +2,21 @@
 
 import contextlib
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import open_clip.factory
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from cl_clipfit.clip.loading.names import LOCAL
 from cl_clipfit.clip.loading.untrusted_config import check_config
-from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError, is_file, listed
 
 OWN = "own-model"  # the name of one such architecture while open_clip builds it
 CONFIG = "open_clip_config.json"
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")  # of hubs
-_Positive = Annotated[FiniteFloat, Field(gt=0)]
-
-
-class _Preprocessing(BaseModel):
-    """The part of open_clip's preprocessing that does not follow from the image tower."""
-
-    mode: Literal["RGB"] | None = None
-    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
-    std: tuple[_Positive, _Positive, _Positive] | None = None
-    interpolation: Literal["bicubic", "bilinear"] | None = None
-    resize_mode: Literal["shortest", "longest", "squash"] | None = None
-    fill_color: Annotated[int, Field(ge=0, le=255)] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,20 +85,6 @@ def _weights_in(folder: Path, config: Path) -> Path:
     return (usual or files)[0]
 
 
-def read_preprocessing(config: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return the preprocessing in a configuration; empty if it holds none.
-
-    Raises:
-        UserError: a value is of the wrong type or out of range.
-    """
-    text = json.dumps(config.get("preprocess_cfg") or {})
-    try:
-        settings = _Preprocessing.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise UserError(f"{file}: preprocess_cfg: {explain(error)}") from error
-    return settings.model_dump(exclude_none=True)
-
-
 def read_own_model(model: OwnModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the architecture of a model, and its preprocessing.
 
@@ -124,6 +95,9 @@ def read_own_model(model: OwnModel) -> tuple[dict[str, Any], dict[str, Any]]:
     architecture = config["model_cfg"]
     if model.tokenizer and architecture["text_cfg"].get("hf_tokenizer_name"):
         architecture["text_cfg"]["hf_tokenizer_name"] = str(model.tokenizer.absolute())
+    # Only here: towers of open_clip's list then need no pydantic, as benchmarks on a bare machine.
+    from cl_clipfit.clip.loading.own_preprocessing import read_preprocessing
+
     return architecture, read_preprocessing(config, model.config)
 
 
