@@ -24,7 +24,7 @@ def make(name: str, model: CLIPClassifier, scenario: Scenario) -> CLIPStrategy:
         plugins=[StepCallback(check_terms)],
         model=model,
         class_names=scenario.class_names,
-        recipe=Recipe(epochs=2, batch_size=8, lr=0.01),
+        recipe=Recipe(epochs=1, batch_size=8),
         options=entry.options_class()(),
     )
 
