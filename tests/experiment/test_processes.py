@@ -17,7 +17,7 @@ from cl_clipfit.clip import classifier
 from cl_clipfit.clip.encoders.towers import Towers
 from cl_clipfit.storage.checkpoints import Checkpoints
 from tests.support.kills import stop_in_step
-from tests.support.several import printed, several
+from tests.support.several import errors, printed, several
 from tests.support.tiny import TINY
 
 METHODS = ["clipfit", "mergetune", "coop", "stack", "ranpac"]
@@ -160,7 +160,7 @@ def test_all_repeat_a_step_for_which_one_has_no_memory(alone: Path, tmp_path: Pa
 
 def test_a_batch_of_fewer_images_than_processes_is_refused_once(tmp_path: Path) -> None:
     assert in_two(tmp_path, "--strategy", "clipfit", "--batch-size", "1") == [2, 2]
-    (line,) = printed(tmp_path / "printed")
+    (line,) = errors(tmp_path / "printed")
     assert line.startswith("error: 2 processes share a batch of 1 images (clipfit): use fewer")
 
 
