@@ -85,6 +85,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.report.results import load_results as load_results
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
+    from cl_clipfit.runtime.progress import Progress as Progress
     from cl_clipfit.storage.predictions import read_predictions as read_predictions
     from cl_clipfit.storage.result import Result as Result
     from cl_clipfit.training import selection as selection
@@ -154,6 +155,7 @@ _HOMES = {
     "PerTaskStrategy": "cl_clipfit.methods.per_task",
     "Positive": "cl_clipfit.config.options",
     "Parts": "cl_clipfit.config.options",
+    "Progress": "cl_clipfit.runtime.progress",
     "PromptOptions": "cl_clipfit.methods.prompt",
     "PromptStrategy": "cl_clipfit.methods.prompt",
     "Recipe": "cl_clipfit.config.options",
