@@ -12,6 +12,7 @@ from cl_clipfit._version import __version__
 if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getattr__`
     from cl_clipfit import merging as merging
     from cl_clipfit import metrics as metrics
+    from cl_clipfit.bank.routing import TaskRouter as TaskRouter
     from cl_clipfit.bank.routing import class_statistics as class_statistics
     from cl_clipfit.bank.routing import route as route
     from cl_clipfit.bank.routing import task_posterior as task_posterior
@@ -168,6 +169,7 @@ _HOMES = {
     "Source": "cl_clipfit.data.source",
     "Stage": "cl_clipfit.methods.continued",
     "StepFeatures": "cl_clipfit.training.features",
+    "TaskRouter": "cl_clipfit.bank.routing",
     "TextDistillation": "cl_clipfit.methods.text_distillation",
     "UserError": "cl_clipfit.errors",
     "Workload": "cl_clipfit.training.features",

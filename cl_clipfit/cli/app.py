@@ -39,6 +39,7 @@ from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError, printable, program
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
+from cl_clipfit.runtime.launch import declared, refuse_several, reports
 from cl_clipfit.runtime.signals import Stopped, graceful
 from cl_clipfit.runtime.threads import yield_waiting_cores
 
@@ -84,6 +85,8 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     check_names(asked)
     if asked.print_config:
         print(asked.as_yaml(), end="")
+        return
+    if asked.dry_run and declared().rank > 0:
         return
     if asked.dry_run:
         from cl_clipfit.commands.dry_run import dry_run
@@ -248,10 +251,27 @@ def compare(
 
 
 @app.command
+def report(
+    *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
+    output: Annotated[
+        Path | None,
+        Parameter(help="File to write; default report.html in the folder that is named."),
+    ] = None,
+) -> None:
+    """Write a page that shows finished runs: curves, matrices, classes, examples, commands."""
+    from cl_clipfit.commands.report import report as report_runs
+
+    report_runs(runs or (Path("runs"),), *consoles(), output=output)
+
+
+@app.command
 def sweep(
     file: Annotated[Path, Parameter(help="YAML file with common, grid and list.")],
     /,
     *,
+    engine: Annotated[
+        Literal["local", "slurm", "ray"], Parameter(help="What does the runs, and where.")
+    ] = "local",
     output: Annotated[Path, Parameter(help="Folder of all run folders.")] = Path("runs"),
     workers: Annotated[
         int | None, Parameter(help="Runs at a time; default as many as fit.")
@@ -277,7 +297,7 @@ def sweep(
     from cl_clipfit.sweep.engines import Share
 
     share = Share(workers, threads, gpus)
-    request = Request(file, output, "local", share, plugin or [], dry_run, quiet)
+    request = Request(file, output, engine, share, plugin or [], dry_run, quiet)
     sweep_command(request, *consoles())
 
 
@@ -348,9 +368,12 @@ def main(argv: list[str] | None = None) -> int:
             show_help(screen, {name: app[name].help for name in names}, ALL in words)
             return 0
         with graceful():
+            refuse_several(words, names)
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except Stopped as stopped:
+        if not reports():
+            return stopped.exit_code
         advice = f": {stopped.advice}" if stopped.advice else ""
         print(printable(f"stopped by {stopped}{advice}"), file=sys.stderr)
         return stopped.exit_code
@@ -368,5 +391,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         message = str(error)
     line = printable(" ".join(message.split()))
-    print(f"error: {line}", file=sys.stderr)
+    if reports():
+        print(f"error: {line}", file=sys.stderr)
     return 2

@@ -25,7 +25,7 @@ from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.merging.layers import change_by_layer
 from cl_clipfit.metrics.functional import seen_accuracy
 from cl_clipfit.metrics.tables import NotANumberError
-from cl_clipfit.runtime import device, signals
+from cl_clipfit.runtime import device, processes, signals
 from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.files import write_json
@@ -54,6 +54,7 @@ class Run:
             them at every use.
 
     Attributes:
+        test_images: as the stream has them, never their features instead of them.
         strategy: the method, on a copy of the model.
         record: the numbers of the run so far.
         learner: trains or merges the weights of a task.
@@ -75,6 +76,7 @@ class Run:
         encoder: FrozenImages | None = None,
     ) -> None:
         started = time.perf_counter()
+        self.test_images = scenario.test.images
         if encoder is not None and "image" not in plan.cls.towers:
             scenario, probes = encoder.encode(
                 scenario, probes, plan.reads_train_images_as_they_are, plan.cls.class_tokens
@@ -105,6 +107,7 @@ class Run:
                 written. The environment variable CL_CLIPFIT_DEBUG=1 shows the traceback.
         """
         device.reset_peak_memory(self.stream.compute.device)
+        self._check_processes()
         select_first(self.plan, self.strategy, self.scenario.brought[0])
         self._show_warnings()
         if self.plan.recipe is not None and self.strategy.learning == "gradient":
@@ -134,6 +137,20 @@ class Run:
         result = build_result(self.stream, self.plan, self.scenario, self.strategy, self.record)
         origin = self.learner.origin
         return result if origin is None else {**result, "merged": origin}
+
+    def _check_processes(self) -> None:
+        """Refuse more processes than a batch has images; say if each has to do all of the work."""
+        several, recipe = processes.world(), self.plan.recipe
+        if several > 1 and recipe is not None and recipe.batch_size < several:
+            raise UserError(
+                f"{several} processes share a batch of {recipe.batch_size} images"
+                f" ({self.plan.label}): use fewer processes or a larger --batch-size"
+            )
+        if several > 1 and not self.strategy.divisible:
+            self.progress.note(
+                f"{self.plan.label}: every process trains on whole batches, because its encoders"
+                " draw random numbers or look at the whole batch; only evaluation is shared"
+            )
 
     def learn_first(self) -> dict[str, torch.Tensor]:
         """Return what the first task trains; nothing is written."""
@@ -173,7 +190,8 @@ class Run:
 
     def _diverged(self, error: DivergedError) -> UserError:
         """Save the batch whose loss is NaN or infinite, and return the error to raise."""
-        write_json(self.folder.path / NAN_BATCH, error.batch)
+        if self.folder.writes:
+            write_json(self.folder.path / NAN_BATCH, error.batch)
         doubt = self.journal.doubt(error.first_step) if self.journal else ""
         return UserError(
             f"{error}; the batch is in {self.folder.path / NAN_BATCH}, what was finished before"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cl_clipfit.errors import UserError
 from cl_clipfit.runtime.code_files import package_hash
+from cl_clipfit.runtime.processes import from_first
 from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.storage.checkpoints import Checkpoints
 from cl_clipfit.storage.files import sha256
@@ -97,7 +98,7 @@ class Journal:
 
     def load(self) -> dict[str, Any] | None:
         """Return the newest saved state, to resume from; None if there is none."""
-        saved = self.checkpoints.load()
+        saved = from_first(self.checkpoints.load)
         if saved is not None and not _is_state(saved):
             raise UserError(
                 f"{self.checkpoints.folder}: not what a run writes: restart with --fresh"
@@ -236,6 +237,8 @@ class Journal:
         self._save()
 
     def _save(self) -> None:
+        if not self.checkpoints.writes:
+            return
         require(self.checkpoints.folder.parent)
         self.checkpoints.save(self._state)
 

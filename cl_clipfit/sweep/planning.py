@@ -1,10 +1,8 @@
 """The runs of a sweep, resolved as on the command line, and which of them are finished."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,6 +18,7 @@ from cl_clipfit.experiment.run_plan import ResolvedCommand, resolve
 from cl_clipfit.registry import Registry
 from cl_clipfit.storage.files import writing
 from cl_clipfit.sweep.file import Cell, SweepFile, as_options, assigned_name, describe
+from cl_clipfit.sweep.job import Job
 
 INDEX = "sweep-index.jsonl"  # in the output folder: which run folder holds which settings
 RECIPE = {
@@ -28,51 +27,6 @@ RECIPE = {
     "lr",
     "recipe",
 }  # not of methods without steps
-State = Literal["done", "failed", "stopped"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep; it can be sent to another process or machine.
-
-    Attributes:
-        key: hash of the resolved settings.
-        shared: hash of what other runs share with it: stream, model, and how images are encoded.
-        name: for the screen, as "split-digits clipfit:lr=0.001 seed 0".
-        label: the method and the settings of it that vary, for tables.
-        settings: fields of `RunConfig`.
-        output: folder of all run folders.
-        encodes: whether image features of a frozen tower can be prepared for it; None: nothing can.
-        threads: cores that it may use.
-    """
-
-    key: str
-    shared: str
-    name: str
-    label: str
-    settings: Mapping[str, Any]
-    output: Path
-    encodes: bool | None = None
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run.
-
-    Attributes:
-        state: "done", "failed", or "stopped" by a signal.
-        folder: name of the run's folder, if it has one.
-        text: what to show: accuracy, or what is wrong.
-        seconds: from start to end.
-        archive: the run's folder as a tar file, from a machine without this file system.
-    """
-
-    state: State
-    folder: str = ""
-    text: str = ""
-    seconds: float = 0.0
-    archive: bytes | None = None
 
 
 def plan_jobs(sweep: SweepFile, output: Path) -> list[Job]:
