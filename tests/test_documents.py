@@ -30,7 +30,8 @@ PAGES = sorted(
 # Blocks that another test runs: of strategies and of metrics, as the files they are, and of
 # Avalanche's users.
 _ELSEWHERE = ("class ImageNorms", "def metric(rows", "ReplayPlugin", "def load(")
-_KINDS = {"", "bash", "python", "pycon", "yaml", "text", "{include}", "{toctree}"}
+_CODE = {"", "bash", "python", "pycon"}  # what is run or parsed; the others are data
+_KINDS = {*_CODE, "yaml", "json", "csv", "toml", "latex", "text", "{include}", "{toctree}"}
 
 
 def blocks(page: str, kind: str | None = None) -> list[str]:
@@ -116,7 +117,7 @@ def check_command(line: str) -> None:
     if "pip" in words:
         assert words[words.index("pip") + 1] == "install", line
         return
-    assert "run.py" in words[:2], line
+    assert "run.py" in words[: 2 if "torchrun" not in words[0] else None], line
     words = words[words.index("run.py") + 1 :]
     words = meet_habits(words[: words.index(">")] if ">" in words else words)
     if words in (["--help"], ["--help-all"]):
