@@ -87,6 +87,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
     from cl_clipfit.runtime.progress import Progress as Progress
+    from cl_clipfit.storage.history import read_history as read_history
     from cl_clipfit.storage.predictions import read_predictions as read_predictions
     from cl_clipfit.storage.result import Result as Result
     from cl_clipfit.training import selection as selection
@@ -112,6 +113,7 @@ _HOMES = {
     "load_results": "cl_clipfit.report.results",
     "Result": "cl_clipfit.storage.result",
     "Predictions": "cl_clipfit.metrics.predictions",
+    "read_history": "cl_clipfit.storage.history",
     "read_predictions": "cl_clipfit.storage.predictions",
     "open_run": "cl_clipfit.experiment.reopen",
     "FinishedRun": "cl_clipfit.experiment.reopen",

@@ -105,7 +105,7 @@ def command_lines(page: str) -> list[str]:
 
 def check_command(line: str) -> None:
     """Parse a command as the shell and the command line do, up to what needs PyTorch."""
-    words = shlex.split(line, comments=True)
+    words = [word for word in shlex.split(line, comments=True) if word != "..."]
     while re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     if words[0] == "make":

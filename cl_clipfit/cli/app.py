@@ -283,6 +283,10 @@ def sweep(
         float | None,
         Parameter(help="GPUs per run, as 0.5 if two share one; default 1 where there are any."),
     ] = None,
+    tune: Annotated[
+        int | None,
+        Parameter(help="Search the section tune with so many trials, on held-out images."),
+    ] = None,
     dry_run: Annotated[bool, Parameter(help="Show the runs; do none.")] = False,
     quiet: Annotated[bool, Parameter(help="Print only results and failures.")] = False,
     plugin: Annotated[
@@ -290,7 +294,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Do many runs from one file; finished ones are skipped, unfinished ones resumed."""
-    for option, number in (("--workers", workers), ("--threads", threads)):
+    for option, number in (("--workers", workers), ("--threads", threads), ("--tune", tune)):
         if number is not None and number < 1:
             raise UserError(f"{option} {number}: expected at least 1")
     from cl_clipfit.commands.sweep import Request, sweep_command
@@ -298,7 +302,12 @@ def sweep(
 
     share = Share(workers, threads, gpus)
     request = Request(file, output, engine, share, plugin or [], dry_run, quiet)
-    sweep_command(request, *consoles())
+    if tune is None:
+        sweep_command(request, *consoles())
+        return
+    from cl_clipfit.commands.sweep_tune import tune_command
+
+    tune_command(request, tune, *consoles())
 
 
 @app.command
