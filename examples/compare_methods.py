@@ -14,7 +14,11 @@ config = RunConfig(strategy=METHODS, seed=[0, 1, 2], tasks=2, shots=8, epochs=5,
 results = run(config)  # complete runs are not repeated: start it again, and it only reads them
 print(results.to_latex())
 
-last = {(r.label, r.seed): r.metrics["last_accuracy"] for r in load_results("runs")}
+last = {
+    (result.label, result.seed): accuracy
+    for result in load_results("runs")
+    if (accuracy := result.metrics["last_accuracy"]) is not None
+}
 for method in METHODS[1:]:
     differences = [last[method, seed] - last["zero-shot", seed] for seed in config.seed]
     print(f"{method}: {fmean(differences):+.1f} points over zero-shot")

@@ -123,8 +123,8 @@ def check_command(line: str) -> None:
     if words in (["--help"], ["--help-all"]):
         return
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-    if words[0] not in commands() and words[0] != "--install-completion":
-        config = bound.arguments["config"]
+    if not words or words[0] not in [*commands(), "--install-completion"]:
+        config = bound.arguments.get("config") or RunConfig()
         given = read_config(config.config) if config.config else {}
         check_names(RunConfig(**{**given, **config.model_dump(exclude_unset=True)}))
 
