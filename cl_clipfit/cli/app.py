@@ -251,6 +251,20 @@ def compare(
 
 
 @app.command
+def report(
+    *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
+    output: Annotated[
+        Path | None,
+        Parameter(help="File to write; default report.html in the folder that is named."),
+    ] = None,
+) -> None:
+    """Write a page that shows finished runs: curves, matrices, classes, examples, commands."""
+    from cl_clipfit.commands.report import report as report_runs
+
+    report_runs(runs or (Path("runs"),), *consoles(), output=output)
+
+
+@app.command
 def sweep(
     file: Annotated[Path, Parameter(help="YAML file with common, grid and list.")],
     /,
@@ -269,6 +283,10 @@ def sweep(
         float | None,
         Parameter(help="GPUs per run, as 0.5 if two share one; default 1 where there are any."),
     ] = None,
+    tune: Annotated[
+        int | None,
+        Parameter(help="Search the section tune with so many trials, on held-out images."),
+    ] = None,
     dry_run: Annotated[bool, Parameter(help="Show the runs; do none.")] = False,
     quiet: Annotated[bool, Parameter(help="Print only results and failures.")] = False,
     plugin: Annotated[
@@ -276,7 +294,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Do many runs from one file; finished ones are skipped, unfinished ones resumed."""
-    for option, number in (("--workers", workers), ("--threads", threads)):
+    for option, number in (("--workers", workers), ("--threads", threads), ("--tune", tune)):
         if number is not None and number < 1:
             raise UserError(f"{option} {number}: expected at least 1")
     from cl_clipfit.commands.sweep import Request, sweep_command
@@ -284,7 +302,12 @@ def sweep(
 
     share = Share(workers, threads, gpus)
     request = Request(file, output, engine, share, plugin or [], dry_run, quiet)
-    sweep_command(request, *consoles())
+    if tune is None:
+        sweep_command(request, *consoles())
+        return
+    from cl_clipfit.commands.sweep_tune import tune_command
+
+    tune_command(request, tune, *consoles())
 
 
 @app.command

@@ -20,7 +20,7 @@ from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.result import RESULT, Result, read_result
 from cl_clipfit.sweep.engines import Engine, Share, share_out, visible_gpus
-from cl_clipfit.sweep.file import SweepFile, read_sweep
+from cl_clipfit.sweep.file import Cell, SweepFile, read_sweep
 from cl_clipfit.sweep.job import Job, Outcome
 from cl_clipfit.sweep.local_pool import LocalPool
 from cl_clipfit.sweep.planning import Index, plan_jobs
@@ -65,12 +65,9 @@ def sweep_command(request: Request, out: Console, err: Console) -> None:
             failed, raised after all others have ended.
     """
     sweep = read_sweep(request.file)
-    for plugins in (sweep.common, sweep.grid, *sweep.listed):
-        named = plugins.get("plugin") or []
-        check_plugins(named if isinstance(named, list) else [named], request.plugins, request.file)
+    check_file(sweep, request.plugins)
     check_output(request.output)
     jobs = plan_jobs(sweep, request.output)
-    _check_devices(jobs, sweep)
     if request.dry_run:
         _show_plan(jobs, Index(request.output), out)
         return
@@ -172,14 +169,25 @@ def choose_engine(
     return LocalPool(share_out(request.share, len(jobs), gpus, on_gpu))
 
 
-def _check_devices(jobs: Sequence[Job], sweep: SweepFile) -> None:
-    for job in jobs:
-        device = str(job.settings.get("device", "auto"))
+def check_file(sweep: SweepFile, plugins: Sequence[Path]) -> None:
+    """Refuse plug-ins that the command line does not name, and devices that the engine chooses.
+
+    Raises:
+        UserError: the file names one of them.
+    """
+    for section in (sweep.common, *sweep.listed, *_grid_cells(sweep)):
+        named = section.get("plugin") or []
+        check_plugins(named if isinstance(named, list) else [named], plugins, sweep.path)
+        device = str(section.get("device", "auto"))
         if ":" in device:
             raise UserError(
                 f"{sweep.place('device')}: the engine gives every run its GPU: say"
                 f" {device.partition(':')[0]}, not {device}"
             )
+
+
+def _grid_cells(sweep: SweepFile) -> list[Cell]:
+    return [{key: value} for key, values in sweep.grid.items() for value in values]
 
 
 def _show_plan(jobs: Sequence[Job], index: Index, out: Console) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cl_clipfit.commands import summary
 from cl_clipfit.commands.resume import check_output, resumed_folder
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.data.streams import Scenario
@@ -19,22 +20,25 @@ from cl_clipfit.experiment.identity import code_has_changed, config_of
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.report.display import ConsoleDisplay, describe_stream, drawing, say
+from cl_clipfit.report.display import (
+    ConsoleDisplay,
+    describe_stream,
+    drawing,
+    say,
+    tolerating,
+)
 from cl_clipfit.report.results import Results
-from cl_clipfit.report.tables import comparison_csv
 from cl_clipfit.runtime import launch, processes
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.launch import declared, restarted
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
-from cl_clipfit.storage.files import write_atomic
-from cl_clipfit.storage.lock import hold, hold_when_free
+from cl_clipfit.storage.lock import hold
+from cl_clipfit.storage.predictions import read_predictions
 from cl_clipfit.storage.result import Result
 from cl_clipfit.storage.run_folder import (
     CONFIG,
-    DIGITS,
     RunFolder,
-    file_name,
     stream_name,
 )
 
@@ -60,9 +64,8 @@ def run_command(config: RunConfig, out: Console, err: Console) -> Results:
     out.print(results.table())
     for result in results:
         say(out, f"run folder: {result.path}")
-    written = [_comparison(config, results, kind) for kind in ("png", "csv")]
-    for path in [path for path in written if path.exists()][:1]:  # no figure without numbers
-        say(out, f"comparison: {path}")
+    for line in summary.written(config, results):
+        say(out, line)
     return results
 
 
@@ -96,7 +99,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
                 config = config.model_copy(update={"fresh": False})
             results = run_each(config, progress)
             if launch.writes():
-                _compare(config, results, progress)
+                summary.compare(config, results, progress)
+                summary.write_report(config, results, progress)
             return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
@@ -105,43 +109,24 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
 
 def run_each(config: RunConfig, progress: Progress) -> Results:
     """Run every strategy with every seed of a command, and do not compare them; see `run`."""
-    with deterministic(config.deterministic):
+    with deterministic(config.deterministic), _imports_set_aside():
         orders = config.by_class_order()
         if config.resume is not None and len(orders) > 1:
             raise UserError(f"--class-order: the run in {config.resume} has a single one")
         return Results(result for one in orders for result in _run_all(one, progress))
 
 
-def _compare(config: RunConfig, results: list[Result], progress: Progress) -> None:
-    """Draw the comparison of a command's runs, and write its table."""
-    from cl_clipfit.report.figures import plot_comparison  # Matplotlib is slow to import
-
-    contents = [result.content for result in results]
-    folders = [result.path.name for result in results]
-    figure = config.output / _comparison_name(results)
-    with hold_when_free(config.output):  # the files of two commands must not mix
-        for kind in ("csv", "png", "svg"):
-            with contextlib.suppress(OSError):
-                _comparison(config, results, kind).unlink()
-        with drawing(figure, progress.warn):
-            plot_comparison(contents, figure)
-        try:
-            write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
-        except UserError as error:  # the runs are done
-            progress.warn(str(error))
-
-
-def _comparison_name(results: list[Result]) -> str:
-    """Return a name that no other data set's comparison has."""
-    content = results[0].content
-    name, digest = content["data"].get("name"), content["data"]["sha256"]
-    data = f"-{file_name(name)}-{digest[:DIGITS]}" if name else ""
-    return f"{content['scenario']}{data}-comparison"
-
-
-def _comparison(config: RunConfig, results: list[Result], suffix: str) -> Path:
-    """Return the file with one suffix that compares a command's runs."""
-    return config.output / f"{_comparison_name(results)}.{suffix}"
+@contextlib.contextmanager
+def _imports_set_aside() -> Iterator[None]:
+    """Leave what was imported so far out of the collection after every run, nearly all it sees."""
+    if gc.get_freeze_count():  # by the caller: not ours to undo
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
@@ -262,6 +247,8 @@ def execute(
         for name, plot in figures.items():
             with drawing(run.folder.path / name, progress.warn):
                 plot(result, run.folder.path / name)
+        if run.folder.writes:
+            _save_thumbnails(run, progress)
         content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():
@@ -274,6 +261,15 @@ def execute(
         progress.stop()
     _clear(run.folder, progress)
     return content
+
+
+def _save_thumbnails(run: Run, progress: Progress) -> None:
+    """Keep pictures of a few test images for reports."""
+    from cl_clipfit.report.html import thumbnails
+
+    with tolerating("the thumbnails of test images are", progress.warn):
+        rows = read_predictions(run.folder.path)
+        thumbnails.save_thumbnails(run.test_images, rows, run.folder.path)
 
 
 def _clear(folder: RunFolder, progress: Progress) -> None:

@@ -146,8 +146,11 @@ class StatisticsStrategy(ClosedFormStrategy):
 
     def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
         """Add to the statistics."""
-        added = summed_statistics(features, labels, classes)
-        self.statistics = added if self.statistics is None else self.statistics + added
+        present, places = labels.unique(return_inverse=True)
+        added = summed_statistics(features, places, len(present))
+        before = self.statistics
+        before = Statistics.empty(features.shape[1], classes) if before is None else before
+        self.statistics = before.take_in(added, present, classes)
 
     def fit(self) -> Callable[[Tensor], Tensor]:
         """Return the head of the statistics."""

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from cl_clipfit.errors import printable
+from cl_clipfit.errors import UserError, printable
 from cl_clipfit.report.live import LiveView
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.run_folder import stream_name
@@ -84,6 +84,25 @@ def drawing(figure: Path, warn: Callable[[str], None]) -> Iterator[None]:
             raise
         remove_figure(figure)
         warn(f"the figure {figure.name} is missing: {type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def tolerating(what: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """Write in a `with` block what no number depends on; if that fails, warn that it is missing.
+
+    The environment variable CL_CLIPFIT_DEBUG=1 shows the traceback.
+
+    Args:
+        what: for the warning.
+        warn: receives the line that says what failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("CL_CLIPFIT_DEBUG"):
+            raise
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        warn(f"{what} missing: {' '.join(reason.split())[:300]}")
 
 
 def remove_figure(figure: Path) -> None:
