@@ -183,6 +183,8 @@ def content(file: Path) -> Any:
     data = file.read_bytes()
     if file.name == "result.json":
         return timeless(json.loads(data))
+    if file.name == "history.jsonl":
+        return [timeless(json.loads(line)) for line in data.splitlines()]
     if file.name.endswith("comparison.csv"):
         rows = csv.DictReader(io.StringIO(data.decode()))
         return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]

@@ -29,8 +29,10 @@ from cl_clipfit.runtime import device, processes, signals
 from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.files import write_json
+from cl_clipfit.storage.history import HistoryFile
 from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
 from cl_clipfit.training.features import tasks_in_reach
+from cl_clipfit.training.history import HistoryPlugin
 from cl_clipfit.training.journal import Journal, place, stream_hash
 from cl_clipfit.training.loop import StepCallback
 from cl_clipfit.training.loss_watch import DivergedError, LossWatch
@@ -60,6 +62,7 @@ class Run:
         learner: trains or merges the weights of a task.
         evaluator: fills the tables.
         bank: keeps what each task trained.
+        history: records what happens while it trains.
         predictions: keeps the answers to all test images.
         journal: saves the state after every epoch; None if there is nothing to save.
     """
@@ -85,9 +88,10 @@ class Run:
         self.probes, self.folder, self.progress = probes, folder, progress
         self.task = 0  # current task, counted from 1; 0 before the first
         self._warnings_shown = 0
+        self.history = HistoryPlugin()
         self.strategy = build_strategy(
             plan, stream.compute, model, scenario.class_names, scenario.templates,
-            plugins=[StepCallback(progress.step)],
+            plugins=[StepCallback(progress.step), self.history],
         )  # fmt: skip
         self.strategy.watch = LossWatch(skip=stream.on_nan == "skip")
         self.record = RunRecord(Scoreboard(scenario))
@@ -119,6 +123,10 @@ class Run:
         else:
             self._resume(saved, config)
         self.bank.open(saved["tasks"] if saved else None)
+        if self.folder.writes:
+            self.history.open(HistoryFile(self.folder.path), saved and saved.get("history"))
+        if self.journal:
+            self.journal.history = self.history
         if self.stream.keeps_predictions:
             self.predictions.open(saved["tasks"] if saved else 0)
         try:
@@ -211,6 +219,8 @@ class Run:
                 self.progress.row(task, self.record.board.tables.seen[task])
         else:
             self._evaluate()
+            if saved is None:  # otherwise the line is there
+                self._add_to_history(0)
         for task in range(finished + 1, self.scenario.trained_tasks + 1):
             self.task = task
             self._run_task(task)
@@ -225,7 +235,9 @@ class Run:
     def _run_task(self, task: int) -> None:
         """Learn a task, add what it trained to the bank, and fill a row of every table."""
         tasks, record = self.scenario.trained_tasks, self.record
-        self.progress.start_task(task, tasks, *self.learner.size(task))
+        size = self.learner.size(task)
+        self.progress.start_task(task, tasks, *size)
+        self.history.begin_task(size[1])
         if self.journal:
             self.journal.begin_task(task - 1, record.state())
         started = time.perf_counter()
@@ -243,9 +255,21 @@ class Run:
         record.changes.append(change_by_layer(self.strategy.selection, anchors))
         self._show_warnings()
         self._evaluate()
+        self._add_to_history(task)
         seen = seen_accuracy(record.board.tables.seen, self.scenario.test_samples, task)
         self.progress.row(task, record.board.tables.seen[task])
         self.progress.end_task(task, tasks, seen, seconds)
+
+    def _add_to_history(self, task: int) -> None:
+        """Add the line of a task: accuracy over all classes seen in percent, times, memory."""
+        record, seen = self.record, self.record.board.tables.seen
+        values = {
+            "accuracy": seen_accuracy(seen, self.scenario.test_samples, task),
+            "train_seconds": round(record.train_seconds[-1], 3) if task else 0.0,
+            "eval_seconds": round(record.eval_seconds[-1], 3),
+            "peak_memory_bytes": device.peak_memory_bytes(self.stream.compute.device),
+        }
+        self.history.end_task(task, self.strategy.task_steps if task else 0, values)
 
     def _image_bytes(self, task: int) -> int:
         """Return the size of the images of other tasks that the strategy trained on in a task."""
