@@ -361,8 +361,8 @@ def _write_index(
         write_atomic(bank.folder / segment_name(whole + 1), data)
         segments, rows = [*segments, {"sha256": sha256(data), "bytes": len(data)}], []
     head = {key: value for key, value in index.items() if key != "tasks"}
-    listed = {"segments": segments} if segments else {}
-    write_atomic(bank.folder / INDEX, seal({**head, **listed}, tasks=rows))
+    listed = {"segments": [row(segment) for segment in segments]} if segments else {}
+    write_atomic(bank.folder / INDEX, seal(head, **listed, tasks=rows))
     del tasks[kept:]  # in place: a copy would take longer with every task
     if added is not None:
         tasks.append(added)

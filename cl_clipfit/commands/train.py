@@ -110,11 +110,24 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
 
 def run_each(config: RunConfig, progress: Progress) -> Results:
     """Run every strategy with every seed of a command, and do not compare them; see `run`."""
-    with deterministic(config.deterministic):
+    with deterministic(config.deterministic), _imports_set_aside():
         orders = config.by_class_order()
         if config.resume is not None and len(orders) > 1:
             raise UserError(f"--class-order: the run in {config.resume} has a single one")
         return Results(result for one in orders for result in _run_all(one, progress))
+
+
+@contextlib.contextmanager
+def _imports_set_aside() -> Iterator[None]:
+    """Leave what was imported so far out of the collection after every run, nearly all it sees."""
+    if gc.get_freeze_count():  # by the caller: not ours to undo
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _run_all(config: RunConfig, progress: Progress) -> list[Result]:

@@ -17,7 +17,7 @@ from cl_clipfit.report.html.curves import (
     landscapes,
     layer_charts,
 )
-from cl_clipfit.report.html.heat import heat
+from cl_clipfit.report.html.heat import heat, luminance, style_sheet
 from cl_clipfit.report.html.thumbnails import (
     FATES,
     chosen,
@@ -72,6 +72,15 @@ def test_cells_are_coloured_by_value_and_empty_ones_are_not() -> None:
         ("a", [("0", "h0"), ("50", "h10")]), ("b", [("", "none"), ("100", "h20")]),
     ]  # fmt: skip
     assert table.picture == ""
+
+
+def test_the_text_of_every_cell_can_be_read() -> None:
+    rules = re.findall(r"background:#(..)(..)(..);color:#(...)}", style_sheet())
+    assert len(rules) == 21
+    for *colour, text in rules:
+        ground = luminance(*(int(part, 16) for part in colour))
+        other = {"fff": 1.0, "000": 0.0}[text]
+        assert (max(ground, other) + 0.05) / (min(ground, other) + 0.05) >= 4.5  # WCAG, AA
 
 
 def test_a_large_table_is_a_picture_with_a_dot_for_each_cell() -> None:

@@ -85,7 +85,9 @@ def answers(runs: Sequence[Result], names: Sequence[str]) -> Answers:
     for run in runs:
         if run.content["class_order"] != order:
             continue
-        rows = _rows(run, len(names), missing)
+        # Of further seeds, only the last answers are shown.
+        needed = [0, len(run.accuracy_matrix) - 1] if run.label in first else None
+        rows = _rows(run, len(names), needed, missing)
         if not rows:
             continue
         if not before:
@@ -121,16 +123,20 @@ def _homes(content: Content) -> NDArray[Any] | None:
     return np.repeat(np.arange(len(sizes)), sizes) if whole else None
 
 
-def _rows(run: Result, classes: int, missing: dict[str, None]) -> list[Predictions]:
+def _rows(
+    run: Result, classes: int, needed: list[int] | None, missing: dict[str, None]
+) -> list[Predictions]:
     """Return the answers of a run; none, with a reason in `missing`, if they cannot be used."""
     try:
-        rows = read_predictions(run.path)
+        rows = read_predictions(run.path, needed)
     except UserError as error:
         missing[f"{error}."] = None
         return []
     if not rows:
         missing["Some runs kept no answers to single images, and are left out below."] = None
-    elif len(rows) != len(run.accuracy_matrix) or max(r.top.max() for r in rows) >= classes:
+    elif (
+        len(rows) != len(needed or run.accuracy_matrix) or max(r.top.max() for r in rows) >= classes
+    ):
         missing[f"{run.path.name}: its answers are not those of its result.json."] = None
         return []
     return rows

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 MOST_COLUMNS = 24  # or rows; beyond, a picture has a dot for each cell
+_GREY = 0.179  # luminance on which black and white text are read equally well
 LEVELS = 20  # colours of the style sheet, `.h0` to `.h20`
-_DARK = 11  # up to this level, white text is read more easily
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,23 @@ def style_sheet() -> str:
     rules = []
     for level in range(LEVELS + 1):
         red, green, blue = _colour(level / LEVELS)
-        text = "#fff" if level <= _DARK else "#000"
+        text = "#fff" if luminance(red, green, blue) < _GREY else "#000"
         rules.append(f".h{level}{{background:#{red:02x}{green:02x}{blue:02x};color:{text}}}")
     return "\n".join(rules)
+
+
+def luminance(red: int, green: int, blue: int) -> float:
+    """Return the relative luminance of a colour, from 0 to 1 (WCAG 2.2).
+
+    Example:
+        >>> luminance(0, 0, 0), round(luminance(255, 255, 255), 6)
+        (0.0, 1.0)
+    """
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (red / 255, green / 255, blue / 255)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _colour(share: float) -> tuple[int, int, int]:
@@ -109,7 +123,7 @@ def _picture(table: np.ndarray, top: float) -> str:
 
     colours = colormaps["cividis"](np.clip(np.nan_to_num(table) / (top or 1), 0, 1), bytes=True)
     colours[np.isnan(table)] = 0
-    return data_url(Image.fromarray(colours, "RGBA"))
+    return data_url(Image.fromarray(colours))
 
 
 def data_url(image: Image.Image) -> str:

@@ -71,7 +71,7 @@ def save_thumbnails(images: Any, rows: Sequence[Predictions], run: Path) -> None
     if not rows or images.dim() != 4:
         return
     for number in chosen(rows):
-        picture = Image.fromarray(_pixels(images, number), "RGB")
+        picture = Image.fromarray(_pixels(images, number))
         picture.thumbnail((PIXELS, PIXELS))
         data = io.BytesIO()
         picture.save(data, "PNG", optimize=True)
