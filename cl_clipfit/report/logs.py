@@ -59,7 +59,7 @@ class TensorBoardLog:
         with writing(self.place):
             for earlier in self.place.glob("events.out.tfevents.*"):  # its lines come again
                 earlier.unlink()
-            self._writer = SummaryWriter(str(self.place))  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self.place))
 
     def write(self, line: Line) -> None:
         """Add a point to every curve."""
@@ -67,13 +67,13 @@ class TensorBoardLog:
         step = line["task"] if event == "task" else line["total_step"]
         for key, value in values.items():
             if key not in _PLACES and value is not None:
-                self._writer.add_scalar(f"{event}/{key}", value, step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(f"{event}/{key}", value, step)
         if event != "step":
-            self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is waiting."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbLog:

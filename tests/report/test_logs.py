@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,15 @@ def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.Mo
         for line in LINES:
             log.write(line)
     (file,) = log.place.glob("offline-run-*/*.wandb")
-    points = []
-    for data in records(file.read_bytes()):
-        record = pb.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            points.append({(i.key or "/".join(i.nested_key)): i.value_json for i in items})
+    points: list[dict[str, str]] = []
+    until = time.monotonic() + 60
+    while len(points) < len(LINES) and time.monotonic() < until:  # its service writes on its own
+        time.sleep(0.05)
+        points = [
+            {(i.key or "/".join(i.nested_key)): i.value_json for i in record.history.item}
+            for record in map(pb.Record.FromString, records(file.read_bytes()))
+            if record.WhichOneof("record_type") == "history"
+        ]
     found = [{k: json.loads(v) for k, v in p.items() if not k.startswith("_")} for p in points]
     assert found == [
         {"task": 0, "total_step": 0},
