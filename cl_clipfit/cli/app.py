@@ -25,7 +25,7 @@ from cl_clipfit.cli.arguments import (
     meet_habits,
 )
 from cl_clipfit.cli.bank import bank
-from cl_clipfit.cli.share import export
+from cl_clipfit.cli.share import export, extend
 from cl_clipfit.commands.resume import (
     check_output,
     check_plugins,
@@ -286,6 +286,7 @@ def doctor() -> None:
 
 
 app.command(export)
+app.command(extend)
 
 
 def _quiet_libraries() -> None:

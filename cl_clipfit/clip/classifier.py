@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +63,14 @@ class CLIPClassifier(ImageSide):
         recompute: store only the input of each block, and recompute the rest in the backward pass.
         warnings: what its features depend on without being certain; each run keeps them.
         compiles: run the blocks of supported towers through `torch.compile` in training.
+        parts: labels at which the classes of a later stream begin. All classes are encoded and
+            ranked stream by stream, so that no bit depends on the streams that follow.
     """
 
     zero_shot_text_features: Tensor
     context: nn.Parameter | None
     warnings: tuple[str, ...] = ()
+    parts: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -128,11 +132,15 @@ class CLIPClassifier(ImageSide):
         prompts = self._prompts(names, templates)
         tokens = self._with_context(prompts, names)
         with torch.no_grad(), self.pretrained_weights():
-            anchors = self.encode_prompts(prompts)
+            anchors = self._stream_by_stream(prompts, len(self.class_names))
         old = self.zero_shot_text_features.to(anchors).view(-1, anchors.shape[1])
         self.zero_shot_text_features = torch.cat([old, anchors])
         self._tokens += tokens
         self.class_names += names
+
+    def classes_until(self, label: int) -> int:
+        """Return how many classes have arrived with the stream of a class, or before it."""
+        return next((part for part in self.parts if part > label), len(self.class_names))
 
     def text_features(self, classes: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
         """Encode the prompts of classes with the current weights.
@@ -152,7 +160,7 @@ class CLIPClassifier(ImageSide):
             features = self._encode_along(labels)
         elif self._text_cache is not None:
             if not self._text_cache:
-                self._text_cache.append(self.encode_prompts(self._tokens, normalize=False))
+                self._text_cache.append(self._stream_by_stream(self._tokens, normalize=False))
             features = self._text_cache[0][labels]
         else:
             prompts = [self._tokens[c] for c in labels]
@@ -161,6 +169,21 @@ class CLIPClassifier(ImageSide):
                 lambda: self.encode_prompts(prompts, normalize=False),
             )  # fmt: skip
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _stream_by_stream(
+        self, prompts: Sequence[Tensor], first: int = 0, normalize: bool = True
+    ) -> Tensor:
+        """Encode the prompts of classes, those of each stream in passes of their own: (K, d).
+
+        Args:
+            prompts: one tensor of token ids (templates, L) per class.
+            first: label of the first class.
+            normalize: to unit length.
+        """
+        ends = [part - first for part in self.parts if 0 < part - first < len(prompts)]
+        spans = pairwise([0, *ends, len(prompts)])
+        features = [self.encode_prompts(prompts[start:end], normalize) for start, end in spans]
+        return torch.cat(features) if ends else features[0]
 
     @contextlib.contextmanager
     def encoding_along(self, prompts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -243,4 +266,7 @@ class CLIPClassifier(ImageSide):
 
     def forward(self, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Classify images among `classes` (default all): logits (B, K)."""
-        return self.logits(self.image_features(images), self.text_features(classes))
+        image, text = self.image_features(images), self.text_features(classes)
+        if not self.parts or classes is not None:
+            return self.logits(image, text)
+        return torch.cat([self.logits(image, rows) for rows in text.tensor_split(self.parts)], 1)

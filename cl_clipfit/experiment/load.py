@@ -28,7 +28,7 @@ from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM
 from cl_clipfit.training.strategy import CLIPStrategy
 
 # Settings that name files; what they said is in `result.json`.
-_OF_THE_DATA = ("data_dir", "split", "class_names", "tasks", "class_order", "probe")
+_OF_THE_DATA = ("data_dir", "then", "split", "class_names", "tasks", "class_order", "probe")
 Labels = list[tuple[str, float]]
 
 

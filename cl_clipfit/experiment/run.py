@@ -15,6 +15,7 @@ from cl_clipfit.evaluation.scoreboard import Scoreboard
 from cl_clipfit.evaluation.scoring import Scorer
 from cl_clipfit.experiment.bank_writer import STATISTICS_IMAGES, BankWriter
 from cl_clipfit.experiment.build import build_strategy, failure, select_first
+from cl_clipfit.experiment.continuation import Continuation, keep_state
 from cl_clipfit.experiment.estimate import estimate_seconds
 from cl_clipfit.experiment.evaluator import Evaluator
 from cl_clipfit.experiment.learner import Learner
@@ -61,7 +62,10 @@ class Run:
         bank: keeps what each task trained.
         predictions: keeps the answers to all test images.
         journal: saves the state after every epoch; None if there is nothing to save.
+        earlier: a finished run of the first tasks, which this one continues; usually none.
     """
+
+    earlier: Continuation | None = None
 
     def __init__(
         self,
@@ -191,11 +195,15 @@ class Run:
             self.record.restore(saved["progress"])
             for task in range(1, finished + 1):
                 self.progress.row(task, self.record.board.tables.seen[task])
+        elif self.earlier is not None:
+            self.earlier.restore(self)
+            finished = self.earlier.tasks
         else:
             self._evaluate()
         for task in range(finished + 1, self.scenario.trained_tasks + 1):
             self.task = task
             self._run_task(task)
+        keep_state(self)
         if self.strategy.learning != "none":
             for text in self.record.below_zero_shot():
                 self.strategy.warn(text)

@@ -90,7 +90,7 @@ class Checkpoints:
             else:
                 if sha256(data) == digest:
                     self.newest = file
-                    return _read(data, file)
+                    return read_checkpoint(data, file)
                 self.warn(f"{file} is damaged: trying the previous checkpoint")
             self._damaged.add(file)
         if files:
@@ -135,7 +135,12 @@ def _remove(file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _read(data: bytes, file: Path) -> dict[str, Any]:
+def read_checkpoint(data: bytes, file: Path) -> dict[str, Any]:
+    """Return the state in the bytes of a checkpoint.
+
+    Raises:
+        UserError: they are not a checkpoint's, or of another schema.
+    """
     try:
         (length,) = struct.unpack("<Q", data[:8])
         content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
