@@ -37,6 +37,9 @@ def extend(
     data_dir: Annotated[
         list[Path], Parameter(help="Folders of images of new classes, a task each.")
     ],
+    prompts: Annotated[
+        Path | None, Parameter(help="CSV file with lines class,prompt, for new classes.")
+    ] = None,
     device: Device = None,
     fresh: Annotated[bool, Parameter(help="Repeat an extension that is complete.")] = False,
     plugin: Plugins = None,
@@ -45,4 +48,4 @@ def extend(
     check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.extend import extend_run
 
-    extend_run(run, data_dir, *consoles(), device=device, fresh=fresh)
+    extend_run(run, data_dir, *consoles(), prompts=prompts, device=device, fresh=fresh)

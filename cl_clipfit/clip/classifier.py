@@ -120,7 +120,7 @@ class CLIPClassifier(ImageSide):
         Args:
             names: one name for each class.
             templates: prompts with one "{}" for the name; several form an ensemble. Or one
-                such sequence per name.
+                such sequence per name, whose prompts may be whole, without "{}".
 
         Raises:
             UserError: an empty name, no template, a template without "{}", or a prompt that is too
@@ -137,6 +137,27 @@ class CLIPClassifier(ImageSide):
         self.zero_shot_text_features = torch.cat([old, anchors])
         self._tokens += tokens
         self.class_names += names
+
+    def set_prompts(self, label: int, prompts: Sequence[str]) -> None:
+        """Replace the prompts of a class; its features and its anchor follow.
+
+        Args:
+            label: of the class.
+            prompts: whole, or with one "{}" for the name; several form an ensemble.
+
+        Raises:
+            UserError: there is none, or one is too long for the text tower.
+            ValueError: the model has learned a context, which replaces prompts.
+        """
+        if self.context is not None:
+            raise ValueError("the prompts of this model are learned")
+        name = self.class_names[label]
+        check_prompts(self.tokenizer, [name], [list(prompts)], label)
+        (tokens,) = self._prompts([name], [list(prompts)])
+        with torch.no_grad(), self.pretrained_weights():
+            self.zero_shot_text_features[label] = self.encode_prompts([tokens])[0]
+        self._tokens[label] = tokens
+        self._towers.forget()
 
     def classes_until(self, label: int) -> int:
         """Return how many classes have arrived with the stream of a class, or before it."""

@@ -1,8 +1,8 @@
 """Data sets made from others: joined one after another, or cut into base and novel classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -107,6 +107,20 @@ def followed_by(source: Source, layout: Layout, name: str, more: Source) -> tupl
     return whole, Layout(
         [*layout.order, *labels], [*layout.task_classes, labels], task_names, (*layout.parts, task)
     )
+
+
+def with_prompts(source: Source, prompts: Mapping[str, Sequence[str]]) -> Source:
+    """Give single classes prompts of their own; the others keep the templates.
+
+    Args:
+        source: the data set.
+        prompts: by class name: whole, or with one "{}" for the name.
+    """
+    names, templates = source.class_names, cast(Any, source.templates)
+    shared = isinstance(templates[0], str)
+    of_class = [templates if shared else templates[label] for label in range(len(names))]
+    chosen = [tuple(prompts.get(n, t)) for n, t in zip(names, of_class, strict=True)]
+    return replace(source, templates=tuple(chosen))
 
 
 def base_and_novel(source: Source) -> Source:

@@ -23,8 +23,8 @@ from cl_clipfit.clip.prompts import DEFAULT_TEMPLATES, equal_rows, name_same, sa
 from cl_clipfit.config.command import DataSettings, RunConfig
 from cl_clipfit.config.options import explain, make_options
 from cl_clipfit.config.parsing import Command, parse_command
-from cl_clipfit.config.text_files import read_class_names
-from cl_clipfit.data.composed import followed_by
+from cl_clipfit.config.text_files import read_class_names, read_prompts
+from cl_clipfit.data.composed import followed_by, with_prompts
 from cl_clipfit.data.formats.folders import data_name
 from cl_clipfit.data.formats.splits import apply_split
 from cl_clipfit.data.formats.trees import SplitOptions, read_tree
@@ -160,7 +160,7 @@ def _build(
         stream.entry.name,
         source,
         layout=layout,
-        templates=tuple(settings.template) if settings.template else None,
+        templates=_templates(stream),
         seed=stream.shots_seed(seed),
         load=loader,
         trains=trains,
@@ -178,6 +178,12 @@ def _build(
             " read"
         )
     return scenario
+
+
+def _templates(stream: StreamPlan) -> tuple[str, ...] | None:
+    """Return the templates of the command; None where the data set has what is used."""
+    own = stream.data_settings.prompts  # joined with the templates already
+    return tuple(stream.settings.template) if stream.settings.template and not own else None
 
 
 def prepare(config: RunConfig, progress: Progress) -> Prepared:
@@ -312,10 +318,10 @@ def _make_layout(source: Source, stream: StreamPlan) -> Layout:
 
 
 def _with_following(source: Source, layout: Layout, stream: StreamPlan) -> tuple[Source, Layout]:
-    """Append the folders that follow a stream, each a task of its own.
+    """Append the folders that follow a stream, a task each, and give classes prompts of their own.
 
     Raises:
-        UserError: a folder cannot be read, or the stream cannot be continued.
+        UserError: a folder or file cannot be read, or the stream cannot be continued.
     """
     folders = stream.data_settings.then or []
     if folders and stream.settings.blurry is not None:
@@ -326,6 +332,13 @@ def _with_following(source: Source, layout: Layout, stream: StreamPlan) -> tuple
         tree = read_tree(folder, SplitOptions())
         more = Source(tree.names, DEFAULT_TEMPLATES, tree.train, tree.test, warnings=tree.warnings)
         source, layout = followed_by(source, layout, data_name(folder), more)
+    if files := stream.data_settings.prompts:
+        if source.text is not None:
+            raise UserError(f"--prompts {files[0]}: features come with their text encoded")
+        if stream.settings.template:
+            source = replace(source, templates=tuple(stream.settings.template))
+        for file in files:
+            source = with_prompts(source, read_prompts(file, source.class_names))
     return source, layout
 
 
@@ -345,7 +358,7 @@ def _same_prompts(source: Source, stream: StreamPlan, model: CLIPClassifier) -> 
     if source.text is not None:
         groups, what = equal_rows(source.text), "text features"
     else:
-        templates = stream.settings.template or source.templates
+        templates = _templates(stream) or source.templates
         groups, what = same_prompts(model.tokenizer, names, templates), "prompts"
     return [name_same(groups, names, what)] if groups else []
 

@@ -109,3 +109,20 @@ def test_what_cannot_be_continued_is_said_in_a_line(
     assert "not a run folder" in refused("extend", tmp_path, *PLUGIN, "--data-dir", folders[0])
     blurry = [*QUICK, "lda", "--blurry", "0.2", "--then", folders[0], "--output", tmp_path / "x"]
     assert "--then: with --blurry" in refused(*blurry)
+
+
+def test_new_classes_have_prompts_of_their_own(
+    folders: list[Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    run = train(tmp_path / "runs", "lda")
+    file = tmp_path / "prompts.csv"
+    file.write_text("crow,a photo of a crow - a black bird\n")
+    ask = [str(w) for w in ("extend", run, *PLUGIN, "--prompts", file, "--data-dir", folders[0])]
+    assert main(ask) == 0
+    (result,) = (p for p in run.parent.glob("*/result.json") if p.parent != run)
+    templates = load_run(result.parent).result["templates"]
+    assert templates == [
+        *([["a photo of a {}."]] * 6), ["a photo of a crow - a black bird"], ["a photo of a {}."],
+    ]  # fmt: skip
+    file.write_text("colour 1,a dark square\n")
+    assert "'colour 1' was learned by" in refused(*ask)
