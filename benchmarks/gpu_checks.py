@@ -1,11 +1,12 @@
 """What `benchmarks.gpu` checks for real: memory that runs out, NaN, equal bits, two GPUs."""
 
+import contextlib
 import hashlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from cl_clipfit.runtime.determinism import deterministic, exact_fp32
 from cl_clipfit.runtime.out_of_memory import fits, in_batches, release
 from cl_clipfit.training.loss_watch import Batch, DivergedError, LossWatch
 
+MEMORY = 16e9  # bytes of a GPU that may be used while its memory is made to run out
 TOO_MUCH = 1.5  # times the images that would fill the memory
 SIMULATED = 3  # images that "fit" on a CPU, whose memory must not run out
 STEPS = 5  # of which two runs are compared
@@ -35,9 +37,28 @@ def memory_retry(bench: Bench, report: Report, model: str) -> None:
     classifier = bench.trained(model)
     if not bench.cuda:
         _pretend_memory(classifier, SIMULATED)
-    report("training", _retried_step(bench, classifier, model))
-    release()
-    report("evaluation", _retried_evaluation(bench, classifier, model))
+    with _little_memory(bench):
+        report("training", _retried_step(bench, classifier, model))
+        release()
+        report("evaluation", _retried_evaluation(bench, classifier, model))
+
+
+@contextlib.contextmanager
+def _little_memory(bench: Bench) -> Iterator[None]:
+    """Let PyTorch's allocator give out `MEMORY` bytes at most, and then fail as it does when full.
+
+    With all the memory of a large GPU, a batch that does not fit has more images than some kernels
+    take, whatever the memory.
+    """
+    if not bench.cuda:
+        yield
+        return
+    total = torch.cuda.get_device_properties(bench.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, MEMORY / total), bench.device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
 
 
 def _retried_step(bench: Bench, classifier: CLIPClassifier, model: str) -> dict[str, Any]:
@@ -108,7 +129,8 @@ def _too_many(bench: Bench, take: Callable[[int], Any]) -> int:
         take(count)
         peaks.append(torch.cuda.max_memory_allocated(bench.device))
     each = max(1.0, (peaks[2] - peaks[1]) / 32)
-    return int(TOO_MUCH * torch.cuda.mem_get_info(bench.device)[1] / each)
+    total = torch.cuda.get_device_properties(bench.device).total_memory
+    return int(TOO_MUCH * min(total, MEMORY) / each)
 
 
 def _pretend_memory(classifier: CLIPClassifier, most: int) -> None:

@@ -20,6 +20,7 @@ from benchmarks.flops import Matmul, image_tower_flops, tower_matmul
 from cl_clipfit.clip.classifier import CLIPClassifier
 from cl_clipfit.clip.context import learn_context
 from cl_clipfit.clip.preprocess import Preprocess
+from cl_clipfit.errors import UserError
 from cl_clipfit.runtime.determinism import exact_fp32
 from cl_clipfit.runtime.out_of_memory import fits, release
 from cl_clipfit.training.selection import select_clipfit
@@ -55,6 +56,8 @@ class Bench:
     ) -> None:
         torch.manual_seed(0)
         self.device, self.side, self.seconds = torch.device(device), matmul, seconds
+        if self.cuda and self.device.index is None:  # some functions want to know which one
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.names = timing.class_names(classes)
         self.peak: float | None = None
         self._loaded: dict[str, Any] = {}
@@ -140,12 +143,19 @@ def matmul(bench: Bench, report: Report) -> None:
     """Report the machine, and what its matrix products reach."""
     report("machine", describe(bench.device))
     for name in PEAKS:
-        product = Matmul((bench.side,) * 3, DTYPES[name], bench.device)
-        found = bench.time(lambda product=product: product)  # type: ignore[misc]
-        seconds = found["seconds"] / product.calls
-        report(name, {"flops_per_second": product.flops / seconds, "side": bench.side})
-        if name == "bf16":
-            bench.peak = product.flops / seconds
+        report(name, _product(bench, name))
+
+
+def _product(bench: Bench, name: str) -> dict[str, Any]:
+    """Time the square product in a type."""
+    product = Matmul((bench.side,) * 3, DTYPES[name], bench.device)
+    found = bench.time(lambda: product)
+    if "seconds" not in found:
+        return found
+    reached = product.flops * product.calls / found["seconds"]
+    if name == "bf16":
+        bench.peak = reached
+    return {"flops_per_second": reached, "side": bench.side}
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _peak(bench: Bench) -> None:
     """Measure the bf16 peak if the process that did was another one."""
     if bench.peak is None:
-        matmul(bench, lambda key, value: None)
+        _product(bench, "bf16")
 
 
 def clipfit(bench: Bench, report: Report, model: str, size: int) -> None:
@@ -229,7 +239,11 @@ def mergetune(bench: Bench, report: Report, model: str, size: int) -> None:
 def _compiled(
     bench: Bench, report: Report, name: str, make: Callable[[], Step], flops: int = 0
 ) -> None:
-    report(name, bench.time(make, flops) if bench.cuda else {"skipped": ON_CPU})
+    """Time a compiled way, or say why not: a machine may have no compiler."""
+    try:
+        report(name, bench.time(make, flops) if bench.cuda else {"skipped": ON_CPU})
+    except UserError as error:
+        report(name, {"failed": str(error)})
 
 
 def _noting_compilation(model: CLIPClassifier, take: Step, report: Report, name: str) -> Step:

@@ -12,6 +12,7 @@ from cl_clipfit._version import __version__
 if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getattr__`
     from cl_clipfit import merging as merging
     from cl_clipfit import metrics as metrics
+    from cl_clipfit.bank.routing import TaskRouter as TaskRouter
     from cl_clipfit.bank.routing import class_statistics as class_statistics
     from cl_clipfit.bank.routing import route as route
     from cl_clipfit.bank.routing import task_posterior as task_posterior
@@ -85,6 +86,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.report.results import load_results as load_results
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
+    from cl_clipfit.storage.history import read_history as read_history
     from cl_clipfit.storage.predictions import read_predictions as read_predictions
     from cl_clipfit.storage.result import Result as Result
     from cl_clipfit.training import selection as selection
@@ -110,6 +112,7 @@ _HOMES = {
     "load_results": "cl_clipfit.report.results",
     "Result": "cl_clipfit.storage.result",
     "Predictions": "cl_clipfit.metrics.predictions",
+    "read_history": "cl_clipfit.storage.history",
     "read_predictions": "cl_clipfit.storage.predictions",
     "open_run": "cl_clipfit.experiment.reopen",
     "FinishedRun": "cl_clipfit.experiment.reopen",
@@ -166,6 +169,7 @@ _HOMES = {
     "Source": "cl_clipfit.data.source",
     "Stage": "cl_clipfit.methods.continued",
     "StepFeatures": "cl_clipfit.training.features",
+    "TaskRouter": "cl_clipfit.bank.routing",
     "TextDistillation": "cl_clipfit.methods.text_distillation",
     "UserError": "cl_clipfit.errors",
     "Workload": "cl_clipfit.training.features",

@@ -85,6 +85,7 @@ class MoeAdapters(BlockAdapterStrategy):
     accuracies on CIFAR-100 and EuroSAT than published (issue 12).
     """
 
+    divisible = False  # noise and dropout are drawn for a whole batch
     options_class = MoeOptions
     options: MoeOptions
 

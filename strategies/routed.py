@@ -13,10 +13,9 @@ from cl_clipfit import (
     Options,
     PerTaskStrategy,
     Positive,
+    TaskRouter,
     UserError,
     class_statistics,
-    route,
-    task_posterior,
 )
 
 NAME = "routed"
@@ -58,6 +57,7 @@ class Routed(HostedStrategy, PerTaskStrategy):
 
     options_class = RoutedOptions
     host_is = "routed"
+    _made: tuple[Any, TaskRouter] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -94,6 +94,13 @@ class Routed(HostedStrategy, PerTaskStrategy):
         if tasks == 1:
             return features.new_ones(len(features), 1)
         if options.mix == "soft":
-            return task_posterior(features, self.statistics, options.shrinkage)
-        chosen = route(features, self.statistics, options.rule, options.shrinkage)
+            return self._router().posterior(features)
+        chosen = self._router().route(features)
         return F.one_hot(chosen, tasks).to(torch.float32)
+
+    def _router(self) -> TaskRouter:
+        """Return the router of these statistics, which is made once and not with every batch."""
+        if self._made is None or self._made[0] is not self.statistics:
+            router = TaskRouter(self.statistics, self.merge.rule, self.merge.shrinkage)
+            self._made = self.statistics, router
+        return self._made[1]

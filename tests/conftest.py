@@ -10,12 +10,14 @@ import torch
 
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.commands import summary
 from cl_clipfit.data.source import Source
 from cl_clipfit.heads import stacking
 from cl_clipfit.heads.projection import random_projection
 from cl_clipfit.methods import closed_form
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
+from cl_clipfit.report.html import thumbnails
 from tests.support import quick
 from tests.support.kills import stop_in_step
 from tests.support.tiny import (
@@ -23,6 +25,8 @@ from tests.support.tiny import (
     PLOT_COMPARISON,
     PLOT_RUN,
     SAVE_FIGURE,
+    SAVE_THUMBNAILS,
+    WRITE_REPORT,
     build_source,
     build_tiny,
 )
@@ -74,6 +78,13 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "plot_run", PLOT_RUN)
     monkeypatch.setattr(figures, "plot_changes", PLOT_CHANGES)
     monkeypatch.setattr(figures, "plot_comparison", PLOT_COMPARISON)
+
+
+@pytest.fixture
+def written_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every command end with its report."""
+    monkeypatch.setattr(summary, "write_report", WRITE_REPORT)
+    monkeypatch.setattr(thumbnails, "save_thumbnails", SAVE_THUMBNAILS)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -166,12 +166,13 @@ def wait(
 def artefacts(output: Path) -> dict[str, Any]:
     """Return what is in an output folder, by name, without times and peaks of memory.
 
-    Left out are the manifests, which hold hashes of such, and files whose names begin with ".",
-    which belong to no run: `left_over` counts them.
+    Left out are the manifests, which hold hashes of such, the reports, which show them, and files
+    whose names begin with ".", which belong to no run: `left_over` counts them.
     """
     found: dict[str, Any] = {}
     for file in sorted(path for path in output.rglob("*") if path.is_file()):
-        if file.name == "MANIFEST.sha256" or file.name.startswith("."):
+        timed = file.name == "MANIFEST.sha256" or file.name.endswith("report.html")
+        if timed or file.name.startswith("."):
             continue
         found[file.relative_to(output).as_posix()] = content(file)
     return found
@@ -182,6 +183,8 @@ def content(file: Path) -> Any:
     data = file.read_bytes()
     if file.name == "result.json":
         return timeless(json.loads(data))
+    if file.name == "history.jsonl":
+        return [timeless(json.loads(line)) for line in data.splitlines()]
     if file.name.endswith("comparison.csv"):
         rows = csv.DictReader(io.StringIO(data.decode()))
         return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]

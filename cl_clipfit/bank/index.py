@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from cl_clipfit.storage.files import LARGEST
+
 SCHEMA = 1
 INDEX = "index.json"
+SEGMENT = 500  # tasks of a segment: an index of few tasks is one file
 IDENTITY = ("architecture", "pretrained", "weights_sha256")
 Kind = Literal["values", "host", "statistics", "head"]
 _LARGEST_SIZE = 1 << 40  # of a dimension, and of a file in bytes: far above any model
@@ -39,8 +42,19 @@ class _Base(_Strict):
     weights_sha256: str | None
 
 
+class _Segment(_Strict):
+    sha256: str
+    bytes: Annotated[int, Field(ge=0, le=LARGEST)]
+
+
+class Segments(_Strict):
+    """The part of `index.json` that lists the segments before its own tasks, in their order."""
+
+    segments: list[_Segment]
+
+
 class Index(_Strict):
-    """The schema of `index.json`."""
+    """The schema of `index.json`, once the tasks of its segments are among its own."""
 
     base: _Base
     strategy: str
@@ -56,6 +70,16 @@ class Index(_Strict):
         if not all(t.files.keys() & {"values", "head"} for t in tasks):
             raise ValueError("tasks must have values or a head")
         return tasks
+
+
+def segment_name(number: int) -> str:
+    """Return the name of the file of the n-th segment, from 1.
+
+    Example:
+        >>> segment_name(3)
+        'index-0003.json'
+    """
+    return f"{INDEX.removesuffix('.json')}-{number:04d}.json"
 
 
 def identity_of(identity: Any) -> dict[str, str | None]:

@@ -1,6 +1,6 @@
 """Infer the task of an image from its zero-shot feature, so that no task label is needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Rule = Literal["nearest-mean", "gaussian"]
+_ROWS = 1 << 16  # features that are summed at a time
+_DISTANCES = 1 << 24  # from images to classes, in memory at a time: 128 MB
 
 
 @torch.no_grad()
@@ -32,13 +34,17 @@ def class_statistics(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
             f" {[*labels.shape]}"
         )
     features, labels = features.cpu(), labels.cpu().long()
-    classes, counts = labels.unique(return_counts=True)
-    means = torch.empty(len(classes), features.shape[1], dtype=torch.float64)
-    scatter = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-    for row, label in enumerate(classes):
-        group = features[labels == label].double()
-        means[row] = group.mean(0)
-        centred = group - means[row]
+    classes, places, counts = labels.unique(return_inverse=True, return_counts=True)
+    width = features.shape[1]
+    means = torch.zeros(len(classes), width, dtype=torch.float64)
+    scatter = torch.zeros(width, width, dtype=torch.float64)
+    # A number of rows at a time, whatever their classes: a task may have very many of these.
+    pieces = list(zip(features.split(_ROWS), places.split(_ROWS), strict=True))
+    for rows, place in pieces:
+        means.index_add_(0, place, rows.double())
+    means /= counts[:, None]
+    for rows, place in pieces:
+        centred = rows.double() - means[place]
         scatter += centred.T @ centred
     return {
         "labels": classes,
@@ -75,8 +81,7 @@ def route(
     Raises:
         ValueError: no statistics, a different width, an unknown rule, or a singular covariance.
     """
-    owners, distances = _class_distances(features, statistics, rule, shrinkage)
-    return owners[distances.argmin(1)].to(features.device)
+    return TaskRouter(statistics, rule, shrinkage).route(features)
 
 
 @torch.no_grad()
@@ -99,44 +104,105 @@ def task_posterior(
     Raises:
         ValueError: as in `route`.
     """
-    owners, distances = _class_distances(features, statistics, "gaussian", shrinkage)
-    odds = (-0.5 * distances.square()).softmax(1)
-    sums = odds.new_zeros(len(odds), len(statistics)).index_add_(1, owners, odds)
-    return sums.to(features.device, torch.float32)
+    return TaskRouter(statistics, "gaussian", shrinkage).posterior(features)
 
 
-def _class_distances(
-    features: Tensor, statistics: Sequence[Mapping[str, Tensor]], rule: Rule, shrinkage: float
-) -> tuple[Tensor, Tensor]:
-    """Return the task (C,) of every class, and the distance (N, C) of features to it, float64."""
-    if not statistics:
-        raise ValueError("no task to route to: pass the statistics of at least one task")
-    widths = {s["means"].shape[1] for s in statistics}
-    if features.ndim != 2 or widths != {features.shape[1]}:
-        raise ValueError(
-            f"features {[*features.shape]} do not fit statistics of width {sorted(widths)}"
-        )
-    if rule not in ("nearest-mean", "gaussian"):
-        raise ValueError(f"unknown rule '{rule}': choose nearest-mean or gaussian")
-    owners = torch.cat([torch.full((len(s["means"]),), t) for t, s in enumerate(statistics)])
-    means = torch.cat([s["means"].cpu().double() for s in statistics])
-    points = features.cpu().double()
-    if rule == "nearest-mean":
-        return owners, -(F.normalize(points, dim=-1) @ F.normalize(means, dim=-1).T)
-    factor = _cholesky(_shared_covariance(statistics, shrinkage))
-    # |L^-1 (x - m)| is the Mahalanobis distance for S = L L^T
-    columns = torch.cat([points, means]).T
-    whitened = torch.linalg.solve_triangular(factor, columns, upper=False).T
-    return owners, torch.cdist(whitened[: len(points)], whitened[len(points) :])
+class TaskRouter:
+    """What `route` and `task_posterior` compare with, made once for any number of images.
+
+    Of each task it keeps the class means, and of all tasks one covariance: C d numbers for C
+    classes in all, however many tasks there are. Images are compared some at a time, so that
+    their distances to all classes need not fit in memory.
+
+    Args:
+        statistics: the results of `class_statistics`, one per task; read one after the other, so
+            that a generator need not hold them all.
+        rule: as in `route`.
+        shrinkage: likewise.
+
+    Raises:
+        ValueError: no statistics, different widths, an unknown rule, or a singular covariance.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        statistics: Iterable[Mapping[str, Tensor]],
+        rule: Rule = "nearest-mean",
+        shrinkage: float = 0.1,
+    ) -> None:
+        if rule not in ("nearest-mean", "gaussian"):
+            raise ValueError(f"unknown rule '{rule}': choose nearest-mean or gaussian")
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"shrinkage {shrinkage} is outside 0 to 1")
+        means: list[Tensor] = []
+        scatter, images = torch.zeros(()), 0
+        for one in statistics:
+            means.append(one["means"].cpu())
+            if means[0].shape[1] != means[-1].shape[1]:
+                widths = sorted({means[0].shape[1], means[-1].shape[1]})
+                raise ValueError(f"the statistics of tasks have different widths, {widths}")
+            if rule == "gaussian":
+                scatter = scatter + one["scatter"].cpu().double()
+                images += int(one["counts"].sum())
+        if not means:
+            raise ValueError("no task to route to: pass the statistics of at least one task")
+        self.rule, self.tasks = rule, len(means)
+        sizes = torch.tensor([len(of_task) for of_task in means])
+        self._owners = torch.arange(self.tasks).repeat_interleave(sizes)
+        points = torch.cat(means).double()
+        self._factor = None
+        if rule == "gaussian":
+            self._factor = _cholesky(_covariance(scatter, images, len(points), shrinkage))
+        self._classes = self._placed(points)
+
+    @torch.no_grad()
+    def route(self, features: Tensor) -> Tensor:
+        """Return the task of the nearest class: see the function `route`."""
+        found = [self._owners[d.argmin(1)] for d in self._distances(features)]
+        return torch.cat(found).to(features.device)
+
+    @torch.no_grad()
+    def posterior(self, features: Tensor) -> Tensor:
+        """Return the probability of every task: see `task_posterior`.
+
+        Raises:
+            ValueError: the rule is not "gaussian", which alone has one.
+        """
+        if self.rule != "gaussian":
+            raise ValueError("only the gaussian rule has a posterior")
+        parts = []
+        for distances in self._distances(features):
+            odds = (-0.5 * distances.square()).softmax(1)
+            sums = odds.new_zeros(len(odds), self.tasks).index_add_(1, self._owners, odds)
+            parts.append(sums.float())
+        return torch.cat(parts).to(features.device)
+
+    def _placed(self, points: Tensor) -> Tensor:
+        """Return points (N, d), float64, where their plain distances are those of the rule."""
+        if self._factor is None:
+            return F.normalize(points, dim=-1)
+        # |L^-1 (x - m)| is the Mahalanobis distance for S = L L^T
+        return torch.linalg.solve_triangular(self._factor, points.T, upper=False).T
+
+    def _distances(self, features: Tensor) -> Iterator[Tensor]:
+        """Yield the distances (n, C), float64, of some images at a time to all classes."""
+        width = self._classes.shape[1]
+        if features.ndim != 2 or features.shape[1] != width:
+            raise ValueError(
+                f"features {[*features.shape]} do not fit statistics of width [{width}]"
+            )
+        for rows in features.split(max(1, _DISTANCES // len(self._classes))):
+            points = self._placed(rows.cpu().double())
+            if self._factor is None:
+                yield -(points @ self._classes.T)
+            else:
+                yield torch.cdist(points, self._classes)
 
 
-def _shared_covariance(statistics: Sequence[Mapping[str, Tensor]], shrinkage: float) -> Tensor:
+def _covariance(scatter: Tensor, images: int, classes: int, shrinkage: float) -> Tensor:
     """Return the shrunk pooled covariance (d, d), float64, positive definite."""
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"shrinkage {shrinkage} is outside 0 to 1")
-    scatter = torch.stack([s["scatter"].cpu().double() for s in statistics]).sum(0)
-    images = sum(int(s["counts"].sum()) for s in statistics)
-    freedom, width = images - sum(len(s["counts"]) for s in statistics), len(scatter)
+    freedom, width = images - classes, len(scatter)
     spread = scatter.diagonal().sum() / width
     if freedom < 1 or not spread > 0:
         raise ValueError(

@@ -24,7 +24,8 @@ ADAPTER = "adapter_config.json"
 CARD = "README.md"
 KIND = "CL_CLIPFIT_DELTA_BANK"
 BANK = "bank"  # folder of a run
-_PATTERNS = (INDEX, ADAPTER, "task-*.safetensors")
+_OF_BANKS = ("task-*.safetensors", "index-*.json")  # besides the index itself
+_PATTERNS = (INDEX, ADAPTER, *_OF_BANKS)
 _SHOWN = 20  # classes that the card names
 
 
@@ -65,7 +66,7 @@ def save_bank(bank: "DeltaBank", folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not is_file(folder / INDEX):
         raise UserError(f"{folder} holds other files: name a new folder")
     bank.verify()
-    for stale in folder.glob("task-*.safetensors"):
+    for stale in [file for pattern in _OF_BANKS for file in folder.glob(pattern)]:
         stale.unlink()
     for file in _files(bank):
         write_atomic(folder / file.name, read_bytes(file, file.stat().st_size))
@@ -77,7 +78,7 @@ def _files(bank: "DeltaBank") -> Iterator[Path]:
     """Yield the files of a bank, the index last."""
     for record in bank.index["tasks"]:
         yield from (bank.folder / file["name"] for file in record["files"].values())
-    yield bank.folder / INDEX
+    yield from bank.index_files()
 
 
 def find_bank(name: str | Path) -> Path:

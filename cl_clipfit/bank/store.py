@@ -1,19 +1,35 @@
 """The bank: the trained parameters of each task, on disk, with checked hashes."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from cl_clipfit.bank.delta import Delta, LazyValues, Tunable
-from cl_clipfit.bank.index import INDEX, SCHEMA, Index, Kind, describe_identity, identity_of
+from cl_clipfit.bank.index import (
+    INDEX,
+    SCHEMA,
+    SEGMENT,
+    Index,
+    Kind,
+    Segments,
+    describe_identity,
+    identity_of,
+    segment_name,
+)
+from cl_clipfit.bank.tensor_files import (
+    difference_of_shapes,
+    file_name,
+    most_bytes,
+    prepared,
+    shapes,
+)
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.storage.files import (
     LARGEST,
@@ -38,16 +54,18 @@ class DeltaBank:
     sizes and SHA-256 hashes, and is written last: files it does not list do not belong to the
     bank, so that a process killed at any moment leaves the bank as it was.
 
+    So that a task costs the same however many there are, every `SEGMENT` tasks the list moves to a
+    file that is never written again, `index-0001.json`, of which `index.json` keeps the hash.
+
     Attributes:
         folder: of the bank.
         index: the content of `index.json`; do not change it.
     """
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
-        self.folder, self.index = folder, index
-        self._rows = [
-            row(record) for record in index.get("tasks", [])
-        ]  # each record is rendered once
+        self.folder, self.index = folder, {"tasks": [], **index}
+        self._segments: list[dict[str, Any]] = []  # hash and size of each
+        self._rows: list[str] = []  # of the tasks after the segments, each rendered once
 
     @classmethod
     def create(
@@ -70,19 +88,18 @@ class DeltaBank:
             ValueError: `base` lacks a key.
         """
         bank = cls(Path(folder), {})
-        bank._write_index(
-            {
-                "schema": SCHEMA,
-                "base": identity_of(base),
-                "strategy": strategy,
-                "templates": list(templates),
-                "selection": {},
-                "tasks": [],
-            }
-        )
+        head = {
+            "schema": SCHEMA,
+            "base": identity_of(base),
+            "strategy": strategy,
+            "templates": list(templates),
+            "selection": {},
+        }
+        _write_index(bank, head, 0)
         with writing(folder):
-            for stale in bank.folder.glob("task-*.safetensors"):
-                stale.unlink()
+            for pattern in ("task-*.safetensors", "index-*.json"):
+                for stale in bank.folder.glob(pattern):
+                    stale.unlink()
         return bank
 
     @classmethod
@@ -93,22 +110,20 @@ class DeltaBank:
             UserError: there is no bank, or its index is damaged.
         """
         path = Path(folder) / INDEX
-        data = _read(path, LARGEST)
-        try:
-            index = unseal(data)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: restore the file, or train again") from error
+        index = _unsealed(path, _read(path, LARGEST))
         if (schema := index.get("schema")) != SCHEMA:
             shown = type(schema).__name__ if isinstance(schema, list | dict) else str(schema)
             raise UserError(
                 f"{path} has schema {shown[:_LONGEST]}, this version reads {SCHEMA}: train again"
             )
-        try:  # anyone can seal a bank
-            Index.model_validate(index)
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))[:_LONGEST]
-            raise UserError(f"{path} is not the index of a bank: {where} is wrong") from error
-        return cls(Path(folder), index)
+        segments, own = index.pop("segments", []), index.get("tasks")
+        _check(Segments, {"segments": segments}, path)  # anyone can seal a bank
+        if isinstance(own, list):
+            index["tasks"] = [*_segments_tasks(path.parent, segments), *own]
+        _check(Index, index, path)
+        bank = cls(Path(folder), index)
+        bank._segments, bank._rows = segments, [row(record) for record in own or ()]
+        return bank
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:
@@ -174,28 +189,27 @@ class DeltaBank:
                 float64, which would be rounded.
             UserError: the folder cannot be written.
         """
-        task, stored, files = len(self) + 1, {"values": _prepare(values)}, {}
-        selection = self.index["selection"] or _shapes(stored["values"])
+        task, stored, files = len(self) + 1, {"values": prepared(values)}, {}
+        selection = self.index["selection"] or shapes(stored["values"])
         if not selection and not head:
             raise ValueError(f"task {task} trained no parameter: there is nothing to store")
         if host is not None:
-            stored["host"] = _prepare(host)
+            stored["host"] = prepared(host)
         for kind, tensors in stored.items():
-            if wrong := _difference(_shapes(tensors), selection):
+            if wrong := difference_of_shapes(shapes(tensors), selection):
                 raise ValueError(f"{kind} of task {task} do not fit the bank: {wrong}")
         if not selection:
             del stored["values"]
         if statistics is not None:
-            stored["statistics"] = _prepare(statistics)
+            stored["statistics"] = prepared(statistics)
         if head:
             stored["head"] = {name: value.cpu().contiguous() for name, value in head.items()}
         for kind, tensors in stored.items():
-            name, data = _file_name(task, kind), save(tensors)
+            name, data = file_name(task, kind), save(tensors)
             write_atomic(self.folder / name, data)
             files[kind] = {"name": name, "sha256": sha256(data), "bytes": len(data)}
         record = {"task": task, "classes": list(classes), "parents": list(parents), "files": files}
-        tasks = [*self.index["tasks"], record]
-        self._write_index({**self.index, "selection": selection, "tasks": tasks})
+        _write_index(self, {**self.index, "selection": selection}, len(self), record)
 
     def keep(self, tasks: int) -> None:
         """Remove all but the first `tasks`.
@@ -207,9 +221,7 @@ class DeltaBank:
             raise UserError(f"the bank {self.folder} holds {len(self)} tasks, not {tasks}")
         if len(self) > tasks:
             selection = self.index["selection"] if tasks else {}
-            self._write_index(
-                {**self.index, "selection": selection, "tasks": self.index["tasks"][:tasks]}
-            )
+            _write_index(self, {**self.index, "selection": selection}, tasks)
 
     def load(self, task: int, kind: Kind = "values") -> dict[str, Tensor]:
         """Read a task's tensors, on the CPU.
@@ -226,10 +238,10 @@ class DeltaBank:
             raise UserError(
                 f"task {task} of the bank {self.folder} has no {kind}, only {', '.join(files)}"
             )
-        path = self.folder / _file_name(task, kind)
+        path = self.folder / file_name(task, kind)
         written, selection = files[kind]["bytes"], self.index["selection"]
         free = kind in ("statistics", "head")  # of any names and shapes
-        if not free and written > (most := _most_bytes(selection)):
+        if not free and written > (most := most_bytes(selection)):
             raise UserError(
                 f"{path} does not fit its index: it has {written:,} bytes, and a task's parameters"
                 f" take at most {most:,}; train again"
@@ -246,7 +258,7 @@ class DeltaBank:
             raise UserError(f"{path} is not a safetensors file: train again") from error
         if free:
             return tensors
-        if wrong := _difference(_shapes(tensors), selection):
+        if wrong := difference_of_shapes(shapes(tensors), selection):
             raise UserError(f"{path} does not fit its index: {wrong}; train again")
         for name, value in tensors.items():  # anyone can seal a bank
             if value.dtype != torch.float32:
@@ -259,7 +271,7 @@ class DeltaBank:
         So a merge of many whole models needs the memory of one tensor of each.
         """
         self.load(task, kind)  # lets go of it again
-        return LazyValues(self.folder / _file_name(task, kind), list(self.index["selection"]))
+        return LazyValues(self.folder / file_name(task, kind), list(self.index["selection"]))
 
     def delta(self, task: int, kind: Kind = "values") -> Delta:
         """Return the parameters that a task (from 1) trained; errors as `load`."""
@@ -279,7 +291,7 @@ class DeltaBank:
             for kind in record["files"]:
                 for name, value in self.load(record["task"], kind).items():
                     if finite and not torch.isfinite(value).all():
-                        file = self.folder / _file_name(record["task"], kind)
+                        file = self.folder / file_name(record["task"], kind)
                         raise UserError(f"{file}: {name} holds NaN or infinite values")
 
     def check_base(self, identity: Any) -> None:
@@ -323,13 +335,68 @@ class DeltaBank:
             raise UserError(f"the bank {self.folder} has no task {task}: it holds {len(self)}")
         return self.index["tasks"][task - 1]
 
-    def _write_index(self, index: dict[str, Any]) -> None:
-        """Write a new index, whose tasks are a prefix of the current ones, or one more."""
-        tasks = index["tasks"]
-        rows = self._rows[: len(tasks)] + [row(record) for record in tasks[len(self._rows) :]]
-        head = {key: value for key, value in index.items() if key != "tasks"}
-        write_atomic(self.folder / INDEX, seal(head, tasks=rows))
-        self.index, self._rows = index, rows
+    def index_files(self) -> list[Path]:
+        """Return the files of the index, `index.json` last."""
+        count = len(self._segments)
+        segments = [self.folder / segment_name(number + 1) for number in range(count)]
+        return [*segments, self.folder / INDEX]
+
+
+def _write_index(
+    bank: DeltaBank, index: dict[str, Any], kept: int, added: dict[str, Any] | None = None
+) -> None:
+    """Write the index of the first `kept` tasks, and of one more; then it is the bank's.
+
+    A full segment is written before `index.json`, which lists it: until then it does not exist.
+    """
+    tasks = bank.index["tasks"]
+    whole = min(len(bank._segments), kept // SEGMENT)
+    segments, rows = bank._segments[:whole], bank._rows[: kept - whole * SEGMENT]
+    if whole < len(bank._segments):  # a segment is cut
+        rows = [row(record) for record in tasks[whole * SEGMENT : kept]]
+    if added is not None:
+        rows = [*rows, row(added)]
+    if len(rows) == SEGMENT:
+        data = seal({"first": whole * SEGMENT + 1}, tasks=rows)
+        write_atomic(bank.folder / segment_name(whole + 1), data)
+        segments, rows = [*segments, {"sha256": sha256(data), "bytes": len(data)}], []
+    head = {key: value for key, value in index.items() if key != "tasks"}
+    listed = {"segments": [row(segment) for segment in segments]} if segments else {}
+    write_atomic(bank.folder / INDEX, seal(head, **listed, tasks=rows))
+    del tasks[kept:]  # in place: a copy would take longer with every task
+    if added is not None:
+        tasks.append(added)
+    bank.index, bank._segments, bank._rows = {**head, "tasks": tasks}, segments, rows
+
+
+def _unsealed(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        return unseal(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: restore the file, or train again") from error
+
+
+def _check(model: type[BaseModel], value: dict[str, Any], path: Path) -> None:
+    """Refuse a value that is not what a schema says."""
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))[:_LONGEST]
+        raise UserError(f"{path} is not the index of a bank: {where} is wrong") from error
+
+
+def _segments_tasks(folder: Path, segments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the tasks that the segments of an index list."""
+    tasks: list[dict[str, Any]] = []
+    for number, segment in enumerate(segments, 1):
+        path = folder / segment_name(number)
+        data = _read(path, segment["bytes"])
+        listed = _unsealed(path, data).get("tasks")
+        right = sha256(data) == segment["sha256"]
+        if not right or not isinstance(listed, list) or len(listed) != SEGMENT:
+            raise UserError(f"{path} is damaged: restore the file, or train again")
+        tasks += listed
+    return tasks
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -339,38 +406,3 @@ def _read(path: Path, most: int) -> bytes:
     if plain and not large and has_holes(path):
         raise UserError(f"{path} is damaged, it is mostly holes: restore the file, or train again")
     return read_bytes(path, most) if plain and not large else b""
-
-
-def _file_name(task: int, kind: str) -> str:
-    return f"task-{task:03d}{'' if kind == 'values' else f'-{kind}'}.safetensors"
-
-
-def _prepare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if wide := [name for name, value in tensors.items() if value.dtype == torch.float64]:
-        raise ValueError(f"{wide[0]} is float64, and the bank stores float32: convert it first")
-    return {
-        name: value.detach()
-        .to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
-        .clone(memory_format=torch.contiguous_format)  # safetensors needs separate memory
-        for name, value in tensors.items()
-    }
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in tensors.items()}
-
-
-def _most_bytes(selection: Mapping[str, Sequence[int]]) -> int:
-    """Return the largest size of a safetensors file with these tensors, in float32."""
-    values = sum(map(math.prod, selection.values()))
-    # The header holds names (up to six bytes per character, escaped), sizes and offsets.
-    header = sum(256 + 6 * len(name) + 16 * len(shape) for name, shape in selection.items())
-    return 4 * values + 4096 + header
-
-
-def _difference(actual: dict[str, list[int]], expected: dict[str, list[int]]) -> str:
-    """Describe the first difference of names and shapes; "" if there is none."""
-    for name in [*expected, *actual]:
-        if actual.get(name) != expected.get(name):
-            return f"{name} is {actual.get(name, 'missing')}, expected {expected.get(name, 'none')}"
-    return ""

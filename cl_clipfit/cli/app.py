@@ -22,9 +22,10 @@ from cl_clipfit.cli.arguments import (
     console,
     consoles,
     keep_text,
-    meet_habits,
 )
 from cl_clipfit.cli.bank import bank
+from cl_clipfit.cli.habits import instead, meant, meet_habits
+from cl_clipfit.cli.help import ALL, asks_for_help, show_help
 from cl_clipfit.cli.share import export, extend
 from cl_clipfit.commands.resume import (
     check_output,
@@ -38,6 +39,7 @@ from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError, printable, program
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
+from cl_clipfit.runtime.launch import declared, refuse_several, reports
 from cl_clipfit.runtime.signals import Stopped, graceful
 from cl_clipfit.runtime.threads import yield_waiting_cores
 
@@ -81,6 +83,11 @@ def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> N
     asked = RunConfig.model_validate(settings)
     check_output(asked.output)
     check_names(asked)
+    if asked.print_config:
+        print(asked.as_yaml(), end="")
+        return
+    if asked.dry_run and declared().rank > 0:
+        return
     if asked.dry_run:
         from cl_clipfit.commands.dry_run import dry_run
 
@@ -117,7 +124,7 @@ def info(
     *,
     plugin: Annotated[list[Path] | None, Parameter(help="Python files to look in too.")] = None,
 ) -> None:
-    """Show the parameters, defaults, meanings and sources of a strategy or scenario."""
+    """Show the options of a strategy or scenario, with defaults, meanings and sources."""
     from cl_clipfit.commands.catalogue import show_info
 
     show_info(name, plugin or [], console())
@@ -163,7 +170,7 @@ def landscape(
     device: Device = None,
     plugin: Plugins = None,
 ) -> None:
-    """Measure loss and accuracy between zero-shot CLIP and the solutions of a finished run."""
+    """Measure loss and accuracy between the solutions of a run, and zero-shot CLIP."""
     check_plugins_of_run(run, plugin or [])
     from cl_clipfit.commands.landscape import Request, landscape_command
 
@@ -230,7 +237,7 @@ def compare(
     ] = None,
     output: Annotated[Path | None, Parameter(help="Folder for figures and CSV files.")] = None,
 ) -> None:
-    """Compare finished runs: tables, curves, and paired differences on common seeds."""
+    """Compare finished runs: tables, curves and paired tests, on common seeds."""
     forms: dict[Form, bool] = {"markdown": markdown, "latex": latex, "csv": csv}
     chosen = [form for form, asked in forms.items() if asked]
     if len(chosen) > 1:
@@ -244,10 +251,27 @@ def compare(
 
 
 @app.command
+def report(
+    *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
+    output: Annotated[
+        Path | None,
+        Parameter(help="File to write; default report.html in the folder that is named."),
+    ] = None,
+) -> None:
+    """Write a page that shows finished runs: curves, matrices, classes, examples, commands."""
+    from cl_clipfit.commands.report import report as report_runs
+
+    report_runs(runs or (Path("runs"),), *consoles(), output=output)
+
+
+@app.command
 def sweep(
     file: Annotated[Path, Parameter(help="YAML file with common, grid and list.")],
     /,
     *,
+    engine: Annotated[
+        Literal["local", "slurm", "ray"], Parameter(help="What does the runs, and where.")
+    ] = "local",
     output: Annotated[Path, Parameter(help="Folder of all run folders.")] = Path("runs"),
     workers: Annotated[
         int | None, Parameter(help="Runs at a time; default as many as fit.")
@@ -259,6 +283,10 @@ def sweep(
         float | None,
         Parameter(help="GPUs per run, as 0.5 if two share one; default 1 where there are any."),
     ] = None,
+    tune: Annotated[
+        int | None,
+        Parameter(help="Search the section tune with so many trials, on held-out images."),
+    ] = None,
     dry_run: Annotated[bool, Parameter(help="Show the runs; do none.")] = False,
     quiet: Annotated[bool, Parameter(help="Print only results and failures.")] = False,
     plugin: Annotated[
@@ -266,15 +294,20 @@ def sweep(
     ] = None,
 ) -> None:
     """Do many runs from one file; finished ones are skipped, unfinished ones resumed."""
-    for option, number in (("--workers", workers), ("--threads", threads)):
+    for option, number in (("--workers", workers), ("--threads", threads), ("--tune", tune)):
         if number is not None and number < 1:
             raise UserError(f"{option} {number}: expected at least 1")
     from cl_clipfit.commands.sweep import Request, sweep_command
     from cl_clipfit.sweep.engines import Share
 
     share = Share(workers, threads, gpus)
-    request = Request(file, output, "local", share, plugin or [], dry_run, quiet)
-    sweep_command(request, *consoles())
+    request = Request(file, output, engine, share, plugin or [], dry_run, quiet)
+    if tune is None:
+        sweep_command(request, *consoles())
+        return
+    from cl_clipfit.commands.sweep_tune import tune_command
+
+    tune_command(request, tune, *consoles())
 
 
 @app.command
@@ -289,6 +322,11 @@ app.command(export)
 app.command(extend)
 
 
+def commands(within: App = app) -> list[str]:
+    """Return the names of commands, without the switches that cyclopts counts among them."""
+    return [name for name in within if not name.startswith("-")]
+
+
 def _quiet_libraries() -> None:
     """Silence warnings of dependencies that users cannot act on, and those shown elsewhere."""
     logging.basicConfig(level=logging.ERROR)
@@ -298,18 +336,32 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"cl_clipfit\.clip\.loading")
 
 
+@app.command(name="--install-completion")
+def install_completion(
+    shell: Annotated[
+        Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the one in use.")
+    ] = None,
+    /,
+) -> None:
+    """Write completions for the shell, and say where."""
+    from cl_clipfit.cli.completion import install
+
+    for line in install(app, shell):
+        print(line)
+
+
 def _unexpected(error: Any, words: list[str]) -> str:
     """Say what is wrong with a word that is neither a command nor a value."""
     word, chain = error.unused_tokens[0], error.command_chain or ()
     within = app["bank"] if chain[:1] == ("bank",) else app
-    names = ", ".join(name for name in within if not name.startswith("-"))
+    names = ", ".join(commands(within))
     options = [w.partition("=")[0] for w in words[: words.index(word)] if w.startswith("--")]
     if options:
         text = f"'{word}' is one value too many for {options[-1]}"
         return text if chain else f"{text}, and no command: commands are {names}"
     if chain and chain != ("bank",):
         return f"{' '.join(chain)}: '{word}' is one argument too many"
-    return f"unknown command '{' '.join([*chain, word])}', commands are {names}"
+    return f"unknown command '{' '.join([*chain, word])}', commands are {names}{meant(word)}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -320,10 +372,18 @@ def main(argv: list[str] | None = None) -> int:
     gc.set_threshold(_GC_THRESHOLD)
     words = meet_habits(sys.argv[1:] if argv is None else argv)
     try:
+        if asks_for_help(words, names := commands()):
+            screen = console()
+            screen.width = screen.width if screen.is_terminal else 80
+            show_help(screen, {name: app[name].help for name in names}, ALL in words)
+            return 0
         with graceful():
+            refuse_several(words, names)
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except Stopped as stopped:
+        if not reports():
+            return stopped.exit_code
         advice = f": {stopped.advice}" if stopped.advice else ""
         print(printable(f"stopped by {stopped}{advice}"), file=sys.stderr)
         return stopped.exit_code
@@ -333,11 +393,14 @@ def main(argv: list[str] | None = None) -> int:
         message = _unexpected(error, words)
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
-        message = explain(cause, "--") if isinstance(cause, ValidationError) else str(error)
+        message = (
+            explain(cause, "--") if isinstance(cause, ValidationError) else instead(str(error))
+        )
     except UserError as error:
         if os.environ.get("CL_CLIPFIT_DEBUG"):
             raise
         message = str(error)
     line = printable(" ".join(message.split()))
-    print(f"error: {line}", file=sys.stderr)
+    if reports():
+        print(f"error: {line}", file=sys.stderr)
     return 2

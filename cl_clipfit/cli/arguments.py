@@ -1,7 +1,5 @@
 """Arguments that several commands share, with their help texts; and the consoles."""
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -11,8 +9,6 @@ from rich.console import Console
 from cl_clipfit.config.merge_settings import ALL, CLOSED_FORM, MERGING, ModeSettings
 
 WIDTH_WITHOUT_TERMINAL = 120
-_ASSIGNMENT = re.compile(r"[a-z][\w+-]*\.[a-z_]\w*=.+", re.DOTALL)
-_SEEDS = re.compile(r"\d+(,\d+)+")
 
 RunPath = Annotated[Path, Parameter(help="Folder of a finished run.")]
 Plugins = Annotated[
@@ -53,33 +49,3 @@ def keep_text(app: Any, commands: Any, arguments: ArgumentCollection) -> None:
                 else token
                 for token in argument.tokens
             ]
-
-
-def meet_habits(words: Sequence[str]) -> list[str]:
-    """Return a command as it is meant by who is used to other frameworks.
-
-    `train` before the options may be left in, seeds may be joined by commas, and `NAME.key=value`
-    needs no `--set`.
-
-    Example:
-        >>> meet_habits(["train", "--seed", "0,1", "--strategy", "full", "full.lr=1e-4"])
-        ['--seed', '0', '1', '--strategy', 'full', '--set', 'full.lr=1e-4']
-        >>> meet_habits(["bank", "list", "a.b=c"])
-        ['bank', 'list', 'a.b=c']
-    """
-    words = list(words)
-    if words[:1] == ["train"]:
-        words = words[1:]
-    if words and not (words[0].startswith("-") or _ASSIGNMENT.fullmatch(words[0])):
-        return words  # another command
-    option, kept, assigned = "", list[str](), list[str]()
-    for word in words:
-        if word.startswith("--"):
-            option = word
-        if option in ("", "--strategy", "--seed") and _ASSIGNMENT.fullmatch(word):
-            assigned.append(word)
-        elif option == "--seed" and _SEEDS.fullmatch(word):
-            kept += word.split(",")
-        else:
-            kept.append(word)
-    return [*kept, *(["--set", *assigned] if assigned else [])]

@@ -20,6 +20,9 @@ from cl_clipfit.clip.prompts import (
     ensemble,
     tokenize,
 )
+from cl_clipfit.runtime.processes import divided
+
+_SHARED_FROM = 16  # prompts' names for each process: fewer are encoded by all of them
 
 
 @dataclass(frozen=True)
@@ -271,12 +274,18 @@ class CLIPClassifier(ImageSide):
         """Encode one tensor of token ids (templates, L) per name: (K, d), by default unit length.
 
         A template ensemble is the mean of its normalised features, normalised again (Radford et
-        al. 2021, section 3.1.4).
+        al. 2021, section 3.1.4). Several processes share
+        many names in a step.
         """
         if not tokens:
             raise ValueError("no prompts to encode")
-        features = self._towers.encode_prompts(self.clip, tokens, self.context, self._how)
-        features = ensemble(features, [len(t) for t in tokens])
+
+        def encode(rows: slice) -> Tensor:
+            own = tokens[rows]
+            features = self._towers.encode_prompts(self.clip, own, self.context, self._how)
+            return ensemble(features, [len(t) for t in own])
+
+        features = divided(encode, len(tokens), least=_SHARED_FROM)
         return F.normalize(features, dim=-1) if normalize else features
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:

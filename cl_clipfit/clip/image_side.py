@@ -14,6 +14,7 @@ from cl_clipfit.clip.encoders.towers import Pass, Precision, Towers
 from cl_clipfit.clip.preprocess import Preprocess
 from cl_clipfit.clip.tunable import TunableModule
 from cl_clipfit.errors import UserError
+from cl_clipfit.runtime.processes import divided, own_rows
 
 
 class ImageSide(TunableModule):
@@ -43,7 +44,7 @@ class ImageSide(TunableModule):
         return Pass(self.precision, self.recompute, self.compiles)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Encode images to unit length.
+        """Encode images to unit length; in a step of several processes, each encodes a share.
 
         Args:
             images: uint8 (B, 3, H, W) of any size, preprocessed here; or float, as the tower
@@ -56,10 +57,14 @@ class ImageSide(TunableModule):
             return self._given_images[1]
         if images.dim() == 2:
             return F.normalize(self._features_of(images), dim=-1)
+        return divided(lambda rows: self._encode_rows(images, rows), len(images))
+
+    def _encode_rows(self, images: Tensor, rows: slice) -> Tensor:
+        """Encode some rows of images (B, ...) to unit length."""
         source, inputs = self._embedded or (None, images)
-        embedded = source is images
+        embedded = source is images  # these rows alone
         if not embedded:
-            inputs = self._pixels(images)
+            inputs = self._pixels(images[rows])
         if not (self.micro_batch and torch.is_grad_enabled()):
             return F.normalize(self._encode_images(inputs, embedded), dim=-1)
         features = [
@@ -125,7 +130,7 @@ class ImageSide(TunableModule):
         if images.dim() == 4 and self._towers.knows_image(self.clip):
             names = ("conv1.weight", "class_embedding", "positional_embedding")
             if not any(self.clip.visual.get_parameter(n).requires_grad for n in names):
-                pixels = self._pixels(images)
+                pixels = self._pixels(images[own_rows(len(images))])
                 self._embedded = images, self._towers.embed(self.clip, pixels, self._how)
         try:
             yield

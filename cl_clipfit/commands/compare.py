@@ -13,7 +13,7 @@ from cl_clipfit.report.display import ConsoleDisplay, drawing, literal, say
 from cl_clipfit.report.grid import grid, latex, markdown
 from cl_clipfit.report.kept_metrics import without_predictions
 from cl_clipfit.report.paired import differences
-from cl_clipfit.report.results import Results, load_results, protocol_of
+from cl_clipfit.report.results import Results, by_protocol, load_results, protocol_of
 from cl_clipfit.report.tables import (
     asked_metrics,
     by_strategy,
@@ -53,7 +53,7 @@ def compare(
         UserError: no finished run is found, or a label is unknown.
     """
     results = _renamed(load_results(*paths).with_metrics(*metrics), names)
-    groups = [_mixed(results)] if mixed else _by_protocol(results)
+    groups = [_mixed(results)] if mixed else by_protocol(results)
     labels = {label for group in groups for label in group.labels}
     if against is not None and against not in labels:
         raise UserError(f"--against {against}: no run of it. {nearest(against, sorted(labels))}")
@@ -128,13 +128,6 @@ def _best(group: Results, key: str) -> str:
         return sum(values) / len(values) if values else float("-inf")
 
     return max(group.labels, key=mean)
-
-
-def _by_protocol(results: Results) -> list[Results]:
-    groups: dict[tuple[str, ...], Results] = {}
-    for result in results:
-        groups.setdefault(tuple(protocol_of(result.content).values()), Results()).append(result)
-    return list(groups.values())
 
 
 def _differing(groups: Sequence[Results]) -> str:

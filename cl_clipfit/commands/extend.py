@@ -21,6 +21,7 @@ from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.methods.prompt import PromptStrategy
 from cl_clipfit.report.display import ConsoleDisplay, describe_stream, say
 from cl_clipfit.report.tables import results_table
+from cl_clipfit.runtime import processes
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.lock import hold
@@ -53,6 +54,8 @@ def extend_run(
     """
     if not folders:
         raise UserError("extend: name a folder of images with --data-dir")
+    if processes.world() > 1:
+        raise UserError("extend: a run is extended by one process: start it without torchrun")
     path, display = path.resolve(), ConsoleDisplay(err)
     try:
         with deterministic(was_deterministic(path)):

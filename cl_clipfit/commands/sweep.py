@@ -16,14 +16,16 @@ from cl_clipfit.report.display import ConsoleDisplay, literal, say
 from cl_clipfit.report.results import Results, protocol_of
 from cl_clipfit.report.sweep_board import SweepBoard
 from cl_clipfit.report.tables import results_table
+from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.result import RESULT, Result, read_result
 from cl_clipfit.sweep.engines import Engine, Share, share_out, visible_gpus
-from cl_clipfit.sweep.file import SweepFile, read_sweep
-from cl_clipfit.sweep.jobs import Index, Job, Outcome, plan_jobs
+from cl_clipfit.sweep.file import Cell, SweepFile, read_sweep
+from cl_clipfit.sweep.job import Job, Outcome
 from cl_clipfit.sweep.local_pool import LocalPool
+from cl_clipfit.sweep.planning import Index, plan_jobs
 
-EngineName = Literal["local"]
+EngineName = Literal["local", "slurm", "ray"]
 SAME_SWEEP = "the same command resumes the sweep"
 
 
@@ -63,17 +65,13 @@ def sweep_command(request: Request, out: Console, err: Console) -> None:
             failed, raised after all others have ended.
     """
     sweep = read_sweep(request.file)
-    for plugins in (sweep.common, sweep.grid, *sweep.listed):
-        named = plugins.get("plugin") or []
-        check_plugins(named if isinstance(named, list) else [named], request.plugins, request.file)
+    check_file(sweep, request.plugins)
     check_output(request.output)
     jobs = plan_jobs(sweep, request.output)
-    _check_devices(jobs, sweep)
     if request.dry_run:
         _show_plan(jobs, Index(request.output), out)
         return
-    display = ConsoleDisplay(err, request.quiet)
-    results, failed = run_jobs(jobs, request, err, display)
+    results, failed = run_jobs(jobs, request, sweep, err)
     show_results([results[job.key] for job in jobs if job.key in results], out)
     say(out, f"{len(results)} of {len(jobs)} runs are finished, in {request.output}")
     if failed:
@@ -85,14 +83,14 @@ def sweep_command(request: Request, out: Console, err: Console) -> None:
 
 
 def run_jobs(
-    jobs: Sequence[Job], request: Request, err: Console, display: ConsoleDisplay
+    jobs: Sequence[Job], request: Request, sweep: SweepFile, err: Console
 ) -> tuple[dict[str, Result], dict[str, str]]:
     """Do the runs that are not finished.
 
     Returns:
         the finished runs by key, and what went wrong by name of the run.
     """
-    index = Index(request.output)
+    index, display = Index(request.output), ConsoleDisplay(err, request.quiet)
     results = {job.key: result for job in jobs if (result := finished(job, index))}
     changed = [r for r in results.values() if code_has_changed(r.content)]
     if changed:
@@ -101,7 +99,7 @@ def run_jobs(
     failed: dict[str, str] = {}
     if not waiting:
         return results, failed
-    engine = choose_engine(request, waiting)
+    engine = choose_engine(request, sweep, waiting, display)
     board = SweepBoard(err, len(jobs), len(results), request.quiet)
     try:
         with board:
@@ -147,21 +145,49 @@ def _taken(job: Job, outcome: Outcome, index: Index, results: dict[str, Result])
     return outcome
 
 
-def choose_engine(request: Request, jobs: Sequence[Job]) -> Engine:
-    """Return the engine for the runs that are to be done."""
+def choose_engine(
+    request: Request, sweep: SweepFile, jobs: Sequence[Job], progress: Progress
+) -> Engine:
+    """Return the engine for the runs that are to be done.
+
+    Raises:
+        UserError: its library is not installed, or a parameter is wrong.
+    """
     on_gpu = any(job.settings.get("device", "auto") != "cpu" for job in jobs)
+    if request.engine == "slurm":
+        from cl_clipfit.sweep.on_slurm import SlurmArray
+
+        array = SlurmArray(request.output.resolve(), request.share, sweep.slurm, on_gpu)
+        if not array.is_slurm:
+            progress.note("there is no SLURM here: submitit starts the jobs on this machine")
+        return array
+    if request.engine == "ray":
+        from cl_clipfit.sweep.on_ray import RayTasks
+
+        return RayTasks(request.share, on_gpu)
     gpus = visible_gpus() if on_gpu else []
     return LocalPool(share_out(request.share, len(jobs), gpus, on_gpu))
 
 
-def _check_devices(jobs: Sequence[Job], sweep: SweepFile) -> None:
-    for job in jobs:
-        device = str(job.settings.get("device", "auto"))
+def check_file(sweep: SweepFile, plugins: Sequence[Path]) -> None:
+    """Refuse plug-ins that the command line does not name, and devices that the engine chooses.
+
+    Raises:
+        UserError: the file names one of them.
+    """
+    for section in (sweep.common, *sweep.listed, *_grid_cells(sweep)):
+        named = section.get("plugin") or []
+        check_plugins(named if isinstance(named, list) else [named], plugins, sweep.path)
+        device = str(section.get("device", "auto"))
         if ":" in device:
             raise UserError(
                 f"{sweep.place('device')}: the engine gives every run its GPU: say"
                 f" {device.partition(':')[0]}, not {device}"
             )
+
+
+def _grid_cells(sweep: SweepFile) -> list[Cell]:
+    return [{key: value} for key, values in sweep.grid.items() for value in values]
 
 
 def _show_plan(jobs: Sequence[Job], index: Index, out: Console) -> None:

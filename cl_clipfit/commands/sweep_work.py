@@ -3,7 +3,6 @@
 import os
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -21,7 +20,7 @@ from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped, graceful
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.sweep.engines import Report
-from cl_clipfit.sweep.jobs import Job, Outcome
+from cl_clipfit.sweep.job import Job, Outcome
 
 
 def work(job: Job, report: Report) -> Outcome:
@@ -126,8 +125,3 @@ class _Reporting(Progress):
         if time.monotonic() - self._last > 1:
             self._last = time.monotonic()
             self._report(text)
-
-
-def local_folder(job: Job) -> Path:
-    """Return the folder of this machine for a run whose results are sent elsewhere."""
-    return cache_folder() / "sweeps" / "runs" / job.key[:32]

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cl_clipfit.commands import summary
 from cl_clipfit.commands.resume import check_output, resumed_folder
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.data.streams import Scenario
@@ -19,20 +20,26 @@ from cl_clipfit.experiment.identity import code_has_changed, config_of
 from cl_clipfit.experiment.prepare import Prepared, prepare
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
-from cl_clipfit.report.display import ConsoleDisplay, describe_stream, drawing, say
+from cl_clipfit.report.display import (
+    ConsoleDisplay,
+    describe_stream,
+    drawing,
+    say,
+    tolerating,
+)
 from cl_clipfit.report.results import Results
-from cl_clipfit.report.tables import comparison_csv
+from cl_clipfit.runtime import launch, processes
 from cl_clipfit.runtime.determinism import deterministic
+from cl_clipfit.runtime.launch import declared, restarted
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
-from cl_clipfit.storage.files import write_atomic
-from cl_clipfit.storage.lock import hold, hold_when_free
+from cl_clipfit.storage.lock import hold
+from cl_clipfit.storage.predictions import read_predictions
 from cl_clipfit.storage.result import Result
 from cl_clipfit.storage.run_folder import (
     CONFIG,
-    DIGITS,
     RunFolder,
-    file_name,
+    stream_name,
 )
 
 SAME_COMMAND = "the same command resumes it"
@@ -50,13 +57,15 @@ def run_command(config: RunConfig, out: Console, err: Console) -> Results:
     Raises:
         UserError: a name, file or value is wrong; raised before anything is trained.
     """
-    results = run(config, ConsoleDisplay(err, config.quiet))
+    shows = declared().rank == 0
+    results = run(config, ConsoleDisplay(err, config.quiet) if shows else None)
+    if not shows:
+        return results
     out.print(results.table())
     for result in results:
         say(out, f"run folder: {result.path}")
-    written = [_comparison(config, results, kind) for kind in ("png", "csv")]
-    for path in [path for path in written if path.exists()][:1]:  # no figure without numbers
-        say(out, f"comparison: {path}")
+    for line in summary.written(config, results):
+        say(out, line)
     return results
 
 
@@ -85,9 +94,14 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
     """
     progress = progress or Progress()
     try:
-        results = run_each(config, progress)
-        _compare(config, results, progress)
-        return results
+        with processes.joined(config.device):
+            if restarted():  # by torchrun: to resume, not to start over once more
+                config = config.model_copy(update={"fresh": False})
+            results = run_each(config, progress)
+            if launch.writes():
+                summary.compare(config, results, progress)
+                summary.write_report(config, results, progress)
+            return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND
         raise
@@ -102,41 +116,10 @@ def run_each(config: RunConfig, progress: Progress) -> Results:
         return Results(result for one in orders for result in _run_all(one, progress))
 
 
-def _compare(config: RunConfig, results: list[Result], progress: Progress) -> None:
-    """Draw the comparison of a command's runs, and write its table."""
-    from cl_clipfit.report.figures import plot_comparison  # Matplotlib is slow to import
-
-    contents = [result.content for result in results]
-    folders = [result.path.name for result in results]
-    figure = config.output / _comparison_name(results)
-    with hold_when_free(config.output):  # the files of two commands must not mix
-        for kind in ("csv", "png", "svg"):
-            with contextlib.suppress(OSError):
-                _comparison(config, results, kind).unlink()
-        with drawing(figure, progress.warn):
-            plot_comparison(contents, figure)
-        try:
-            write_atomic(_comparison(config, results, "csv"), comparison_csv(contents, folders))
-        except UserError as error:  # the runs are done
-            progress.warn(str(error))
-
-
-def _comparison_name(results: list[Result]) -> str:
-    """Return a name that no other data set's comparison has."""
-    content = results[0].content
-    name, digest = content["data"].get("name"), content["data"]["sha256"]
-    data = f"-{file_name(name)}-{digest[:DIGITS]}" if name else ""
-    return f"{content['scenario']}{data}-comparison"
-
-
-def _comparison(config: RunConfig, results: list[Result], suffix: str) -> Path:
-    """Return the file with one suffix that compares a command's runs."""
-    return config.output / f"{_comparison_name(results)}.{suffix}"
-
-
 def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
     check_output(config.output)
-    prepared = prepare(config, progress)
+    with processes.first_on_machine():
+        prepared = prepare(config, progress)
     stream, plans = prepared.stream, prepared.plans
     if config.resume is not None and len(plans) > 1:
         raise UserError(
@@ -158,14 +141,14 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
             settings = config_of(stream, plan, prepared.command)
             folder = resumed_folder(folder, config.resume, settings, config.force_resume)
         folder.check_links()
-        with _removed_if_empty(folder.path), hold(folder.path):
-            content = None if config.fresh else folder.finished_result()
+        with _held(folder):
+            content = None if config.fresh else processes.from_first(folder.finished_result)
             if content is None:
                 scenario = scenarios[stream.shots_seed(plan.seed)]
                 content = _run_one(prepared, plan, scenario, folder, progress, encoder)
                 gc.collect()
             else:
-                folder.checkpoints(progress.warn).clear()  # left if it was killed while clearing
+                _clear(folder, progress)  # left if it was killed while clearing
                 progress.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
                 if code_has_changed(content):
                     progress.warn(f"{folder.path.name} was made by other code of cl_clipfit")
@@ -206,6 +189,16 @@ def _run_one(
 
 
 @contextlib.contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Hold a run's folder, unless another process of the command writes it."""
+    if not folder.writes:
+        yield
+        return
+    with _removed_if_empty(folder.path), hold(folder.path):
+        yield
+
+
+@contextlib.contextmanager
 def _removed_if_empty(folder: Path) -> Iterator[None]:
     """Remove the folder of a run that failed before it wrote anything."""
     try:
@@ -228,17 +221,21 @@ def execute(
     """
     from cl_clipfit.report.figures import plot_changes, plot_run
 
-    progress.start_run(f"{run.plan.label} seed {run.plan.seed}")
+    stream = stream_name(run.scenario.name, run.scenario.origin)
+    progress.start_run(f"{run.plan.label} seed {run.plan.seed}", stream)
     run.folder.sweep()
     if fresh:
-        run.folder.checkpoints(progress.warn).clear()
+        _clear(run.folder, progress)
     try:
         result = run.execute(config)
         progress.stop()
         run.folder.require()
-        for name, plot in {"curves": plot_run, "what_moved": plot_changes}.items():
+        figures = {"curves": plot_run, "what_moved": plot_changes} if run.folder.writes else {}
+        for name, plot in figures.items():
             with drawing(run.folder.path / name, progress.warn):
                 plot(result, run.folder.path / name)
+        if run.folder.writes:
+            _save_thumbnails(run, progress)
         content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:
         if run.journal is not None and (run.folder.path / CONFIG).is_file():
@@ -249,5 +246,20 @@ def execute(
         raise
     finally:
         progress.stop()
-    run.folder.checkpoints(progress.warn).clear()
+    _clear(run.folder, progress)
     return content
+
+
+def _save_thumbnails(run: Run, progress: Progress) -> None:
+    """Keep pictures of a few test images for reports."""
+    from cl_clipfit.report.html import thumbnails
+
+    with tolerating("the thumbnails of test images are", progress.warn):
+        rows = read_predictions(run.folder.path)
+        thumbnails.save_thumbnails(run.test_images, rows, run.folder.path)
+
+
+def _clear(folder: RunFolder, progress: Progress) -> None:
+    """Remove the checkpoints of a run."""
+    if folder.writes:
+        folder.checkpoints(progress.warn).clear()

@@ -185,6 +185,7 @@ class OutputSettings(BaseModel):
     )
     quiet: bool = Field(False, description="print only the results")
     dry_run: bool = Field(False, description="show what would run, and where; train nothing")
+    print_config: bool = Field(False, description="print the settings as YAML for --config")
 
     @field_validator("resume", "force_resume")
     @classmethod
@@ -214,6 +215,18 @@ class RunConfig(OutputSettings, ComputeSettings, TrainingSettings, DataSettings,
             if isinstance(path, str | Path):
                 _check_path(path)
         return value
+
+    def as_yaml(self) -> str:
+        """Return the settings, with their defaults, as a file that `--config` reads back.
+
+        Without those that say what becomes of existing runs, or what is printed.
+        """
+        import yaml
+
+        settings = self.model_dump(mode="json", exclude_none=True)
+        left_out = OutputSettings.model_fields.keys() - {"output"}
+        kept = {name: value for name, value in settings.items() if name not in left_out}
+        return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
     def by_class_order(self) -> list["RunConfig"]:
         """Return a command for each class order."""

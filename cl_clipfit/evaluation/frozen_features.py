@@ -16,7 +16,9 @@ from cl_clipfit.data.source import Source
 from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache, images_key
+from cl_clipfit.runtime import launch
 from cl_clipfit.runtime.out_of_memory import encode_images, in_batches
+from cl_clipfit.runtime.processes import all_have, gathered, share
 from cl_clipfit.runtime.progress import Progress
 
 BATCH = 256  # as in evaluation
@@ -100,10 +102,10 @@ class FrozenImages:
             key = {**self._key(), "images": found_by[0]}
             key |= {"class_tokens": class_tokens} if class_tokens else {}
             features = self.cache.get(key, len(images))
-            if features is None:
+            if not all_have(features is not None) or features is None:
                 features = encode_images(self, images, class_tokens)
                 # The last bits of smaller batches differ.
-                if self._keeps and self.batch_size == BATCH:
+                if self._keeps and self.batch_size == BATCH and launch.writes():
                     self._keep(key, features)
             self._known[found_by] = features
         return self._known[found_by]
@@ -130,9 +132,14 @@ class FrozenImages:
     def in_batches(self, function: Callable[..., Tensor], images: Any) -> Tensor:
         """Apply a function to `batch_size` images at a time; to fewer once memory runs out.
 
+        Several processes each take a share of the images, and gather the results.
+
         Raises:
             UserError: there is not memory enough for one image.
         """
+        count = len(images)
+        if (mine := share(count, BATCH)) != slice(None):
+            images = images[mine]
         try:
             results, size = in_batches(
                 function, images, self.device, self.batch_size,
@@ -146,4 +153,4 @@ class FrozenImages:
                 f"out of memory in encoding: {size} images at a time from now on; their features"
                 " are not kept for other commands"
             )
-        return results
+        return gathered(results, count, BATCH)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_clipfit.clip.encoders.text import end_positions
+from cl_clipfit.runtime.processes import alone
 from cl_clipfit.training.selection import image_blocks, text_blocks
 
 if TYPE_CHECKING:
@@ -107,5 +108,6 @@ def input_moments(
         hooks.enter_context(token_embedding.register_forward_hook(keep_tokens))
         for name, of in inputs.items():
             hooks.enter_context(of.norm.register_forward_hook(add(name, of)))
-        strategy.in_batches(encode, images)
+        with alone():  # the sums are of all images, in every process
+            strategy.in_batches(encode, images)
     return {name: total / rows for name, (total, rows) in sums.items()}

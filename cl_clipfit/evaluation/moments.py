@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_clipfit.merging.regression import Moments
+from cl_clipfit.runtime.processes import alone
 
 if TYPE_CHECKING:
     from cl_clipfit.training.strategy import CLIPStrategy
@@ -45,7 +46,8 @@ def norm_moments(strategy: "CLIPStrategy", images: Tensor, count: int) -> Moment
             for name, module in norms.items():
                 # The fast encoders call a LayerNorm that has hooks instead of computing it.
                 hooks.enter_context(module.register_forward_hook(_writer(batch_means, name)))
-            strategy.in_batches(encode, images)
+            with alone():  # the sums are of all images, in every process
+                strategy.in_batches(encode, images)
     moments = {name: (total / len(images)).float() for name, total in totals.items()}
     return Moments(
         count,

@@ -31,7 +31,9 @@ class BankWriter:
     ) -> None:
         self.folder, self.strategy, self.scenario = folder, strategy, scenario
         self.label = plan.label
-        self.writes = strategy.learning != "none" and strategy.model.identity is not None
+        # Of several processes one writes, and all encode.
+        self.encodes = strategy.learning != "none" and strategy.model.identity is not None
+        self.writes = self.encodes and folder.writes
         self.bank: DeltaBank | None = None
 
     def open(self, finished: int | None) -> None:
@@ -59,7 +61,7 @@ class BankWriter:
             parents: the weights that it started from.
             host: the weights that were merged into those of the task, if any.
         """
-        if self.bank is None:
+        if not self.encodes:
             return
         classes = [self.scenario.class_names[c] for c in self.scenario.task_classes[task - 1]]
         sources = [*parents, *([f"task-{task:03d}-host"] if host else [])]
@@ -67,6 +69,8 @@ class BankWriter:
         if not (trained or head):
             return
         statistics = self._statistics(task) if trained else None
+        if self.bank is None:
+            return
         self.bank.append(trained, classes, sources, host, statistics, head)
 
     def verify(self) -> None:

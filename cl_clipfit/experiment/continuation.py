@@ -1,6 +1,7 @@
 """Continue a finished run: bring a longer stream's run to where the finished one ended."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -10,6 +11,9 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.reopen import FinishedRun, load_head
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.runtime.code_files import package_hash
+from cl_clipfit.storage.files import read_bytes, write_atomic
+from cl_clipfit.storage.history import read_history
+from cl_clipfit.storage.run_folder import HISTORY
 from cl_clipfit.storage.state_file import read_state, write_state
 from cl_clipfit.training.snapshot import copied, foreign_plugins, put, take
 
@@ -60,12 +64,20 @@ class Continuation:
             raise UserError(f"{path}: this run was merged from another one: extend that one")
         if text := why_not(finished.plan):
             raise UserError(f"{path}: {finished.result['label']} cannot be extended: {text}")
-        self.result: dict[str, Any] = finished.result
+        self.path, self.result = path, finished.result
         self.bank: DeltaBank = finished.bank
         self.tasks = len(self.bank)
         self.snapshot: dict[str, Any] | None = None
         if cls.learning == "gradient":
             self.snapshot = read_state(path)["snapshot"]
+
+    def copy_history(self, folder: Path) -> dict[str, Any]:
+        """Copy the run's `history.jsonl` into a folder; return where it ended, as a checkpoint."""
+        lines = read_history(self.path)
+        steps = max((int(line.get("total_step", 0)) for line in lines), default=0)
+        data = read_bytes(self.path / HISTORY) if lines else b""
+        write_atomic(folder / HISTORY, data)
+        return {"bytes": len(data), "before": steps, "rate": 0.0, "sums": []}
 
     def restore(self, run: "Run") -> None:
         """Fill the tables, the bank and the record of a run that has trained nothing yet.

@@ -29,6 +29,8 @@ class PredictionWriter:
         Args:
             finished: finished tasks; with 0, row 0 is written too.
         """
+        if not self.folder.writes:
+            return
         self.writes = not finished or has_predictions(self.folder.path, finished + 1)
         if not self.writes:
             self.note(

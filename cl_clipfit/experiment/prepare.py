@@ -39,8 +39,9 @@ from cl_clipfit.experiment.run_plan import ResolvedCommand, RunPlan, resolve
 from cl_clipfit.experiment.scenario_file import load_source
 from cl_clipfit.experiment.stream_plan import StreamPlan, plan_stream
 from cl_clipfit.registry import Registry
+from cl_clipfit.runtime import launch
 from cl_clipfit.runtime.progress import Progress
-from cl_clipfit.storage.run_folder import RunFolder
+from cl_clipfit.storage.run_folder import RunFolder, SharedFolder
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Prepared(ResolvedCommand):
         layout = self.layout
         more = {"layout": [layout.order, layout.task_classes, layout.task_names], **more}
         digest = run_digest(stream, plan, self.model.identity, data, more)
-        return RunFolder(
+        kind = RunFolder if launch.writes() else SharedFolder
+        return kind(
             self.command.config.output, stream.entry.name, name or plan.strategy.name, plan.seed,
             digest, plan.changed, str(self.source.origin.get("name", "")),
         )  # fmt: skip

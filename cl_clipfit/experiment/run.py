@@ -26,12 +26,14 @@ from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.merging.layers import change_by_layer
 from cl_clipfit.metrics.functional import seen_accuracy
 from cl_clipfit.metrics.tables import NotANumberError
-from cl_clipfit.runtime import device, signals
+from cl_clipfit.runtime import device, processes, signals
 from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.files import write_json
+from cl_clipfit.storage.history import HistoryFile
 from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
 from cl_clipfit.training.features import tasks_in_reach
+from cl_clipfit.training.history import HistoryPlugin
 from cl_clipfit.training.journal import Journal, place, stream_hash
 from cl_clipfit.training.loop import StepCallback
 from cl_clipfit.training.loss_watch import DivergedError, LossWatch
@@ -55,11 +57,13 @@ class Run:
             them at every use.
 
     Attributes:
+        test_images: as the stream has them, never their features instead of them.
         strategy: the method, on a copy of the model.
         record: the numbers of the run so far.
         learner: trains or merges the weights of a task.
         evaluator: fills the tables.
         bank: keeps what each task trained.
+        history: records what happens while it trains.
         predictions: keeps the answers to all test images.
         journal: saves the state after every epoch; None if there is nothing to save.
         earlier: a finished run of the first tasks, which this one continues; usually none.
@@ -79,6 +83,7 @@ class Run:
         encoder: FrozenImages | None = None,
     ) -> None:
         started = time.perf_counter()
+        self.test_images = scenario.test.images
         if encoder is not None and "image" not in plan.cls.towers:
             scenario, probes = encoder.encode(
                 scenario, probes, plan.reads_train_images_as_they_are, plan.cls.class_tokens
@@ -87,9 +92,10 @@ class Run:
         self.probes, self.folder, self.progress = probes, folder, progress
         self.task = 0  # current task, counted from 1; 0 before the first
         self._warnings_shown = 0
+        self.history = HistoryPlugin()
         self.strategy = build_strategy(
             plan, stream.compute, model, scenario.class_names, scenario.templates,
-            plugins=[StepCallback(progress.step)],
+            plugins=[StepCallback(progress.step), self.history],
         )  # fmt: skip
         self.strategy.watch = LossWatch(skip=stream.on_nan == "skip")
         self.record = RunRecord(Scoreboard(scenario))
@@ -109,6 +115,7 @@ class Run:
                 written. The environment variable CL_CLIPFIT_DEBUG=1 shows the traceback.
         """
         device.reset_peak_memory(self.stream.compute.device)
+        self._check_processes()
         select_first(self.plan, self.strategy, self.scenario.brought[0])
         self._show_warnings()
         if self.plan.recipe is not None and self.strategy.learning == "gradient":
@@ -120,6 +127,13 @@ class Run:
         else:
             self._resume(saved, config)
         self.bank.open(saved["tasks"] if saved else None)
+        if self.folder.writes:
+            history = saved and saved.get("history")
+            if saved is None and self.earlier is not None:
+                history = self.earlier.copy_history(self.folder.path)
+            self.history.open(HistoryFile(self.folder.path), history)
+        if self.journal:
+            self.journal.history = self.history
         if self.stream.keeps_predictions:
             self.predictions.open(saved["tasks"] if saved else 0)
         try:
@@ -138,6 +152,20 @@ class Run:
         result = build_result(self.stream, self.plan, self.scenario, self.strategy, self.record)
         origin = self.learner.origin
         return result if origin is None else {**result, "merged": origin}
+
+    def _check_processes(self) -> None:
+        """Refuse more processes than a batch has images; say if each has to do all of the work."""
+        several, recipe = processes.world(), self.plan.recipe
+        if several > 1 and recipe is not None and recipe.batch_size < several:
+            raise UserError(
+                f"{several} processes share a batch of {recipe.batch_size} images"
+                f" ({self.plan.label}): use fewer processes or a larger --batch-size"
+            )
+        if several > 1 and not self.strategy.divisible:
+            self.progress.note(
+                f"{self.plan.label}: every process trains on whole batches, because its encoders"
+                " draw random numbers or look at the whole batch; only evaluation is shared"
+            )
 
     def learn_first(self) -> dict[str, torch.Tensor]:
         """Return what the first task trains; nothing is written."""
@@ -177,7 +205,8 @@ class Run:
 
     def _diverged(self, error: DivergedError) -> UserError:
         """Save the batch whose loss is NaN or infinite, and return the error to raise."""
-        write_json(self.folder.path / NAN_BATCH, error.batch)
+        if self.folder.writes:
+            write_json(self.folder.path / NAN_BATCH, error.batch)
         doubt = self.journal.doubt(error.first_step) if self.journal else ""
         return UserError(
             f"{error}; the batch is in {self.folder.path / NAN_BATCH}, what was finished before"
@@ -200,6 +229,8 @@ class Run:
             finished = self.earlier.tasks
         else:
             self._evaluate()
+            if saved is None:  # otherwise the line is there
+                self._add_to_history(0)
         for task in range(finished + 1, self.scenario.trained_tasks + 1):
             self.task = task
             self._run_task(task)
@@ -215,7 +246,9 @@ class Run:
     def _run_task(self, task: int) -> None:
         """Learn a task, add what it trained to the bank, and fill a row of every table."""
         tasks, record = self.scenario.trained_tasks, self.record
-        self.progress.start_task(task, tasks, *self.learner.size(task))
+        size = self.learner.size(task)
+        self.progress.start_task(task, tasks, *size)
+        self.history.begin_task(size[1])
         if self.journal:
             self.journal.begin_task(task - 1, record.state())
         started = time.perf_counter()
@@ -233,9 +266,21 @@ class Run:
         record.changes.append(change_by_layer(self.strategy.selection, anchors))
         self._show_warnings()
         self._evaluate()
+        self._add_to_history(task)
         seen = seen_accuracy(record.board.tables.seen, self.scenario.test_samples, task)
         self.progress.row(task, record.board.tables.seen[task])
         self.progress.end_task(task, tasks, seen, seconds)
+
+    def _add_to_history(self, task: int) -> None:
+        """Add the line of a task: accuracy over all classes seen in percent, times, memory."""
+        record, seen = self.record, self.record.board.tables.seen
+        values = {
+            "accuracy": seen_accuracy(seen, self.scenario.test_samples, task),
+            "train_seconds": round(record.train_seconds[-1], 3) if task else 0.0,
+            "eval_seconds": round(record.eval_seconds[-1], 3),
+            "peak_memory_bytes": device.peak_memory_bytes(self.stream.compute.device),
+        }
+        self.history.end_task(task, self.strategy.task_steps if task else 0, values)
 
     def _image_bytes(self, task: int) -> int:
         """Return the size of the images of other tasks that the strategy trained on in a task."""

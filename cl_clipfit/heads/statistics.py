@@ -70,6 +70,31 @@ class Statistics:
             mine.gram + theirs.gram, mine.sums + theirs.sums, mine.counts + theirs.counts
         )
 
+    def take_in(self, added: "Statistics", labels: Tensor, classes: int = 0) -> "Statistics":
+        """Add statistics of a few classes to these tensors themselves.
+
+        The sums are those of `+`, bit for bit, in a time that does not depend on how many classes
+        there are in all.
+
+        Args:
+            added: of k classes.
+            labels: int64 (k,), the label of each of them here; none twice.
+            classes: K becomes at least this.
+
+        Returns:
+            these statistics; others, which share the tensors that did not grow, if K grew.
+
+        Raises:
+            ValueError: a label is negative, or there is not one for each class.
+        """
+        if len(labels) != len(added.counts) or (len(labels) and int(labels.min()) < 0):
+            raise ValueError(f"{len(added.counts)} classes have labels {labels.tolist()[:10]}")
+        mine = self.grown(max(classes, int(labels.max()) + 1 if len(labels) else 0))
+        mine.gram.add_(added.gram)
+        mine.sums.index_add_(0, labels, added.sums)
+        mine.counts.index_add_(0, labels, added.counts)
+        return mine
+
     def grown(self, classes: int) -> "Statistics":
         """Return the statistics with empty rows for classes that are still to come."""
         more = classes - len(self.counts)

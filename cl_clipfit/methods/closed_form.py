@@ -17,6 +17,7 @@ from cl_clipfit.heads.projection import random_features, random_projection
 from cl_clipfit.heads.recursive import RecursiveRidge
 from cl_clipfit.heads.statistics import Statistics
 from cl_clipfit.runtime.out_of_memory import encode_images
+from cl_clipfit.runtime.processes import share, summed
 from cl_clipfit.training.features import read_samples
 from cl_clipfit.training.strategy import CLIPStrategy
 
@@ -37,6 +38,21 @@ def encode_experience(
     for start in range(0, len(data), _CHUNK):
         images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
         yield encode_images(strategy, images, class_tokens), labels
+
+
+def summed_statistics(features: Tensor, labels: Tensor, classes: int) -> Statistics:
+    """Return the statistics of features that every process has: each sums a share of them.
+
+    Args:
+        features: (N, D).
+        labels: (N,).
+        classes: K; see `Statistics.of`.
+    """
+    mine = share(len(features))
+    if mine == slice(None):
+        return Statistics.of(features, labels, classes)
+    own = Statistics.of(features[mine], labels[mine], max(classes, int(labels.max()) + 1))
+    return Statistics(*summed(own.state_dict().values()))
 
 
 class ClosedFormStrategy(CLIPStrategy):
@@ -126,8 +142,11 @@ class StatisticsStrategy(ClosedFormStrategy):
 
     def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
         """Add to the statistics."""
-        added = Statistics.of(features, labels, classes)
-        self.statistics = added if self.statistics is None else self.statistics + added
+        present, places = labels.unique(return_inverse=True)
+        added = summed_statistics(features, places, len(present))
+        before = self.statistics
+        before = Statistics.empty(features.shape[1], classes) if before is None else before
+        self.statistics = before.take_in(added, present, classes)
 
     def fit(self) -> Callable[[Tensor], Tensor]:
         """Return the head of the statistics."""

@@ -1,13 +1,15 @@
-"""Progress on the console: a live bar on a terminal, otherwise one plain line per task."""
+"""Progress on the console: a live view on a terminal, otherwise one plain line per task."""
 
 import contextlib
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -19,9 +21,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Column
 
-from cl_clipfit.errors import printable
+from cl_clipfit.errors import UserError, printable
+from cl_clipfit.report.live import LiveView
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.run_folder import stream_name
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 _REFRESH_SECONDS = 0.25
 _LINE_SECONDS = 10
-_BAR = 12  # columns
 
 
 def one_line(text: str) -> str:
@@ -85,6 +86,25 @@ def drawing(figure: Path, warn: Callable[[str], None]) -> Iterator[None]:
         warn(f"the figure {figure.name} is missing: {type(error).__name__}: {error}")
 
 
+@contextlib.contextmanager
+def tolerating(what: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """Write in a `with` block what no number depends on; if that fails, warn that it is missing.
+
+    The environment variable CL_CLIPFIT_DEBUG=1 shows the traceback.
+
+    Args:
+        what: for the warning.
+        warn: receives the line that says what failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("CL_CLIPFIT_DEBUG"):
+            raise
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        warn(f"{what} missing: {' '.join(reason.split())[:300]}")
+
+
 def remove_figure(figure: Path) -> None:
     """Remove a figure of an earlier command, which would not match this one's numbers."""
     for kind in ("png", "svg"):
@@ -95,6 +115,8 @@ def remove_figure(figure: Path) -> None:
 class ConsoleDisplay(Progress):
     """Show the progress of a command on a console.
 
+    A terminal shows a live view of each run. Pipes, TERM=dumb and NO_COLOR have plain lines.
+
     Args:
         console: where to print.
         quiet: print nothing.
@@ -102,15 +124,12 @@ class ConsoleDisplay(Progress):
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
+        dumb = console.is_dumb_terminal or console.no_color
+        self.lively = console.is_terminal and not dumb and not quiet
+        self.view = LiveView()
+        self._live: Live | None = None
         self._bar: Bar | None = None
-        self._run = ""
         self._shown, self._shown_label = 0.0, ""
-        self._images = 0
-        self._steps = 0  # of the current task
-        self._process_steps = 0  # of these, the ones made in this process
-        self._started = 0.0
-        self._epochs = 0
-        self._total = 0
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -136,9 +155,9 @@ class ConsoleDisplay(Progress):
     def _follow(
         self, label: str, done: int, total: int | None, line: str, *columns: ProgressColumn
     ) -> None:
-        if self.quiet:
+        if self.quiet or self._live is not None:  # the live view of a run has the screen
             return
-        if self.console.is_terminal:
+        if self.lively:
             if self._bar is None:
                 self._bar = Bar(
                     TextColumn("{task.description}"), BarColumn(), *columns,
@@ -155,65 +174,59 @@ class ConsoleDisplay(Progress):
             self._shown = time.monotonic()
             self.note(f"{label}: {line}")
 
-    def start_run(self, label: str) -> None:
-        """Name the run that the next tasks belong to."""
-        self._run = label
+    def start_run(self, label: str, stream: str = "") -> None:
+        """Name the run that the next tasks belong to, and its stream."""
+        self.view = LiveView(stream=stream, label=label)
 
     def start_task(self, task: int, tasks: int, epochs: int, steps: int) -> None:
         """Begin a task (1-based) of `steps` optimiser steps."""
-        self._images = self._steps = self._process_steps = 0
-        self._epochs, self._total = epochs, steps
-        self._started = self._shown = time.monotonic()
-        if self.quiet or not self.console.is_terminal or steps == 0:
-            return
-        cut = Column(ratio=1, no_wrap=True)  # what does not fit, instead of the time left
-        self._bar = Bar(
-            TimeRemainingColumn(), BarColumn(_BAR),
-            TextColumn("{task.description}{task.fields[detail]}", table_column=cut),
-            console=self.console, transient=True, expand=True,
-        )  # fmt: skip
-        label = f"{literal(self._run)} task {task}/{tasks}"
-        self._bar.add_task(label, total=steps, detail="")
-        self._bar.start()
+        view = self.view
+        view.task, view.tasks, view.epochs, view.steps = task, tasks, epochs, steps
+        view.images = view.step = view.own_steps = 0
+        view.terms, view.started, self._shown = {}, view.now(), 0.0
+        if self.lively and self._live is None:
+            self._end_bar()
+            self._live = Live(
+                console=self.console, get_renderable=lambda: self.view, transient=True,
+                # What a plug-in prints must reach a pipe, not this console.
+                redirect_stdout=sys.stdout.isatty(), redirect_stderr=sys.stderr.isatty(),
+            )  # fmt: skip
+            self._live.start()
 
     def step(self, strategy: Any) -> None:
-        """Show one optimiser step; the loss is read only when it is shown."""
-        self._images += len(strategy.mb_y)
-        self._process_steps += 1
-        self._steps = strategy.task_steps  # including those of an earlier process
-        now = time.monotonic()
-        if self._bar is None:
-            return
-        if self._steps == self._total:  # what follows may take longer than a step
-            label = f"scoring and measuring: {self._bar.tasks[0].description}"
-            self._bar.update(
-                self._bar.task_ids[0], description=label, completed=self._steps, detail=""
-            )
-            return
-        if now - self._shown < _REFRESH_SECONDS:
-            return
-        self._shown = now
-        epoch = 1 + (self._steps - 1) * self._epochs // max(1, self._total)
-        speed = self._images / (now - self._started)
-        detail = (
-            f" epoch {epoch}/{self._epochs} step {self._steps}/{self._total}"
-            f" loss {strategy.loss.item():.3f} {speed:.0f} images/s"
-        )
-        self._bar.update(self._bar.task_ids[0], completed=self._steps, detail=detail)
+        """Follow one optimiser step; the loss is read only when it is shown."""
+        view = self.view
+        view.images += len(strategy.mb_y)
+        view.own_steps += 1
+        view.step = strategy.task_steps  # including those of an earlier process
+        now = view.now()
+        view.seconds = now - view.started
+        if self._live is not None and now - self._shown >= _REFRESH_SECONDS:
+            self._shown, view.terms = now, strategy.read_terms()
+
+    def row(self, task: int, row: Sequence[float | None]) -> None:
+        """Fill a row of the table in the live view."""
+        self.view.rows[task] = row
 
     def end_task(self, task: int, tasks: int, accuracy: float | None, seconds: float) -> None:
         """End a task: accuracy over all classes seen in percent, seconds of training."""
-        self.stop()
-        trained = ""
-        if self._images:
+        view, trained = self.view, ""
+        view.task_seconds.append(view.now() - view.started)
+        if view.images:
             trained = f", trained in {seconds:.1f} s"
-            if self._process_steps == self._steps:
-                trained += f" at {self._images / max(1e-9, seconds):.0f} images/s"
+            if view.own_steps == view.step:
+                trained += f" at {view.images / max(1e-9, seconds):.0f} images/s"
         shown = "-" if accuracy is None else f"{accuracy:z.1f} %"
-        self.note(f"{self._run} task {task}/{tasks}: accuracy over classes seen {shown}{trained}")
+        self.note(f"{view.label} task {task}/{tasks}: accuracy over classes seen {shown}{trained}")
 
     def stop(self) -> None:
-        """Remove the live bar, if any."""
+        """Remove the live view or bar, if any."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._end_bar()
+
+    def _end_bar(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

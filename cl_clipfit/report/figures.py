@@ -35,7 +35,7 @@ with any_backend():
     from matplotlib.ticker import MaxNLocator
 
 _ONE_TASK = ("base-to-novel", "transfer")  # protocols that usually have a single task
-_PANELS = {
+PANELS = {
     "accuracy": "accuracy over all classes seen (%)",
     "forgetting": "forgetting, all classes (points)",
     "retention": "retention on the probes (points)",
@@ -60,7 +60,7 @@ def _lines(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> Non
             axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
         drawn.append(curves)
     axes.set_xlabel("tasks learned")
-    axes.set_title(_PANELS[key], fontsize=10, loc="left")
+    axes.set_title(PANELS[key], fontsize=10, loc="left")
     axes.set_xlim(-0.2, max((curves.shape[1] for curves in drawn), default=1) - 0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _set_limits(axes, key, drawn)
@@ -115,8 +115,8 @@ def _matrix(axes: Axes, matrix: Sequence[Sequence[float | None]]) -> None:
 
 
 def _curve_names(results: Sequence[dict[str, Any]]) -> list[str]:
-    values = {key: [v for r in results for v in r["curves"].get(key, ())] for key in _PANELS}
-    return [key for key in _PANELS if any(v is not None for v in values[key])]
+    values = {key: [v for r in results for v in r["curves"].get(key, ())] for key in PANELS}
+    return [key for key in PANELS if any(v is not None for v in values[key])]
 
 
 def plot_run(result: dict[str, Any], path: Path) -> None:
@@ -141,10 +141,15 @@ def plot_run(result: dict[str, Any], path: Path) -> None:
         save_figure(figure, path)
 
 
-def _check_lengths(groups: Mapping[str, list[dict[str, Any]]]) -> None:
+def check_lengths(groups: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Refuse runs of a method whose curves differ in length between seeds.
+
+    Raises:
+        UserError: they do.
+    """
     for name, (first, *others) in groups.items():
         for other in others:
-            shared = _PANELS.keys() & first["curves"].keys() & other["curves"].keys()
+            shared = PANELS.keys() & first["curves"].keys() & other["curves"].keys()
             if any(len(first["curves"][key]) != len(other["curves"][key]) for key in shared):
                 raise UserError(
                     f"{name}: seed {other['seed']} has curves of a different length than seed"
@@ -179,7 +184,7 @@ def comparison_figure(results: Sequence[dict[str, Any]]) -> Figure | None:
     if results[0].get("protocol") in _ONE_TASK and len(results[0]["curves"]["accuracy"]) == 2:
         with matplotlib.rc_context(STYLE):
             return _titled(_columns(groups), results)
-    _check_lengths(groups)
+    check_lengths(groups)
     trained = {name: group for name, group in groups.items() if name != ZERO_SHOT}
     panels = _curve_names(results)
     if not panels:
@@ -231,7 +236,7 @@ def _columns(groups: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def _towers(layers: Sequence[str]) -> dict[str, list[str]]:
+def by_tower(layers: Sequence[str]) -> dict[str, list[str]]:
     """Group layers by tower."""
     towers: dict[str, list[str]] = {"text tower": [], "image tower": []}
     for layer in layers:
@@ -259,7 +264,7 @@ def plot_changes(
     changes = result["change_by_layer"] if changes is None else changes
     if not any(changes):
         return
-    towers = _towers(list(changes[-1]))
+    towers = by_tower(list(changes[-1]))
     widths = [3 + len(layers) for layers in towers.values()]
     upright = max(widths) > 9
     with matplotlib.rc_context(STYLE):

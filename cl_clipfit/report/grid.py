@@ -2,17 +2,24 @@
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
+from cl_clipfit.report.fitted import best_of
 from cl_clipfit.report.published import published_beside
-from cl_clipfit.report.tables import LOWER, by_strategy, cell, columns, title_of, value
+from cl_clipfit.report.tables import (
+    by_strategy,
+    cell,
+    columns,
+    less_is_better,
+    title_of,
+    value,
+    values_of,
+)
 
-_LESS_IS_BETTER = ("forgetting_all_classes", "forgetting")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -42,16 +49,13 @@ def grid(results: Sequence[dict[str, Any]]) -> Grid:
     """Return the table of results: one row per method, then published numbers, if there are any."""
     shown, groups, others = columns(results), by_strategy(results), published_beside(results)
     below = below_baselines(groups)
-    means = {name: [_mean(group, key) for key in shown] for name, group in groups.items()}
-    less = [*_LESS_IS_BETTER, *results[0].get(LOWER, ())]
-    top = [_best([row[i] for row in means.values()], key, less) for i, key in enumerate(shown)]
+    less = less_is_better(results)
+    top = {key: best_of(values_of(groups, key), key in less) for key in shown}
     rows, best = [], []
     for name, group in groups.items():
         cells = [cell([value(r, key) for r in group]) for key in shown]
         rows.append([f"{name} {MARK}" if name in below else name, *cells])
-        best.append(
-            [False, *(m is not None and m == t for m, t in zip(means[name], top, strict=True))]
-        )
+        best.append([False, *(name in top[key] for key in shown)])
     for paper in others:
         rows.append(
             [f"{PUBLISHED} {paper.strategy}", *(cell([paper.metrics.get(key)]) for key in shown)]
@@ -135,15 +139,3 @@ def _words(title: str) -> str:
 def _escaped(text: str) -> str:
     """Return text for LaTeX."""
     return "".join(_LATEX.get(c, c) for c in text).replace("±", r"$\pm$")
-
-
-def _mean(group: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [v for result in group if (v := value(dict(result), key)) is not None]
-    return fmean(values) if values else None
-
-
-def _best(means: Sequence[float | None], key: str, less: Sequence[str]) -> float | None:
-    known = [mean for mean in means if mean is not None]
-    if len(known) < 2:
-        return None
-    return min(known) if key in less else max(known)

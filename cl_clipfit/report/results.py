@@ -125,6 +125,24 @@ class Results(list[Result]):
             raise ValueError("no run has a curve with a value")
         return figure
 
+    def write_report(self, path: Path | str, *, mixed: bool = False) -> Path:
+        """Write a page of everything there is to see of the runs, in one file that needs no other.
+
+        Args:
+            path: the file, or a folder, which gets a `report.html`.
+            mixed: show runs of several class orders together, as a command's tables do; otherwise,
+                runs of unlike protocols have a part of the page each.
+
+        Returns:
+            the file.
+
+        Raises:
+            UserError: there is no run, the files of one are damaged, or the file cannot be written.
+        """
+        from cl_clipfit.report.html.write import write_report
+
+        return write_report(self, Path(path), mixed=mixed)
+
 
 def load_results(*paths: Path | str) -> Results:
     """Read finished runs from disk.
@@ -149,6 +167,14 @@ def load_results(*paths: Path | str) -> Results:
             raise UserError(f"{path}: no finished run is in it")
         found |= {content["digest"]: Result(folder, content) for folder, content in whole.items()}
     return Results(_distinct_labels(list(found.values())))
+
+
+def by_protocol(results: Results) -> list[Results]:
+    """Return the runs of each protocol, whose numbers are comparable, in order of appearance."""
+    groups: dict[tuple[str, ...], Results] = {}
+    for result in results:
+        groups.setdefault(tuple(protocol_of(result.content).values()), Results()).append(result)
+    return list(groups.values())
 
 
 def _files(path: Path) -> list[Path]:

@@ -2,16 +2,18 @@
 
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from cl_clipfit.errors import printable
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
 from cl_clipfit.report.display import literal
+from cl_clipfit.report.fitted import FittedTable, best_of
 from cl_clipfit.report.published import published_beside
 from cl_clipfit.storage.files import csv_text
 from cl_clipfit.storage.run_folder import stream_name
@@ -25,7 +27,7 @@ COLUMNS = {
     "retention": "retention",
 }
 # Only shown where there are probes; definitions in `metrics.functional`.
-_JOINT = {"joint_accuracy": "joint\naccuracy", "joint_retention": "joint\nreten-\ntion"}
+_JOINT = {"joint_accuracy": "joint\naccuracy", "joint_retention": "joint\nretention"}
 # For protocols other than class-incremental and domain-incremental streams.
 _COLUMNS = {
     "mtil": {
@@ -52,9 +54,15 @@ _COLUMNS = {
         "retention": "retention",
     },
 }
+_COSTS = ("trainable\nparameters", "seconds\nper run")
 ASKED = "asked_metrics"  # key in a result's content: titles of the metrics asked for, by name
 LOWER = "lower_is_better"  # key in a result's content: names of metrics
 _PROBE = "probe: "  # prefix of a column that is a probe's last accuracy, not a metric
+# Where there is no room for all columns: which of them go, the first of them first.
+_DROPPED = (
+    "probe_accuracy", "learning_accuracy", "joint_accuracy", "retention",
+    "joint_retention", "forgetting_all_classes",
+)  # fmt: skip
 _MOST_PROBES = 6
 _WIDE = 6  # with more columns, intervals go below their means; rules and cost columns are dropped
 _NARROW: Any = {"box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
@@ -149,25 +157,31 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     below = below_baselines(groups)
     others = published_beside(results)
     notes = [captions(groups, others), *([_left_out(results)] if wide else [])]
-    table = Table(
+    table = FittedTable(
         title=title_of(results),
         caption="\n".join(filter(None, notes)),
         caption_justify="left",
         **(_NARROW if wide else {}),
     )
     table.add_column("strategy", overflow="fold")
-    for title in shown.values():
-        words = title.replace(" ", "\n") if wide else title
-        table.add_column(words, justify="right", overflow="fold")
+    headers = {key: _header(title, wide) for key, title in shown.items()}
+    for header in headers.values():
+        table.add_column(header, justify="right", overflow="fold")
+    table.drops = [*_COSTS, *_dropped(headers)]
+    less = less_is_better(results)
+    best = {key: best_of(values_of(groups, key), key in less) for key in shown}
     if not wide:
-        table.add_column("trainable\nparameters", justify="right", overflow="fold")
-        table.add_column("seconds\nper run", justify="right", overflow="fold")
+        for title in _COSTS:
+            table.add_column(title, justify="right", overflow="fold")
     for name, group in groups.items():
         seconds = [sum(map(sum, r["timings"].values())) for r in group]
         parameters = f"{group[0]['model']['trainable_parameters']:,}"
         table.add_row(
             literal(f"{name} {MARK}" if name in below else name),
-            *(cell([value(r, key) for r in group], between) for key in shown),
+            *(
+                _marked(cell([value(r, key) for r in group], between), name in best[key])
+                for key in shown
+            ),
             *(() if wide else (parameters, f"{statistics.fmean(seconds):.1f}")),
         )
         for other, scored in compared(group).items():
@@ -177,6 +191,33 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
         cells = [cell([paper.metrics.get(key)]) for key in shown]
         table.add_row(f"{PUBLISHED} {literal(paper.strategy)}", *cells, style="dim italic")
     return table
+
+
+def less_is_better(results: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the columns whose smallest value is the best."""
+    return {"forgetting_all_classes", "forgetting", *results[0].get(LOWER, ())}
+
+
+def _header(title: str, wide: bool) -> str:
+    return title.replace(" ", "\n") if wide else title
+
+
+def _dropped(headers: dict[str, str]) -> list[str]:
+    """Return the headers that go first where a table is too wide: probes, from the last one."""
+    probes = [header for key, header in headers.items() if key.startswith(_PROBE)]
+    return [*reversed(probes), *(headers[key] for key in _DROPPED if key in headers)]
+
+
+def _marked(text: str, best: bool) -> Text | str:
+    """Return a cell; in bold if it is the best of its column."""
+    return Text(text, style="bold") if best else text
+
+
+def values_of(
+    groups: Mapping[str, Sequence[dict[str, Any]]], column: str
+) -> dict[str, list[float | None]]:
+    """Return the values of a column, of every run of each group."""
+    return {name: [value(r, column) for r in group] for name, group in groups.items()}
 
 
 def title_of(results: Sequence[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cl_clipfit.errors import UserError
+from cl_clipfit.runtime import launch
 from cl_clipfit.runtime.code_files import package_hash
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "avalanche-lib", "numpy", "scikit-learn")
@@ -19,12 +20,19 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "avalanche-lib", "numpy"
 def resolve_device(name: str) -> torch.device:
     """Resolve `--device`; `auto` takes the first CUDA device if there is one, else the CPU.
 
+    Of several processes, each takes a GPU of its own.
+
     Raises:
-        UserError: this machine does not have the device.
+        UserError: this machine does not have the device, or several processes are to share one.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    several = launch.place().world > 1
+    if several and (device.type == "mps" or device.index is not None):
+        raise UserError(f"--device {name}: several processes cannot share it: use cpu or cuda")
+    if several and device.type == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", own_gpu())
     available = {
         "cpu": 1,
         "cuda": torch.cuda.device_count(),
@@ -35,6 +43,21 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name}: this machine has {available or 'no'} {device.type} device(s)"
         )
     return device
+
+
+def own_gpu() -> int:
+    """Return the number of this process's GPU: its own on the machine.
+
+    Raises:
+        UserError: the machine has fewer GPUs than processes.
+    """
+    place, count = launch.declared(), torch.cuda.device_count()
+    if place.here > count:
+        raise UserError(
+            f"{place.here} processes on a machine with {count} GPU(s): use --nproc-per-node"
+            f" {count}, or --device cpu"
+        )
+    return place.local
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -52,6 +75,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "hardware": hardware,
         "threads": torch.get_num_threads(),
+        **({"processes": launch.place().world} if launch.place().world > 1 else {}),
     }
 
 

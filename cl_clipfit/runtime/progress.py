@@ -22,8 +22,8 @@ class Progress:
     def count(self, label: str, done: int, total: int) -> None:
         """Follow a number of images."""
 
-    def start_run(self, label: str) -> None:
-        """Name the run that the next tasks belong to."""
+    def start_run(self, label: str, stream: str = "") -> None:
+        """Name the run that the next tasks belong to, and its stream."""
 
     def start_task(self, task: int, tasks: int, epochs: int, steps: int) -> None:
         """Begin a task (1-based) of `steps` optimiser steps."""

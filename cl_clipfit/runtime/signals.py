@@ -44,6 +44,7 @@ def graceful() -> Iterator[None]:
     try:
         yield
     finally:
+        _State.pending = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -89,6 +90,12 @@ def deferred() -> Iterator[None]:
 def pending() -> bool:
     """Return whether a deferred signal is pending."""
     return _State.pending is not None
+
+
+def request() -> None:
+    """Act as if SIGTERM had come and was deferred, unless a signal has."""
+    if _State.pending is None:
+        _State.pending = signal.SIGTERM
 
 
 def check() -> None:

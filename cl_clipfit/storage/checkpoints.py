@@ -43,10 +43,11 @@ class Checkpoints:
     Args:
         folder: of the run.
         warn: receives warnings about damaged files.
+        writes: False in a process that only reads, beside one that writes.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self.folder, self.warn = folder / CHECKPOINTS, warn
+    def __init__(self, folder: Path, warn: Callable[[str], None], writes: bool = True) -> None:
+        self.folder, self.warn, self.writes = folder / CHECKPOINTS, warn, writes
         self._damaged: set[Path] = set()
         self.newest: Path | None = None  # the newest intact one that was written or read here
 

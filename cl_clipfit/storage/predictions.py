@@ -1,5 +1,6 @@
 """`predictions/row-000.npz`, ...: a run's answers to every test image, a file per table row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +36,15 @@ def has_predictions(run: Path, rows: int) -> bool:
     return all(row_file(run, row).is_file() for row in range(rows))
 
 
-def read_predictions(run: Path | str) -> list[Predictions]:
+def read_predictions(run: Path | str, rows: Sequence[int] | None = None) -> list[Predictions]:
     """Return what a run answered to every test image: before training, and after each task.
 
     Args:
         run: its folder.
+        rows: which rows to read, from 0; default: all.
 
     Returns:
-        one entry for each row of the accuracy tables; none if the run kept none
+        one entry for each of these rows of the accuracy tables; none if the run kept none
         (`--no-predictions`, or an older version).
 
     Raises:
@@ -50,11 +52,14 @@ def read_predictions(run: Path | str) -> list[Predictions]:
     """
     folder = Path(run) / PREDICTIONS
     count = len([*folder.glob("row-*.npz")])
-    rows = [_read(row_file(Path(run), row)) for row in range(count)]
-    for row, predictions in enumerate(rows):
-        if not np.array_equal(predictions.labels, rows[0].labels):
-            raise UserError(f"{folder}: row {row} has other images than row 0: repeat the run")
-    return rows
+    numbers = (range(count) if rows is None else rows) if count else ()
+    found = [_read(row_file(Path(run), row)) for row in numbers]
+    for row, predictions in zip(numbers, found, strict=True):
+        if not np.array_equal(predictions.labels, found[0].labels):
+            raise UserError(
+                f"{folder}: row {row} has other images than row {numbers[0]}: repeat the run"
+            )
+    return found
 
 
 def _read(file: Path) -> Predictions:

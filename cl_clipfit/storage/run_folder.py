@@ -29,8 +29,11 @@ MATRIX = "accuracy_matrix.csv"
 STATE = "state.safetensors"  # of a run that can be extended
 BANK = "bank"  # folder
 PREDICTIONS = "predictions"  # folder
-_FOLDERS = (BANK, CHECKPOINTS, PREDICTIONS)
+THUMBNAILS = "thumbnails"  # folder
+REPORT = "report.html"
+_FOLDERS = (BANK, CHECKPOINTS, PREDICTIONS, THUMBNAILS)
 BANK_EVAL = "bank-eval.json"  # written by `run.py bank eval`
+HISTORY = "history.jsonl"
 NAN_BATCH = "nan-batch.json"  # of a run that stopped on a NaN or infinite loss
 _LONGEST = 60  # bytes of a file's name that a name or settings take
 DIGITS = 8  # of a run's digest in its folder's name; older versions stored only these
@@ -38,8 +41,9 @@ _ROUNDING = ("micro_batch", "compile")
 # Files that a run and the commands on it write; a repeated run removes them, and its bank too.
 LEFT_BEHIND = (
     RESULT, MATRIX, STATE, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
-    f"{BANK}/index.json", f"{BANK}/task-*.safetensors", f"{CHECKPOINTS}/*.safetensors",
-    f"{PREDICTIONS}/row-*.npz", MANIFEST, NAN_BATCH,
+    f"{BANK}/index.json", f"{BANK}/index-*.json", f"{BANK}/task-*.safetensors",
+    f"{CHECKPOINTS}/*.safetensors", f"{PREDICTIONS}/row-*.npz", f"{THUMBNAILS}/*.png", REPORT,
+    HISTORY, MANIFEST, NAN_BATCH,
 )  # fmt: skip
 
 
@@ -60,9 +64,11 @@ class RunFolder:
     Attributes:
         digest: of all settings that affect results; its first `DIGITS` are in the folder's name.
         changed: settings in which a resumed run differs from before, "name: old -> new".
+        writes: whether this process writes it: of several that train, the first one.
     """
 
     changed: Sequence[str] = ()
+    writes = True
 
     def __init__(
         self, output: Path, scenario: str, strategy: str, seed: int, digest: str,
@@ -132,7 +138,7 @@ class RunFolder:
         from cl_clipfit.storage.checkpoints import Checkpoints  # imports PyTorch
 
         self.check_links()
-        return Checkpoints(self.path, warn)
+        return Checkpoints(self.path, warn, self.writes)
 
     def begin(self, config: dict[str, Any]) -> None:
         """Create the folder, remove the files of an earlier run, and write `config.yaml`."""
@@ -184,6 +190,28 @@ class RunFolder:
         write_manifest(self.path, {RESULT: data})
         write_atomic(self.path / RESULT, data)
         return content
+
+
+class SharedFolder(RunFolder):
+    """The folder of a run in a process that does not write it, beside the one that does."""
+
+    writes = False
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Leave it to the other process."""
+
+    def begin_again(self, config: dict[str, Any]) -> None:
+        """Leave it to the other process."""
+
+    def sweep(self) -> None:
+        """Leave it to the other process."""
+
+    def require(self) -> None:
+        """Leave it to the other process."""
+
+    def save_result(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the content of `result.json`."""
+        return {"schema": SCHEMA, "digest": self.digest, **result}
 
 
 def stream_name(scenario: str, data: Mapping[str, Any]) -> str:

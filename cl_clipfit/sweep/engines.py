@@ -1,13 +1,15 @@
 """What an engine is: it works through jobs somewhere, and reports what happens to them."""
 
+import contextlib
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.sweep.jobs import Job, Outcome
+from cl_clipfit.sweep.job import Job, Outcome
 
 Report = Callable[[str], None]  # receives a short text on how far a run is
 Work = Callable[[Job, Report], Outcome]  # does one run; importable by name in another process
@@ -113,6 +115,38 @@ def share_out(share: Share, jobs: int, gpus: Sequence[str], on_gpu: bool) -> lis
     devices = devices[: max(1, jobs)]
     threads = share.threads or max(1, cores() // len(devices))
     return [Slot(threads, device) for device in devices]
+
+
+@contextlib.contextmanager
+def environment(threads: int) -> Iterator[None]:
+    """Let processes that are started in a `with` block use so many cores."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def needed(name: str, extra: str) -> Any:
+    """Import the library of an engine.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != name:
+            raise
+        raise UserError(
+            f"{name} is not installed: pip install 'cl_clipfit[{extra}]', or {name} itself"
+        ) from error
 
 
 def visible_gpus() -> list[str]:

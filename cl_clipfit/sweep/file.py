@@ -52,18 +52,21 @@ class SweepFile:
         """Return the settings of every run: the list times the grid; the first key varies slowest.
 
         Raises:
-            UserError: there are too many.
+            UserError: there are too many, or one has no strategy.
         """
         count = len(self.listed or [{}]) * math.prod(map(len, self.grid.values()))
         if count > MOST_RUNS:
             raise UserError(
                 f"{self.path}: {count:,} runs, and a sweep has {MOST_RUNS:,} at most: split it"
             )
-        return [
+        cells = [
             {**self.common, **dict(zip(self.grid, values, strict=True)), **one}
             for one in self.listed or [{}]
             for values in itertools.product(*self.grid.values())
         ]
+        if any("strategy" not in cell for cell in cells):
+            raise UserError(f"{self.path}: no strategy: name one under grid, list or common")
+        return cells
 
     def varying(self) -> set[str]:
         """Return the settings that differ between runs."""

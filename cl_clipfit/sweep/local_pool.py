@@ -20,7 +20,7 @@ from multiprocessing.connection import wait as wait_for
 from typing import Any
 
 from cl_clipfit.sweep.engines import Event, Slot, Work
-from cl_clipfit.sweep.jobs import Job, Outcome
+from cl_clipfit.sweep.job import Job, Outcome
 
 DIED = "its worker process died: killed, or out of memory; the same command resumes it"
 _LOOK_SECONDS = 0.2

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cl_clipfit.errors import UserError
 from cl_clipfit.runtime.code_files import package_hash
+from cl_clipfit.runtime.processes import from_first
 from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.storage.checkpoints import Checkpoints
 from cl_clipfit.storage.files import sha256
@@ -22,6 +23,7 @@ from cl_clipfit.storage.lock import require
 from cl_clipfit.training.snapshot import Snapshot, copied, put, put_counters, take
 
 if TYPE_CHECKING:
+    from cl_clipfit.training.history import HistoryPlugin
     from cl_clipfit.training.strategy import CLIPStrategy
 
 _STATE = (
@@ -39,12 +41,27 @@ def _is_state(saved: dict[str, Any]) -> bool:
     """Return whether a checkpoint, which may be untrusted, has the form that a journal saves."""
     if any(type(saved.get(key)) not in kinds for key, kinds in _STATE):
         return False
+    if not _is_history(saved.get("history")):
+        return False
     at, counts = saved["at"], [saved["tasks"]]
     if at is not None:
         if any(type(at.get(key)) not in kinds for key, kinds in _AT):
             return False
         counts += [at["loop"], at["epoch"], at["steps"]]
     return min(counts) >= 0 and math.isfinite(saved["seconds"])
+
+
+def _is_history(saved: Any) -> bool:
+    """Return whether this is what `HistoryPlugin.state` returns; checkpoints of 0.1.0 have none."""
+    if saved is None:
+        return True
+    try:
+        counts = saved["bytes"], saved["before"]
+        fits = [total.shape == (len(names) + 1,) for names, total in saved["sums"]]
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False
+    whole = all(type(count) is int and count >= 0 for count in counts)
+    return whole and all(fits) and type(saved.get("rate")) is float
 
 
 def stream_hash(task_classes: list[list[int]]) -> str:
@@ -92,12 +109,23 @@ class Journal:
         self._resumed: dict[str, Any] | None = None
         self._within: dict[str, Any] | None = None  # position in an epoch that a signal stopped
         self._started = 0.0
+        self.history: HistoryPlugin | None = None  # whose place in its file checkpoints hold
         self.earlier_seconds = 0.0  # training time of the task in earlier processes
         strategy.journal = self
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """Return the number of the epoch loop within the task, and of its epoch, from 1."""
+        return self._loop, self._epoch + 1
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the task has trained so far, in earlier processes too."""
+        return self.earlier_seconds + time.perf_counter() - self._started
+
     def load(self) -> dict[str, Any] | None:
         """Return the newest saved state, to resume from; None if there is none."""
-        saved = self.checkpoints.load()
+        saved = from_first(self.checkpoints.load)
         if saved is not None and not _is_state(saved):
             raise UserError(
                 f"{self.checkpoints.folder}: not what a run writes: restart with --fresh"
@@ -226,8 +254,7 @@ class Journal:
         )
 
     def _save_at(self, snapshot: Snapshot, steps: int = 0) -> None:
-        seconds = time.perf_counter() - self._started
-        self._state["seconds"] = self.earlier_seconds + seconds
+        self._state["seconds"] = self.seconds
         self._state["at"] = {
             "loop": self._loop - 1, "epoch": self._epoch, "steps": steps, "snapshot": snapshot,
             "rng": self._epoch_rng if steps else {},
@@ -236,7 +263,11 @@ class Journal:
         self._save()
 
     def _save(self) -> None:
+        if not self.checkpoints.writes:
+            return
         require(self.checkpoints.folder.parent)
+        if self.history is not None:
+            self._state["history"] = self.history.state()
         self.checkpoints.save(self._state)
 
 

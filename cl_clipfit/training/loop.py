@@ -17,21 +17,21 @@ from torch.utils.data import DataLoader
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.augment import random_flip, random_resized_crop
 from cl_clipfit.config.options import Recipe
-from cl_clipfit.errors import StrategyWarning, UserError
-from cl_clipfit.runtime import signals
+from cl_clipfit.errors import StrategyWarning
+from cl_clipfit.runtime import processes, signals
 from cl_clipfit.runtime.determinism import Seeds
 from cl_clipfit.runtime.lean_imports import lean_imports
-from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, fits, release
-from cl_clipfit.runtime.rng import rng_state, set_rng_state
 from cl_clipfit.training.checks import check_classes, check_labels, doubt_of_loss
 from cl_clipfit.training.features import Reach, StepFeatures, experiences_in_reach, keep_columns
 from cl_clipfit.training.journal import Journal
 from cl_clipfit.training.loss_watch import LossWatch
 from cl_clipfit.training.optimization import make_optimizer, make_schedule, online_steps
+from cl_clipfit.training.repetition import clear_gradients, repeat_until_it_fits, trained
 
 with lean_imports():
     from avalanche.benchmarks.utils.utils import concat_datasets
     from avalanche.core import SupervisedPlugin
+    from avalanche.distributed import DistributedHelper
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
 
@@ -83,6 +83,10 @@ class TrainingLoop(SupervisedTemplate):
     reach: ClassVar[Reach] = "task"
     """The images that a task trains on: those of the task, of all tasks so far ("seen"), or of all
     tasks ("stream"). The classes of the task are the classes of these images."""
+
+    divisible: ClassVar[bool] = True
+    """Whether several processes may each encode a share of a step's images and prompts. False for
+    encoders that draw random numbers or look at the whole batch: every process runs all of it."""
 
     # Set by Avalanche's template.
     model: CLIPClassifier
@@ -150,6 +154,8 @@ class TrainingLoop(SupervisedTemplate):
         self.terms: dict[str, Tensor] = {}  # of the step's loss, by name
         self.watch = LossWatch()
         self.journal: Journal | None = None
+        if processes.world() > 1:
+            _divide_nothing()
 
     # ---- the steps of an epoch ------------------------------------------------------------------
 
@@ -167,7 +173,7 @@ class TrainingLoop(SupervisedTemplate):
             images = self.mbatch[0]
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
-            self._clear_gradients()
+            clear_gradients(self)
             self.loss = self._make_empty_loss()
             self._before_forward(**kwargs)
 
@@ -182,7 +188,7 @@ class TrainingLoop(SupervisedTemplate):
                     self.plugin_loss = self.loss.detach() - self.method_loss
                     self.backward()  # then the hook add_gradients
 
-            _repeat_until_it_fits(self, passes)
+            repeat_until_it_fits(self, passes)
             self._after_backward(**kwargs)
             self._before_update(**kwargs)
             self.task_steps += 1
@@ -193,8 +199,8 @@ class TrainingLoop(SupervisedTemplate):
                 self.optimizer_step()  # then the hook after_step
             self._after_update(**kwargs)
             self._after_training_iteration(**kwargs)
-            if signals.pending():
-                self._save_and_stop()
+            if processes.stopping():
+                _save_and_stop(self)
         self.watch.flush(self)
 
     def _unpack_minibatch(self) -> None:
@@ -229,9 +235,10 @@ class TrainingLoop(SupervisedTemplate):
         return F.cross_entropy(logits, self.mb_y)
 
     def backward(self) -> None:
-        """Run the backward pass of a step, then `add_gradients`."""
+        """Run the backward pass of a step, then `add_gradients`; average over the processes."""
         super().backward()
         self.add_gradients()
+        processes.average_gradients(trained(self))
 
     def optimizer_step(self) -> None:
         """Take the step with `update_weights`, step the schedule, then call `after_step`."""
@@ -239,19 +246,6 @@ class TrainingLoop(SupervisedTemplate):
         self.update_weights()
         self.scheduler.step()
         self.after_step()
-
-    def _clear_gradients(self) -> None:
-        """Clear those of the optimiser's parameters, and of a selection that it does not hold."""
-        self.optimizer.zero_grad()
-        for parameter in self.selection.values():
-            parameter.grad = None
-
-    def _save_and_stop(self) -> None:
-        """Save a run that a signal stops, and raise `Stopped`."""
-        if self.journal:
-            self.watch.flush(self)
-            self.journal.step_done()
-        signals.check()
 
     def warn(self, text: str) -> None:
         """Record a warning once, unless it is empty: for `result.json`, or shown by Python."""
@@ -365,6 +359,19 @@ class TrainingLoop(SupervisedTemplate):
             return super().eval(*args, **kwargs)
 
 
+def _save_and_stop(loop: TrainingLoop) -> None:
+    """Save a run that a signal stops, and raise `Stopped`."""
+    if loop.journal:
+        loop.watch.flush(loop)
+        loop.journal.step_done()
+    signals.check()
+
+
+def _divide_nothing() -> None:
+    """Keep Avalanche's loaders from dividing data: every process draws whole batches."""
+    type(DistributedHelper).is_distributed = property(lambda helper: False)
+
+
 def _task_steps(loop: TrainingLoop) -> int:
     """Return the steps per epoch, summed over all experiences of an online task."""
     experience = loop.experience
@@ -380,41 +387,3 @@ def _augment(loop: TrainingLoop, images: Tensor) -> Tensor:
     rng, scale = loop.augmentation_draws, loop.recipe.crop_scale
     images = random_resized_crop(images, loop.model.preprocess, scale, rng)
     return random_flip(images, rng) if loop.recipe.augmentation == "crop-flip" else images
-
-
-def _repeat_until_it_fits(loop: TrainingLoop, passes: Callable[[], None]) -> None:
-    """Compute loss and gradients of a step; use fewer images at a time if memory runs out.
-
-    A repeated step draws the same random numbers.
-    """
-    assert loop.mbatch is not None
-    batch, before = list(loop.mbatch), loop.model.micro_batch
-    state = rng_state(loop, loop.device)
-    while not fits(passes):
-        loop.model.micro_batch = _fewer_images(
-            loop.model.micro_batch, len(batch[0]), loop.micro_batch_given
-        )
-        loop.mb_output, loop.features, loop.mbatch = None, None, list(batch)
-        loop._clear_gradients()
-        loop.loss = loop._make_empty_loss()
-        release()
-        set_rng_state(loop, state, loop.device)
-    if loop.model.micro_batch != before:
-        loop.warn(f"out of memory: {loop.model.micro_batch} images at a time from now on")
-
-
-def _fewer_images(micro_batch: int | None, batch_size: int, given: bool) -> int:
-    """Return how many images to encode at a time where memory did not do.
-
-    Raises:
-        UserError: it was one image already, or the user has set the number.
-    """
-    size = min(micro_batch or batch_size, batch_size)
-    if size == 1:
-        raise UserError(f"out of memory in training, with one image at a time: {NEEDS_LESS}")
-    if given:
-        raise UserError(
-            f"out of memory with --micro-batch {micro_batch}: give a smaller one, or auto;"
-            f" {NEEDS_LESS}"
-        )
-    return (size + 1) // 2

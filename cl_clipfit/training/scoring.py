@@ -9,6 +9,10 @@ from torch import Tensor
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.prompts import TemplatesLike
 from cl_clipfit.runtime.out_of_memory import in_batches
+from cl_clipfit.runtime.processes import alone, gathered, share
+
+# Images that stay together if processes divide many: features of other batches round otherwise.
+_TOGETHER = 256
 
 
 class Scoring:
@@ -66,6 +70,8 @@ class Scoring:
     ) -> Tensor:
         """Apply a function to `eval_mb_size` images at a time; to fewer once memory runs out.
 
+        Several processes each take a share of the images, and gather the results.
+
         Args:
             function: takes images (B, ...) on the device, and the same rows of each of `tensors`;
                 returns one row per image.
@@ -78,8 +84,12 @@ class Scoring:
         Raises:
             UserError: there is not enough memory for one image.
         """
-        rows, size = in_batches(function, images, self.device, self.eval_mb_size, *tensors)
+        count = len(images)
+        if (mine := share(count, _TOGETHER)) != slice(None):
+            images, tensors = images[mine], tuple(tensor[mine] for tensor in tensors)
+        with alone():
+            rows, size = in_batches(function, images, self.device, self.eval_mb_size, *tensors)
         if size != self.eval_mb_size:
             self.eval_mb_size = size
             self.warn(f"out of memory in evaluation: {size} images at a time from now on")
-        return rows
+        return gathered(rows, count, _TOGETHER)

@@ -22,7 +22,7 @@ _SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic, np.nd
 _DEEP = 20  # levels of nesting that are checked; a list may contain itself
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 # Plugins that keep no state outside of a snapshot.
-_STATELESS = ("StepCallback", "Clock", "EvaluationPlugin", "PeriodicEval")
+_STATELESS = ("StepCallback", "HistoryPlugin", "Clock", "EvaluationPlugin", "PeriodicEval")
 # Attributes of every strategy that change during training; those of a method are in `state_dict`.
 _COMMON = (
     "task_classes", "seen_classes", "tasks_seen", "warnings", "records", "measured_seconds",

@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestCentroid
 from torch import Tensor, nn
 
 from cl_clipfit.bank.per_sample_norms import mixable, mixed_image_features
-from cl_clipfit.bank.routing import class_statistics, route
+from cl_clipfit.bank.routing import TaskRouter, class_statistics, route, task_posterior
 from cl_clipfit.clip import CLIPClassifier, create_classifier
 from cl_clipfit.training.selection import select_clipfit, select_layer_norms
 from tests.support.tiny import TINY_CLIP
@@ -327,3 +327,28 @@ def test_towers_whose_norms_see_no_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"gives a LayerNorm \[10, 32\] for 2 images"):
         mixed_image_features(model, images_of(2), torch.tensor([0, 0]), renamed)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_router_takes_statistics_and_images_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, labels = draw(30, 4)
+    queries, _ = draw(7, 5)
+    whole = by_task(features, labels)
+    posterior = task_posterior(queries, whole, 0.2)
+    monkeypatch.setattr("cl_clipfit.bank.routing._ROWS", 11)
+    monkeypatch.setattr("cl_clipfit.bank.routing._DISTANCES", 4 * CLASSES)
+    pieces = by_task(features, labels)
+    for one, other in zip(whole, pieces, strict=True):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-7)
+    rule: Any
+    for rule in ("nearest-mean", "gaussian"):
+        router = TaskRouter(iter(pieces), rule, 0.2)  # a generator: none is kept
+        assert torch.equal(router.route(queries), route(queries, whole, rule, 0.2))
+    torch.testing.assert_close(router.posterior(queries), posterior)
+    with pytest.raises(ValueError, match="only the gaussian rule"):
+        TaskRouter(pieces).posterior(queries)
+    narrow = class_statistics(features[:, :3], labels)
+    with pytest.raises(ValueError, match=r"different widths, \[3, 6\]"):
+        TaskRouter([pieces[0], narrow])

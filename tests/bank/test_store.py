@@ -368,3 +368,122 @@ def test_values_go_in_and_out_of_a_model(
     with pytest.raises(UserError):
         bank.apply(model, 2)
     assert holds(pretrained)
+
+
+# ---- banks of many tasks -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_module, "SEGMENT", 3)
+
+
+def grown(folder: Path, tasks: int) -> DeltaBank:
+    bank = make(folder, tasks=0)
+    for task in range(1, tasks + 1):
+        bank.append(values(task), [f"class {task}"])
+    return bank
+
+
+def test_a_long_index_is_written_in_segments_that_stay(
+    tmp_path: Path, short_segments: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, int]] = []
+    write = bank_module.write_atomic
+
+    def noted(path: Path, data: bytes) -> None:
+        written.append((path.name, len(data)))
+        write(path, data)
+
+    monkeypatch.setattr(bank_module, "write_atomic", noted)
+    bank = grown(tmp_path, 8)
+    indices = [name for name, _ in written if name.startswith("index-")]
+    assert indices == ["index-0001.json", "index-0002.json"]
+    assert bank.index_files() == [tmp_path / n for n in (*indices, "index.json")]
+    assert len(unseal((tmp_path / "index.json").read_bytes())["tasks"]) == 2
+    opened = DeltaBank.open(tmp_path)
+    opened.verify()
+    assert opened.index == bank.index and len(opened) == 8
+    assert [opened.delta(t).classes for t in (1, 4, 8)] == [["class 1"], ["class 4"], ["class 8"]]
+    opened.append(values(9), ["class 9"])
+    assert DeltaBank.open(tmp_path).index_files()[-2].name == "index-0003.json"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 4, 6, 7])
+def test_a_bank_in_segments_is_cut_anywhere(
+    tmp_path: Path, short_segments: None, kept: int
+) -> None:
+    grown(tmp_path, 8)
+    bank = DeltaBank.open(tmp_path)
+    bank.keep(kept)
+    assert DeltaBank.open(tmp_path).index == bank.index
+    for task in range(kept + 1, 8):
+        bank.append(values(10 * task), ["new"])
+    opened = DeltaBank.open(tmp_path)
+    opened.verify()
+    assert opened.index == bank.index and len(opened) == 7
+    whole = grown(tmp_path, kept).index["tasks"]
+    assert opened.index["tasks"][:kept] == whole
+
+
+def test_every_damage_of_a_segment_is_noticed(tmp_path: Path, short_segments: None) -> None:
+    grown(tmp_path, 7)
+    first, second = (tmp_path / f"index-000{n}.json" for n in (1, 2))
+    data, other = first.read_bytes(), second.read_bytes()
+    wrong = [data[:-1], data + b"\n", data.replace(b"class 2", b"class 7"), b"", other]
+    wrong.append(seal({"first": 1}, tasks=[row({"task": 1})]))
+    wrong.append(seal({"tasks": 5}))
+    for damaged in wrong:
+        first.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"index-0001\.json is damaged"):
+            DeltaBank.open(tmp_path)
+    first.unlink()
+    with pytest.raises(UserError, match=r"index-0001\.json is missing"):
+        DeltaBank.open(tmp_path)
+    first.write_bytes(data)
+    assert len(DeltaBank.open(tmp_path)) == 7
+    index = unseal((tmp_path / "index.json").read_bytes())
+    for segments in ("x", [1], [{"sha256": 1, "bytes": 2}], [{"sha256": "a", "bytes": 1 << 50}]):
+        (tmp_path / "index.json").write_bytes(seal(index | {"segments": segments}))
+        with pytest.raises(UserError, match="not the index of a bank: segments"):
+            DeltaBank.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["index-0002.json", "index.json"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_between_segment_and_index_leaves_a_whole_bank(
+    tmp_path: Path, short_segments: None, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
+) -> None:
+    bank, write = grown(tmp_path, 5), bank_module.write_atomic
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name != name or after:
+            write(path, data)
+        if path.name == name:
+            raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(bank_module, "write_atomic", killed)
+        bank.append(values(6), ["class 6"])
+    done = name == "index.json" and after
+    assert len(DeltaBank.open(tmp_path)) == (6 if done else 5) and len(bank) == 5
+    bank.append(values(7), ["again"])  # the same object goes on
+    opened = DeltaBank.open(tmp_path)
+    opened.verify()
+    assert (len(opened), opened.delta(6).classes) == (6, ["again"])
+
+
+def test_a_bank_in_segments_is_shared_whole(tmp_path: Path, short_segments: None) -> None:
+    bank, folder = grown(tmp_path / "a", 7), tmp_path / "b"
+    bank.save_pretrained(folder)
+    assert DeltaBank.from_pretrained(folder).index == bank.index
+    grown(tmp_path / "c", 2).save_pretrained(folder)
+    assert not list(folder.glob("index-*.json"))
+
+
+def test_a_new_bank_removes_the_segments_of_the_earlier_one(
+    tmp_path: Path, short_segments: None
+) -> None:
+    grown(tmp_path, 4)
+    make(tmp_path, tasks=1)
+    assert not list(tmp_path.glob("index-*.json"))

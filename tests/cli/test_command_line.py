@@ -56,7 +56,7 @@ def test_a_run_leaves_its_folder_and_says_what_it_found(
     assert all({path.name for path in other.iterdir()} == files | moved for other in trained)
     assert files == {
         "config.yaml", "result.json", "MANIFEST.sha256", "accuracy_matrix.csv", "curves.png",
-        "curves.svg", "predictions",
+        "curves.svg", "history.jsonl", "predictions",
     }  # fmt: skip
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         f"split-digits-comparison.{kind}" for kind in ("png", "svg", "csv")

@@ -99,5 +99,6 @@ def test_a_run_needs_neither_a_home_nor_a_backend(tmp_path: Path) -> None:
     code = f"{NOBODY}from cl_clipfit.cli.app import main\nassert main({command}) == 0\n"
     backend = "module://ipykernel.pylab.backend_inline"
     line = python(code, tmp_path, MPLBACKEND=backend)
-    assert line == f"comparison: {tmp_path}/runs/tiny-stream-comparison.png"
+    (run,) = tmp_path.glob("runs/*/")
+    assert line == f"Report: {run}/report.html"
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]

@@ -83,6 +83,24 @@ def test_statistics_are_those_of_numpy() -> None:
     assert all(torch.equal(restored.state_dict()[k], v) for k, v in statistics.state_dict().items())
 
 
+def test_statistics_of_a_few_classes_are_taken_in_bit_for_bit() -> None:
+    x, y = data()
+    expected, found = Statistics.empty(DIM, 2), Statistics.empty(DIM, 2)
+    for rows in torch.randperm(len(x), generator=torch.Generator().manual_seed(3)).split(7):
+        expected = expected + Statistics.of(x[rows], y[rows])
+        present, places = y[rows].unique(return_inverse=True)
+        found = found.take_in(Statistics.of(x[rows], places), present)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+    one = Statistics.of(x[:3], torch.zeros(3, dtype=torch.int64))
+    assert found.take_in(one, torch.tensor([1])) is found  # no class is new
+    assert len(found.take_in(one, torch.tensor([0]), CLASSES + 4).counts) == CLASSES + 4
+    assert len(found.take_in(one, torch.tensor([CLASSES + 6])).counts) == CLASSES + 7
+    for wrong in ([-1], [1, 2], []):
+        with pytest.raises(ValueError, match="1 classes have labels"):
+            found.take_in(one, torch.tensor(wrong, dtype=torch.int64))
+
+
 @pytest.mark.parametrize(
     ("features", "labels"),
     [

@@ -2,8 +2,8 @@
 
 import csv
 import io
+import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,7 +195,7 @@ def rendered(table: Table, width: int = 120) -> str:
 
 
 def cells(table: Table, row: int = 0) -> list[str]:
-    return [list(column.cells)[row] for column in table.columns]
+    return [str(list(column.cells)[row]) for column in table.columns]
 
 
 @pytest.mark.parametrize(
@@ -278,13 +278,43 @@ def test_five_probes_are_readable_at_120_columns(seeds: int) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_six_probes_lose_no_digit(width: int) -> None:
+def test_a_table_leaves_out_columns_and_breaks_no_word(width: int) -> None:
     results = [outcome("transfer", seed=s, probes=(*SHIFTS, "letters")) for s in (1, 2)]
     for seed, one in enumerate(results):
         one["metrics"] |= {"joint_accuracy": 41.0 + seed, "joint_retention": -21.0 - seed}
-    words = rendered(results_table(results), width).split()
-    assert all(number in words for number in (*(f"{71.5 + n}" for n in range(6)), "41.5", "-21.5"))
-    assert words.count("6.4") == 6 + 4  # 12.706 / 2; of the means of probes, retention and joint
+    text = rendered(results_table(results), width)
+    assert max(map(len, text.splitlines())) <= width
+    note = "left out, in result.json: "
+    *table, gone = text.split(note) if width == 80 else (text, "")
+    words, dropped = "".join(table).split(), [name.strip() for name in gone.split(",")]
+    assert (dropped == ["letters", "objectnet", "imagenet-r", "imagenet-a"]) == (width == 80)
+    kept = 6 - 4 * (width == 80)
+    numbers = [f"{71.5 + n}" for n in range(6)]
+    assert [number in words for number in numbers] == [n < kept for n in range(6)]
+    assert all(word in words for word in ("41.5", "-21.5", "retention", "accuracy", "imagenet-"))
+    assert words.count("6.4") == kept + 4  # 12.706 / 2; of mean of probes, retention and joint
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_columns_go_by_priority_and_the_best_is_bold(width: int) -> None:
+    runs = [outcome(None, label, probes=("letters",)) for label in ("full", "clipfit")]
+    runs.append(outcome(None, "mergetune:host=coop,kd_weight=2,lr=0.001", 1, ("letters",)))
+    for level, one in enumerate(runs):
+        one["metrics"] |= {"joint_accuracy": 41.0, "joint_retention": -21.0 - level}
+        one["metrics"] |= {"forgetting_all_classes": 5.0 + level, "last_accuracy": 60.0 + level}
+    screen = Console(file=io.StringIO(), width=width, force_terminal=True, record=True)
+    screen.print(results_table(runs))
+    styled = screen.export_text(styles=True, clear=False)
+    text = " ".join(screen.export_text().split())
+    bold = re.findall(r"\x1b\[1m *(-?\d+\.\d)\x1b", styled)
+    assert {"62.0", "5.0"} < set(bold) and not {"60.0", "61.0", "6.0", "7.0"} & set(bold)
+    assert bold.count("41.0") == (0 if width == 60 else 3)  # all are equally good
+    gone = text.partition("left out, in result.json: ")[2]
+    order = ["mean over probes", "learning accuracy", "joint accuracy", "retention"]
+    expected = {60: 4, 80: 2, 100: 0, 120: 0}[width]
+    assert gone.startswith(", ".join(order[:expected])) and bool(gone) == bool(expected)
+    for header in ("average", "last", "accuracy", "strategy", "forgetting", "classes)"):
+        assert header in text.split()
 
 
 def test_more_probes_than_fit_are_named_and_all_in_the_csv() -> None:
@@ -413,30 +443,3 @@ def test_zero_has_no_sign() -> None:
     one["metrics"] = dict.fromkeys(COLUMNS, -0.0) | {"retention": -0.04}
     assert cells(results_table([one]))[1:6] == ["0.0"] * 5
     assert ",0.0000,0.0000,0.0000,0.0000,-0.0400," in comparison_csv([one], ["folder"])
-
-
-@pytest.mark.parametrize("width", [60, 80, 120])
-@pytest.mark.parametrize("label", ["clipfit", "mergetune:host=coop,kd_weight=2,lr=1e-3 seed 12345"])
-def test_the_live_line_keeps_the_time_left_and_says_that_it_scores(width: int, label: str) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    display = ConsoleDisplay(console)
-    display.start_run(label)
-    display.start_task(1, 5, 5, 230)
-
-    def line(step: int) -> str:
-        display._shown = 0.0
-        display.step(SimpleNamespace(mb_y=[0] * 32, task_steps=step, loss=torch.tensor(0.1)))
-        assert display._bar is not None
-        text = io.StringIO()
-        Console(file=text, width=width, force_terminal=True, color_system=None).print(
-            display._bar.get_renderable()
-        )
-        return text.getvalue()
-
-    try:
-        assert line(10).startswith("-:--:-- ")  # not known yet
-        last = line(230)
-    finally:
-        display.stop()
-    assert last.startswith("0:00:00 ")
-    assert "scoring and measuring: " in last

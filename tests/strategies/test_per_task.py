@@ -11,10 +11,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
-from cl_clipfit.bank.routing import class_statistics, route, task_posterior
+from cl_clipfit.bank.routing import TaskRouter, class_statistics, route, task_posterior
 from cl_clipfit.cli.app import main
 from cl_clipfit.registry import Registry
-from cl_clipfit.strategies import routed
 from cl_clipfit.strategies.c_ln import ContinualLayerNorm
 from cl_clipfit.strategies.clipfit import ClipFit
 from cl_clipfit.strategies.routed import Routed, RoutedOptions
@@ -87,16 +86,19 @@ def test_routed_images_have_the_weights_of_their_task(
 def test_soft_routing_mixes_norms_and_the_scores_of_texts(
     tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unsure(*args: Any) -> Tensor:
-        return 0.6 * task_posterior(*args) + 0.4 / len(args[1])
+    sure = TaskRouter.posterior
 
-    monkeypatch.setattr(routed, "task_posterior", unsure)
+    def unsure(router: TaskRouter, features: Tensor) -> Tensor:
+        return 0.6 * sure(router, features) + 0.4 / router.tasks
+
+    monkeypatch.setattr(TaskRouter, "posterior", unsure)
     options = RoutedOptions(mix="soft", shrinkage=0.9)
     strategy, scenario = learn(Routed.over(ClipFit), tiny, source, options=options)
     model, images, expected = strategy.model, scenario.test.images, []
     with torch.no_grad():
         features = tiny().image_features(images)
-        shares = unsure(features, statistics_of(tiny, scenario), 0.9)
+        router = TaskRouter(statistics_of(tiny, scenario), "gaussian", 0.9)
+        shares = unsure(router, features)
         text = []
         for values in strategy.values:
             with model.weights(values):

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from cl_clipfit.clip.loading import factory
+from cl_clipfit.commands import summary
 from cl_clipfit.config.options import Options
 from cl_clipfit.data.source import DataRequest, Source
 from cl_clipfit.experiment import estimate, prepare
@@ -17,12 +18,13 @@ from cl_clipfit.registry import Entry
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
 from cl_clipfit.report.display import remove_figure
+from cl_clipfit.report.html import thumbnails
 from cl_clipfit.storage.files import write_atomic
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
     """Leave out of each command what takes most of its time and what few tests look at."""
-    for leave_out in (_figures, _mini, _streams, _disk, _estimates):
+    for leave_out in (_figures, _reports, _mini, _streams, _disk, _estimates):
         leave_out(patch)
 
 
@@ -46,6 +48,12 @@ def _figures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(figures, "plot_run", write)
     patch.setattr(figures, "plot_changes", write_changes)
     patch.setattr(figures, "plot_comparison", write_comparison)
+
+
+def _reports(patch: pytest.MonkeyPatch) -> None:
+    """Write no page at the end of a command, and no pictures for it."""
+    patch.setattr(summary, "write_report", lambda *_: None)
+    patch.setattr(thumbnails, "save_thumbnails", lambda *_: None)
 
 
 def _mini(patch: pytest.MonkeyPatch) -> None:

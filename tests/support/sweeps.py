@@ -34,9 +34,10 @@ class Fragile(StatisticsStrategy):
         if len(self.seen_classes) > 3 and mark.is_file():
             victim = mark.read_text()
             mark.unlink()
-            if victim == "itself":
-                os.kill(os.getpid(), signal.SIGKILL)
-            os.kill(os.getppid(), signal.SIGTERM)
+            if victim == "parent":
+                os.kill(os.getppid(), signal.SIGTERM)
+            else:
+                os.kill(os.getpid(), getattr(signal, victim))
         return class_mean_head(statistics)
 '''
 SWEEP = """
@@ -58,7 +59,13 @@ def write_sweep(folder: Path) -> tuple[Path, Path]:
 
 
 def interrupt(folder: Path, seed: int, victim: str) -> None:
-    """Let the run `fragile` of a seed kill a process in its second task: "itself" or "parent"."""
+    """Let the run `fragile` of a seed send a signal in its second task.
+
+    Args:
+        folder: of the sweep.
+        seed: of the run.
+        victim: "parent", which gets SIGTERM; or the signal that the run sends to itself.
+    """
     (folder / "marks" / f"seed-{seed}").write_text(victim)
 
 

@@ -8,7 +8,9 @@ from open_clip.transform import PreprocessCfg
 
 from benchmarks.faults.tiny_stream import build_source as build_source  # shared with the plug-in
 from cl_clipfit.clip import CLIPClassifier
+from cl_clipfit.commands import summary
 from cl_clipfit.report import figures
+from cl_clipfit.report.html import thumbnails
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -36,6 +38,7 @@ MINE = "from cl_clipfit import CLIPStrategy\nclass Mine(CLIPStrategy):\n"
 SAVE_FIGURE = figures.save_figure
 PLOT_RUN, PLOT_CHANGES = figures.plot_run, figures.plot_changes
 PLOT_COMPARISON = figures.plot_comparison
+WRITE_REPORT, SAVE_THUMBNAILS = summary.write_report, thumbnails.save_thumbnails
 
 
 STREAM = """

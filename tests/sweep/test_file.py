@@ -8,7 +8,7 @@ import pytest
 from cl_clipfit.errors import UserError
 from cl_clipfit.sweep.engines import Share, share_out
 from cl_clipfit.sweep.file import read_sweep
-from cl_clipfit.sweep.jobs import Index, plan_jobs
+from cl_clipfit.sweep.planning import Index, plan_jobs
 
 GOOD = """
 common: {tasks: 2, epochs: 1, template: a photo of {}.}

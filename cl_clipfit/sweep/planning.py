@@ -1,10 +1,8 @@
 """The runs of a sweep, resolved as on the command line, and which of them are finished."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,6 +18,7 @@ from cl_clipfit.experiment.run_plan import ResolvedCommand, resolve
 from cl_clipfit.registry import Registry
 from cl_clipfit.storage.files import writing
 from cl_clipfit.sweep.file import Cell, SweepFile, as_options, assigned_name, describe
+from cl_clipfit.sweep.job import Job
 
 INDEX = "sweep-index.jsonl"  # in the output folder: which run folder holds which settings
 RECIPE = {
@@ -28,51 +27,6 @@ RECIPE = {
     "lr",
     "recipe",
 }  # not of methods without steps
-State = Literal["done", "failed", "stopped"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep; it can be sent to another process or machine.
-
-    Attributes:
-        key: hash of the resolved settings.
-        shared: hash of what other runs share with it: stream, model, and how images are encoded.
-        name: for the screen, as "split-digits clipfit:lr=0.001 seed 0".
-        label: the method and the settings of it that vary, for tables.
-        settings: fields of `RunConfig`.
-        output: folder of all run folders.
-        encodes: whether image features of a frozen tower can be prepared for it; None: nothing can.
-        threads: cores that it may use.
-    """
-
-    key: str
-    shared: str
-    name: str
-    label: str
-    settings: Mapping[str, Any]
-    output: Path
-    encodes: bool | None = None
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run.
-
-    Attributes:
-        state: "done", "failed", or "stopped" by a signal.
-        folder: name of the run's folder, if it has one.
-        text: what to show: accuracy, or what is wrong.
-        seconds: from start to end.
-        archive: the run's folder as a tar file, from a machine without this file system.
-    """
-
-    state: State
-    folder: str = ""
-    text: str = ""
-    seconds: float = 0.0
-    archive: bytes | None = None
 
 
 def plan_jobs(sweep: SweepFile, output: Path) -> list[Job]:
@@ -86,17 +40,15 @@ def plan_jobs(sweep: SweepFile, output: Path) -> list[Job]:
     used: set[str] = set()
     varying = sweep.varying()
     for cell in sweep.cells():
-        if "strategy" not in cell:
-            raise UserError(f"{sweep.path}: no strategy: name one under grid, list or common")
         plugins = as_options(cell).get("plugin") or ()
         registry = registries.setdefault(tuple(map(str, plugins)), Registry(map(Path, plugins)))
         try:
-            resolved, kept = _resolve(cell, registry)
+            resolved, kept = resolve_cell(cell, registry)
         except UserError as error:
-            raise _placed(error, sweep, cell, varying) from error
+            raise placed(error, sweep, cell, varying) from error
         used.update(kept)
         shown = varying if resolved.plans[0].recipe else varying - RECIPE
-        job = _job(resolved, kept, describe(kept, shown), output)
+        job = make_job(resolved, kept, describe(kept, shown), output)
         jobs.setdefault(job.key, job)
     for key in (key for cell in sweep.cells() for key in cell if key not in used):
         names = sorted({str(assigned_name(k)) for k in used if assigned_name(k)} | _names(sweep))
@@ -114,8 +66,12 @@ def _names(sweep: SweepFile) -> set[str]:
     }
 
 
-def _resolve(cell: Cell, registry: Registry) -> tuple[ResolvedCommand, Cell]:
-    """Resolve a run with those assignments whose strategy or scenario it has; return these too."""
+def resolve_cell(cell: Cell, registry: Registry) -> tuple[ResolvedCommand, Cell]:
+    """Resolve a run with those assignments whose strategy or scenario it has; return these too.
+
+    Raises:
+        UserError: a name is unknown, or a setting does not fit.
+    """
     names = {str(cell["strategy"]), str(cell.get("scenario", RunConfig().scenario))}
     names = {name.partition(":")[0].strip() for name in names}
     while True:
@@ -139,7 +95,15 @@ def _config(cell: Cell) -> RunConfig:
         raise UserError(explain(error, "--")) from error
 
 
-def _job(resolved: ResolvedCommand, cell: Cell, label: str, output: Path) -> Job:
+def make_job(resolved: ResolvedCommand, cell: Cell, label: str, output: Path) -> Job:
+    """Return the job of a run.
+
+    Args:
+        resolved: the run as resolved on any device.
+        cell: its settings.
+        label: the method and the settings of it that vary.
+        output: folder of all run folders.
+    """
     config, stream, plan = _config(cell), resolved.stream, resolved.plans[0]
     settings = config.model_dump(mode="json", exclude_unset=True)
     settings = {key: _absolute(key, value) for key, value in settings.items()}
@@ -196,7 +160,7 @@ def _state(path: Any) -> list[Any]:
     return [len(files), sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)]
 
 
-def _placed(error: UserError, sweep: SweepFile, cell: Cell, varying: set[str]) -> UserError:
+def placed(error: UserError, sweep: SweepFile, cell: Cell, varying: set[str]) -> UserError:
     """Return the error of a run with the line of the setting that it names."""
     text = str(error).removeprefix("--set ")
     for key in cell:
