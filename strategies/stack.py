@@ -30,10 +30,11 @@ class StackOptions(Options):
 
 
 class _KeptRows:
-    """Rows by the contents of images: every evaluation encodes the same ones."""
+    """Rows by the contents of images, and names of probes: every evaluation encodes the same."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[object, ...], Tensor] = {}
+        self.names: dict[str, Tensor] = {}
         self.room = _MOST_KEPT
 
     def of(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -138,12 +139,18 @@ class Stack(CLIPStrategy):
         """Encode images (B, ...) by the zero-shot tower: rows (B, D)."""
         if images.dim() == 2:  # encoded once for all methods
             return self.model.image_rows(images, self.class_tokens)
+        return self._kept.of(images, self._encode_rows)
+
+    def _encode_rows(self, images: Tensor) -> Tensor:
         with self.model.pretrained_weights():
-            return self._kept.of(images, lambda new: self.model.image_rows(new, self.class_tokens))
+            return self.model.image_rows(images, self.class_tokens)
 
     def probe_features(self, names: Sequence[str], templates: Any) -> Tensor:
         """Encode class names of a probe by zero-shot CLIP: (K, d)."""
-        return self.model.zero_shot_names(names, templates)
+        key = repr((names, templates))
+        if key not in self._kept.names:
+            self._kept.names[key] = self.model.zero_shot_names(names, templates)
+        return self._kept.names[key]
 
     def name_features(self, images: Tensor) -> Tensor:
         """Encode images (B, ...) by zero-shot CLIP, as the names of a probe: (B, d)."""

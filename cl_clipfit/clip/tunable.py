@@ -47,18 +47,25 @@ class TunableModule(nn.Module):
         Raises:
             ValueError: a name or a shape does not exist in this model; nothing is changed then.
         """
-        parameters = dict(self.named_parameters())
+        parameters = self._parameters_of(values)
         for name, value in values.items():
             if name not in parameters or parameters[name].shape != value.shape:
                 raise ValueError(f"this model has no parameter {name} of shape {[*value.shape]}")
         for name, value in values.items():
             parameters[name].copy_(value)
 
+    def _parameters_of(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Return those of the named parameters that exist; to walk through all takes longer."""
+        parameters = {}
+        for name in names:
+            with contextlib.suppress(AttributeError):
+                parameters[name] = self.get_parameter(name)
+        return parameters
+
     @contextlib.contextmanager
     def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Use other values in a `with` block; no backward pass may cross its boundary."""
-        parameters = dict(self.named_parameters())
-        before = {n: parameters[n].detach().clone() for n in values if n in parameters}
+        before = {n: p.detach().clone() for n, p in self._parameters_of(values).items()}
         self.load_values(values)
         try:
             yield

@@ -167,8 +167,6 @@ class BankMerger(Learner):
         origin: method, settings, run and bank, for the result.
     """
 
-    announced = False  # it is fast compared with the training of the host
-
     def __init__(
         self, strategy: CLIPStrategy, plan: RunPlan, scenario: Scenario,
         evaluation: BankEvaluation, origin: dict[str, Any],
@@ -176,6 +174,7 @@ class BankMerger(Learner):
         super().__init__(strategy, plan, scenario)
         self.evaluation, self.origin = evaluation, origin
         self.method, self.run = origin["method"], origin["run"]
+        self.announced = self.method == MERGETUNE  # the others take little longer than scoring
         if self.method == MERGETUNE:
             assert isinstance(strategy, ContinuedStrategy)
             strategy.continue_solutions(evaluation.load)

@@ -180,6 +180,9 @@ class OutputSettings(BaseModel):
     fresh: bool = Field(False, description="repeat runs that are already complete")
     resume: Path | None = Field(None, description="resume the unfinished run in this folder")
     force_resume: bool = Field(False, description="resume even though settings differ")
+    log: list[Literal["tensorboard", "wandb", "csv"]] = Field(
+        [], description="write the history of every run for these too, into OUTPUT/logs"
+    )
     no_predictions: bool = Field(
         False, description="do not keep the answers to every test image in the run's folder"
     )

@@ -87,9 +87,9 @@ def _training(
     epoch = (1 if fixed else factor) * image * sum(trained)
     decoding = _decoding(scenario.train.images) * sum(trained) / sum(counts)
     waits = max(0.0, decoding - epoch) * work.epochs
-    # In every epoch a checkpoint: values before and now, and at most two states of the optimiser.
+    # In every epoch a checkpoint: values, and at most two states of the optimiser.
     values = sum(p.numel() for p in strategy.selection.values())
-    writes = len(trained) * values * 4 * (4 * work.epochs + 2) / _BYTES_PER_SECOND
+    writes = len(trained) * values * 4 * (3 * work.epochs + 2) / _BYTES_PER_SECOND
     compute = image * sampled + epoch * work.passes + factor * prompt * prompts * work.passes
     return compute + waits + writes
 

@@ -1,7 +1,9 @@
-"""The last two states of an unfinished run, each in one file whose hash is checked on reading.
+"""The last two states of an unfinished run, in files whose hashes are checked on reading.
 
 A checkpoint is a safetensors file: tensors, and everything else as JSON in its header. Its name
-contains the SHA-256 hash of its bytes, so that any change to any byte is detected.
+contains the SHA-256 hash of its bytes, so that any change to any byte is detected. What stays the
+same over several checkpoints, the state before a task, is a file of its own, which they name; the
+newest checkpoint with another one is kept too, so that no single file is all that is left.
 """
 
 import contextlib
@@ -9,7 +11,8 @@ import json
 import re
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +27,25 @@ from cl_clipfit.storage.files import read_bytes, reading, removing, sha256, writ
 from cl_clipfit.storage.manifest import CHECKPOINTS
 
 KEPT = 2
-SCHEMA = 4
+SCHEMA = 5
 MANY = 64  # longer sequences of integers, such as the classes of a long stream, become a tensor
 INT64 = 2**63
 LARGEST_STATE = 1 << 38  # bytes
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{64})\.safetensors")
+_PART_NAME = re.compile(r"([0-9a-f]{64})\.part")
 _SCALARS = frozenset((bool, int, float, str, type(None)))
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque}
 
 
 class UnsupportedError(TypeError):
     """A value that a checkpoint cannot hold."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An entry of a state that later states share: it is written once, and must not change."""
+
+    value: dict[str, Any]
 
 
 class Checkpoints:
@@ -50,31 +61,64 @@ class Checkpoints:
         self.folder, self.warn, self.writes = folder / CHECKPOINTS, warn, writes
         self._damaged: set[Path] = set()
         self.newest: Path | None = None  # the newest intact one that was written or read here
+        self._part: tuple[Part, str] | None = None  # the newest one, and the name of its file
+        self._named: dict[Path, list[str]] = {}  # the parts of each checkpoint
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state, then delete all but the last `KEPT` and those that `load` found damaged.
+        """Write a state, then delete those not needed and those that `load` found damaged.
 
         Args:
-            state: nested dictionaries, lists, tuples, tensors, numbers, strings and None.
+            state: nested dictionaries, lists, tuples, tensors, numbers, strings and None; entries
+                may be a `Part`.
 
         Raises:
             UserError: the folder cannot be written; earlier checkpoints are kept.
             UnsupportedError: the state contains a value of another type.
         """
-        tensors: dict[str, Tensor] = {}
-        text = json.dumps({"schema": SCHEMA, "state": pack(state, tensors)})
-        data = save(tensors, {"state": text})
+        parts = {k: self._write_part(v) for k, v in state.items() if isinstance(v, Part)}
+        data = as_bytes({k: v for k, v in state.items() if k not in parts}, parts)
         existing = self._files()
         number = existing[-1][0] + 1 if existing else 1
         file = self.folder / f"{number:06d}-{sha256(data)}.safetensors"
         write_atomic(file, data)
-        self.newest = file
-        intact = [file for file in self._intact() if file != self.newest]
-        for old in intact[: len(intact) + 1 - KEPT]:
-            _remove(old)
+        self.newest, self._named[file] = file, list(parts.values())
+        self._remove_old(file)
         for old in self._damaged:
             with contextlib.suppress(UserError):  # a damaged file does no harm
                 _remove(old)
+
+    def _write_part(self, part: Part) -> str:
+        """Write a part, unless it is there; return the name of its file."""
+        if self._part and self._part[0] is part and (self.folder / self._part[1]).is_file():
+            return self._part[1]
+        data = as_bytes(part.value, {})
+        name = f"{sha256(data)}.part"
+        write_atomic(self.folder / name, data)
+        self._part = part, name
+        return name
+
+    def _remove_old(self, newest: Path) -> None:
+        """Remove all but the last `KEPT`, the last one with other parts, and what they name."""
+        others = [file for file in self._intact() if file != newest]
+        kept = others[max(0, len(others) + 1 - KEPT) :]
+        differs = [file for file in others if self._parts(file) != self._parts(newest)]
+        kept += [newest, *differs[-1:]]
+        named = {name for file in kept for name in self._parts(file)}
+        for old in [file for file in others if file not in kept]:
+            _remove(old)
+        for path in self._paths():
+            if _PART_NAME.fullmatch(path.name) and path.name not in named:
+                with contextlib.suppress(UserError):  # may be damaged; it does no harm
+                    _remove(path)
+
+    def _parts(self, file: Path) -> list[str]:
+        """Return the names of a checkpoint's parts; none if it cannot be read."""
+        if file not in self._named:
+            try:
+                self._named[file] = list(_header(read_bytes(file, LARGEST_STATE), file)[1].values())
+            except UserError:
+                self._named[file] = []
+        return self._named[file]
 
     def load(self) -> dict[str, Any] | None:
         """Return the newest intact state, or None if nothing was saved yet.
@@ -89,10 +133,11 @@ class Checkpoints:
             except UserError as error:
                 self.warn(f"{error}: trying the previous checkpoint")
             else:
-                if sha256(data) == digest:
+                if sha256(data) != digest:
+                    self.warn(f"{file} is damaged: trying the previous checkpoint")
+                elif (state := self._read(data, file)) is not None:
                     self.newest = file
-                    return read_checkpoint(data, file)
-                self.warn(f"{file} is damaged: trying the previous checkpoint")
+                    return state
             self._damaged.add(file)
         if files:
             raise UserError(
@@ -100,6 +145,24 @@ class Checkpoints:
                 " restart with --fresh"
             )
         return None
+
+    def _read(self, data: bytes, file: Path) -> dict[str, Any] | None:
+        """Return the state in a checkpoint's bytes; None if one of its parts is damaged."""
+        state, parts = from_bytes(data, file), _header(data, file)[1]
+        for key, name in parts.items():
+            path = self.folder / name
+            try:
+                content = read_bytes(path, LARGEST_STATE)
+            except UserError as error:
+                self.warn(f"{error}: trying the previous checkpoint")
+                return None
+            if f"{sha256(content)}.part" != name:
+                self.warn(f"{path} is damaged: trying the previous checkpoint")
+                return None
+            part = Part(from_bytes(content, path))
+            self._part, state[key] = (part, name), part
+        self._named[file] = list(parts.values())
+        return state
 
     def one_before(self) -> bool:
         """Return whether there is an intact checkpoint before the newest one."""
@@ -113,8 +176,10 @@ class Checkpoints:
         """
         for _, _, file in self._files():
             _remove(file)
-        for leftover in self.folder.glob(".*.safetensors.*"):  # left by interrupted writes
-            _remove(leftover)
+        for path in self._paths():
+            left = path.name.startswith(".") and re.search(r"\.(safetensors|part)\.", path.name)
+            if left or _PART_NAME.fullmatch(path.name):  # left by interrupted writes, or a part
+                _remove(path)
         with writing(self.folder):
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
@@ -125,10 +190,12 @@ class Checkpoints:
 
     def _files(self) -> list[tuple[int, str, Path]]:
         """Return number, hash and path of every checkpoint, oldest first."""
-        with reading(self.folder):
-            paths = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        matches = ((_NAME.fullmatch(path.name), path) for path in paths)
+        matches = ((_NAME.fullmatch(path.name), path) for path in self._paths())
         return sorted((int(match[1]), match[2], path) for match, path in matches if match)
+
+    def _paths(self) -> list[Path]:
+        with reading(self.folder):
+            return list(self.folder.iterdir()) if self.folder.is_dir() else []
 
 
 def _remove(file: Path) -> None:
@@ -136,28 +203,49 @@ def _remove(file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def read_checkpoint(data: bytes, file: Path) -> dict[str, Any]:
-    """Return the state in the bytes of a checkpoint.
+def as_bytes(state: dict[str, Any], parts: dict[str, str]) -> bytes:
+    """Return the bytes of a checkpoint or a part."""
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps({"schema": SCHEMA, "state": pack(state, tensors), "parts": parts})
+    return save(tensors, {"state": text})
 
-    Raises:
-        UserError: they are not a checkpoint's, or of another schema.
-    """
+
+@contextlib.contextmanager
+def _understanding(file: Path) -> Iterator[None]:
+    """Explain bytes that are not a checkpoint: anyone can name a file after its hash."""
     try:
-        (length,) = struct.unpack("<Q", data[:8])
-        content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
-        if content["schema"] == SCHEMA:
-            state = unpack(content["state"], load(data))
-            if not isinstance(state, dict):
-                raise TypeError("not a dictionary")
-            return state
+        yield
     except (
         struct.error, SafetensorError, ValueError, LookupError, TypeError, StopIteration,
         AttributeError, RecursionError,
-    ) as error:  # fmt: skip  # anyone can name a file after its hash
+    ) as error:  # fmt: skip
         raise UserError(f"{file} is not a checkpoint: restart with --fresh") from error
+
+
+def _header(data: bytes, file: Path) -> tuple[Any, dict[str, str]]:
+    """Return a packed state, and the names of its parts by key."""
+    with _understanding(file):
+        (length,) = struct.unpack("<Q", data[:8])
+        content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
+        schema = content["schema"]
+        if schema == SCHEMA:
+            parts = dict(content["parts"])
+            if not all(_PART_NAME.fullmatch(name) for name in parts.values()):
+                raise TypeError("not names of parts")
+            return content["state"], parts
     raise UserError(
-        f"{file} has schema {content['schema']}, this version reads {SCHEMA}: restart with --fresh"
+        f"{file} has schema {schema}, this version reads {SCHEMA}: restart with --fresh"
     )
+
+
+def from_bytes(data: bytes, file: Path) -> dict[str, Any]:
+    """Return the state in the bytes of a checkpoint or a part, without its parts."""
+    packed, _ = _header(data, file)
+    with _understanding(file):
+        state = unpack(packed, load(data))
+        if not isinstance(state, dict):
+            raise TypeError("not a dictionary")
+    return state
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -42,8 +42,8 @@ _ROUNDING = ("micro_batch", "compile")
 LEFT_BEHIND = (
     RESULT, MATRIX, STATE, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
     f"{BANK}/index.json", f"{BANK}/index-*.json", f"{BANK}/task-*.safetensors",
-    f"{CHECKPOINTS}/*.safetensors", f"{PREDICTIONS}/row-*.npz", f"{THUMBNAILS}/*.png", REPORT,
-    HISTORY, MANIFEST, NAN_BATCH,
+    f"{CHECKPOINTS}/*.safetensors", f"{CHECKPOINTS}/*.part", f"{PREDICTIONS}/row-*.npz",
+    f"{THUMBNAILS}/*.png", REPORT, HISTORY, MANIFEST, NAN_BATCH,
 )  # fmt: skip
 
 

@@ -1,15 +1,11 @@
 """`state.safetensors`: what a finished run needs to learn further tasks, beside its bank."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-from torch import Tensor
-
 from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.storage.checkpoints import LARGEST_STATE, SCHEMA, pack, read_checkpoint
+from cl_clipfit.storage.checkpoints import LARGEST_STATE, as_bytes, from_bytes
 from cl_clipfit.storage.files import read_bytes, write_atomic
 from cl_clipfit.storage.manifest import is_as_written
 from cl_clipfit.storage.run_folder import STATE
@@ -22,9 +18,7 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
         UserError: the folder cannot be written.
         UnsupportedError: the state contains a value that a checkpoint cannot hold.
     """
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps({"schema": SCHEMA, "state": pack(_sorted(state), tensors)})
-    write_atomic(folder / STATE, save(tensors, {"state": text}))
+    write_atomic(folder / STATE, as_bytes(_sorted(dict(state)), {}))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -38,7 +32,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: the run keeps no state to continue from: train it again")
     if not is_as_written(folder, STATE):
         raise UserError(f"{file} is damaged: restore the file, or train again")
-    return read_checkpoint(read_bytes(file, LARGEST_STATE), file)
+    return from_bytes(read_bytes(file, LARGEST_STATE), file)
 
 
 def _sorted(value: Any) -> Any:

@@ -17,7 +17,7 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.runtime.processes import from_first
 from cl_clipfit.runtime.rng import rng_state, set_rng_state
-from cl_clipfit.storage.checkpoints import Checkpoints
+from cl_clipfit.storage.checkpoints import Checkpoints, Part
 from cl_clipfit.storage.files import sha256
 from cl_clipfit.storage.lock import require
 from cl_clipfit.training.snapshot import Snapshot, copied, put, put_counters, take
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _STATE = (
     ("stream", (str,)), ("digest", (str,)), ("tasks", (int,)), ("seconds", (float,)),
-    ("start", (dict,)), ("ends", (dict,)), ("at", (dict, type(None))),
+    ("start", (Part,)), ("ends", (dict,)), ("at", (dict, type(None))),
     ("progress", (dict, type(None))), ("code", (str, type(None))),
 )  # fmt: skip
 _AT = (
@@ -148,12 +148,12 @@ class Journal:
         self._loop, self._started = 0, time.perf_counter()
         if self._resumed is not None and self._resumed["tasks"] == tasks:
             self._state, self.earlier_seconds = self._resumed, self._resumed["seconds"]
-            put(self.strategy, self._state["start"])
+            put(self.strategy, self._state["start"].value)
             return
         self._resumed, self.earlier_seconds = None, 0.0  # a merged task has no epoch loop
         self._state = {
             "stream": self.stream, "digest": self.digest, "tasks": tasks, "code": package_hash(),
-            "progress": copied(progress), "seconds": 0.0, "start": take(self.strategy),
+            "progress": copied(progress), "seconds": 0.0, "start": Part(take(self.strategy)),
             "ends": {}, "at": None,
         }  # fmt: skip
         self._save()

@@ -284,6 +284,7 @@ def test_one_task_needs_no_covariance_to_route_to_it(run: Path) -> None:
 
 def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(run), "--method", "mean", *PLUGIN]) == 0
+    assert "about" not in capsys.readouterr().err  # it is done before it could be announced
     merged = only(run.parent, "*-image-norms+mean-*")
     result = read(merged)
     bank = hashlib.sha256((run / "bank" / "index.json").read_bytes()).hexdigest()
@@ -299,7 +300,10 @@ def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[st
     assert "run.py merge" in capsys.readouterr().err
 
 
-def test_mergetune_continues_a_finished_run(run: Path) -> None:
+def test_mergetune_continues_a_finished_run(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cl_clipfit.experiment.run.LONG_RUN_SECONDS", 0)
     assert (
         main(
             [
@@ -314,6 +318,7 @@ def test_mergetune_continues_a_finished_run(run: Path) -> None:
         )
         == 0
     )
+    assert "mergetune: about 0 minutes on cpu" in capsys.readouterr().err
     result, own = read(only(run.parent, "*-image-norms+mergetune-*")), read(run)
     host = result["merge"]["compared"]["host"]
     assert [host[name] for name in TABLES] == [own[name] for name in TABLES]

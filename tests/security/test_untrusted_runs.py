@@ -17,7 +17,7 @@ from cl_clipfit.bank.index import INDEX
 from cl_clipfit.cli import app as command_line
 from cl_clipfit.cli.app import main
 from cl_clipfit.runtime.signals import Stopped
-from cl_clipfit.storage.checkpoints import SCHEMA, Checkpoints
+from cl_clipfit.storage.checkpoints import SCHEMA, Checkpoints, Part
 from cl_clipfit.storage.files import seal, sha256, unseal
 from cl_clipfit.storage.manifest import CHECKPOINTS
 from tests.support.tiny import PLUGIN, TINY
@@ -220,8 +220,11 @@ def forged(state: Any) -> bytes:
         forged({"schema": SCHEMA, "state": {"dict": []}}), forged({"schema": SCHEMA, "state": 1}),
         forged({"schema": SCHEMA, "state": {"eval": [1]}}), forged({"schema": SCHEMA, "state": {}}),
         forged({"schema": 99, "state": {}}), forged("[" * 100_000),
+        forged({"schema": SCHEMA, "state": {"dict": []}, "parts": [1]}),
+        forged({"schema": SCHEMA, "state": {"dict": []}, "parts": {"start": "../result.json"}}),
+        forged({"schema": SCHEMA, "state": {"dict": []}, "parts": {}}),
     ],
-    ids=range(11),
+    ids=range(14),
 )  # fmt: skip
 def test_a_forged_checkpoint_is_refused(
     data: bytes, broken: Path, refused: Callable[..., str]
@@ -239,7 +242,8 @@ def test_a_checkpoint_sets_nothing_but_what_a_method_remembers(
     state = files.load()
     assert state is not None
     state["at"] = None
-    state["start"]["state"]["device"] = "elsewhere"
+    start = state["start"].value
+    state["start"] = Part({**start, "state": {**start["state"], "device": "elsewhere"}})
     files.save(state)
     assert "device" in refused("--resume", broken)
 

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from cl_clipfit import CLIPClassifier, CLIPStrategy, Recipe, Source, build_scenario
 from cl_clipfit.errors import UserError
-from cl_clipfit.storage.checkpoints import KEPT, Checkpoints, UnsupportedError, pack, unpack
+from cl_clipfit.storage import checkpoints
+from cl_clipfit.storage.checkpoints import (
+    KEPT,
+    Checkpoints,
+    Part,
+    UnsupportedError,
+    pack,
+    unpack,
+)
 from cl_clipfit.strategies.clipfit import ClipFit, ClipFitOptions
 from cl_clipfit.strategies.mergetune import MergeTune, MergeTuneOptions
 from cl_clipfit.training.journal import Journal
@@ -265,6 +273,72 @@ def test_a_damaged_one_does_not_push_out_a_whole_one(
     files.save({"number": 4})
     files.save({"number": 5})
     assert [p.name[:6] for p in listed(files) if p.is_file()] == ["000004", "000005"]
+
+
+def part(level: float) -> Part:
+    return Part({"bulk": torch.full((100,), level), "text": "a"})
+
+
+def numbers(files: Checkpoints) -> list[str]:
+    """Return the numbers of the checkpoints there are, and a word for each part."""
+    return [p.name[:6] if p.suffix == ".safetensors" else "part" for p in listed(files)]
+
+
+def test_a_part_is_written_once_and_goes_when_nothing_names_it(
+    files: Checkpoints, warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = checkpoints.write_atomic
+
+    def noted(path: Path, data: bytes) -> None:
+        written.append(path.suffix)
+        write(path, data)
+
+    monkeypatch.setattr(checkpoints, "write_atomic", noted)
+    first, second, third = (part(level) for level in (1, 2, 3))
+    for number in (1, 2, 3):
+        files.save({"number": number, "start": first})
+    assert sorted(numbers(files)) == ["000002", "000003", "part"]
+    for number in (4, 5, 6):  # the last one with another part stays
+        files.save({"number": number, "start": second})
+    assert sorted(numbers(files)) == ["000003", "000005", "000006", "part", "part"]
+    again = Checkpoints(files.folder.parent, warned.append)  # as another process does
+    state = again.load()
+    assert state is not None and state["number"] == 6
+    assert same(state["start"].value, second.value)
+    again.save({"number": 7, "start": state["start"]})
+    assert sorted(numbers(files)) == ["000003", "000006", "000007", "part", "part"]
+    assert written.count(".part") == 2
+    for number in (8, 9):
+        again.save({"number": number, "start": third})
+    assert sorted(numbers(files)) == ["000007", "000008", "000009", "part", "part"]
+    # Killed while it writes a part, or before the checkpoint that names it.
+    (files.folder / f".{'0' * 64}.part.x8k2m9qz").write_bytes(b"half")
+    (files.folder / f"{'0' * 64}.part").write_bytes(b"unnamed")
+    again.clear()
+    assert not files.folder.exists()
+    assert warned == []
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_behind_a_damaged_part_the_one_before_is_used(
+    damage: Callable[[Path], Any], files: Checkpoints, warned: list[str]
+) -> None:
+    files.save({"number": 1, "start": part(1)})
+    before = set(listed(files))
+    for number in (2, 3, 4):
+        files.save({"number": number, "start": part(2)})
+    (shared,) = [p for p in listed(files) if p.suffix == ".part" and p not in before]
+    damage(shared)
+    again = Checkpoints(files.folder.parent, warned.append)
+    state = again.load()
+    assert state is not None and state["number"] == 1
+    assert same(state["start"].value, part(1).value)
+    assert len(warned) == 2 and all(shared.name in line for line in warned)
+    again.save({"number": 5, "start": part(3)})
+    assert sorted(numbers(files))[:2] == ["000001", "000005"]
+    state = Checkpoints(files.folder.parent, pytest.fail).load()
+    assert state is not None and state["number"] == 5
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())

@@ -411,7 +411,7 @@ def test_the_estimate_counts_images_and_prompts(
     strategy.select()
     monkeypatch.setattr(estimate, "_BYTES_PER_SECOND", 1.0)
     values = 4 * sum(p.numel() for p in strategy.selection.values())
-    written = 3 * values * (4 * 2 + 2)  # three tasks, of two epochs each
+    written = 3 * values * (3 * 2 + 2)  # three tasks, of two epochs each
     slow = estimate.estimate_seconds(plan, scenario, strategy, {})
     assert slow == pytest.approx(4 * scoring + training + written)
     strategy.learning = "none"  # type: ignore[misc]
