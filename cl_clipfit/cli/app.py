@@ -27,7 +27,7 @@ from cl_clipfit.cli.arguments import (
 from cl_clipfit.cli.bank import bank
 from cl_clipfit.cli.habits import instead, meant, meet_habits
 from cl_clipfit.cli.help import ALL, asks_for_help, show_help
-from cl_clipfit.cli.share import export
+from cl_clipfit.cli.share import export, extend
 from cl_clipfit.commands.resume import (
     check_output,
     check_plugins,
@@ -323,6 +323,7 @@ def doctor() -> None:
 
 
 app.command(export)
+app.command(extend)
 
 
 def commands(within: App = app) -> list[str]:
