@@ -23,8 +23,10 @@ BOUNDED = ("task", "kd_prompts")  # settings whose cost should not grow
 Step = Callable[[int], None]  # takes a step in the n-th task, from 1
 
 
-def make_step(given: argparse.Namespace, model: CLIPClassifier, options: ClipFitOptions) -> Step:
-    """Return a function that takes a step in a task, as if those before had been learned."""
+def make_step(
+    given: argparse.Namespace, model: CLIPClassifier, options: ClipFitOptions
+) -> tuple[ClipFit, Step]:
+    """Return CLIPFit, and a function that takes a step in a task as if trained before."""
     recipe = Recipe(optimizer="sgd", lr=1e-5)
     strategy: Any = ClipFit(model=model, recipe=recipe, options=options, device=given.device)
     strategy.is_training = True
@@ -45,7 +47,7 @@ def make_step(given: argparse.Namespace, model: CLIPClassifier, options: ClipFit
         strategy.backward()
         strategy.optimizer_step()
 
-    return step
+    return strategy, step
 
 
 def prompts_in(model: CLIPClassifier, step: Callable[[], None]) -> int:
@@ -98,7 +100,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "seen": ClipFitOptions(kd_scope="seen"),
         "kd_prompts": ClipFitOptions(kd_scope="seen", kd_prompts=given.kd_prompts),
     }
-    made = {key: make_step(given, model, options) for key, options in settings.items()}
+    made = {key: make_step(given, model, options)[1] for key, options in settings.items()}
     steps = {key: [partial(step, task) for task in given.tasks] for key, step in made.items()}
     prompts = {key: [prompts_in(model, step) for step in own] for key, own in steps.items()}
     ways = {f"{key} {i}": steps[key][i] for i in range(len(given.tasks)) for key in steps}

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -101,6 +102,14 @@ def class_names(count: int) -> list[str]:
     names, rounds = CIFAR100.names, -(-count // len(CIFAR100.names))
     numbered = [f"{name} {turn}" for turn in range(2, rounds + 1) for name in names]
     return [*names, *numbered][:count]
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def wait(device: str | torch.device) -> None:

@@ -86,6 +86,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run `__getat
     from cl_clipfit.report.results import load_results as load_results
     from cl_clipfit.runtime.determinism import Seeds as Seeds
     from cl_clipfit.runtime.out_of_memory import encode_images as encode_images
+    from cl_clipfit.runtime.progress import Progress as Progress
     from cl_clipfit.storage.history import read_history as read_history
     from cl_clipfit.storage.predictions import read_predictions as read_predictions
     from cl_clipfit.storage.result import Result as Result
@@ -157,6 +158,7 @@ _HOMES = {
     "PerTaskStrategy": "cl_clipfit.methods.per_task",
     "Positive": "cl_clipfit.config.options",
     "Parts": "cl_clipfit.config.options",
+    "Progress": "cl_clipfit.runtime.progress",
     "PromptOptions": "cl_clipfit.methods.prompt",
     "PromptStrategy": "cl_clipfit.methods.prompt",
     "Recipe": "cl_clipfit.config.options",

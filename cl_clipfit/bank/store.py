@@ -64,8 +64,8 @@ class DeltaBank:
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
         self.folder, self.index = folder, {"tasks": [], **index}
-        self._segments: list[dict[str, Any]] = []  # hash and size of each
-        self._rows: list[str] = []  # of the tasks after the segments, each rendered once
+        self._segments: list[str] = []  # hash and size of each; both lists are rendered once
+        self._rows: list[str] = []  # of the tasks after the segments
 
     @classmethod
     def create(
@@ -122,7 +122,8 @@ class DeltaBank:
             index["tasks"] = [*_segments_tasks(path.parent, segments), *own]
         _check(Index, index, path)
         bank = cls(Path(folder), index)
-        bank._segments, bank._rows = segments, [row(record) for record in own or ()]
+        bank._segments = [row(segment) for segment in segments]
+        bank._rows = [row(record) for record in own or ()]
         return bank
 
     @classmethod
@@ -359,9 +360,9 @@ def _write_index(
     if len(rows) == SEGMENT:
         data = seal({"first": whole * SEGMENT + 1}, tasks=rows)
         write_atomic(bank.folder / segment_name(whole + 1), data)
-        segments, rows = [*segments, {"sha256": sha256(data), "bytes": len(data)}], []
+        segments, rows = [*segments, row({"sha256": sha256(data), "bytes": len(data)})], []
     head = {key: value for key, value in index.items() if key != "tasks"}
-    listed = {"segments": [row(segment) for segment in segments]} if segments else {}
+    listed = {"segments": segments} if segments else {}
     write_atomic(bank.folder / INDEX, seal(head, **listed, tasks=rows))
     del tasks[kept:]  # in place: a copy would take longer with every task
     if added is not None:

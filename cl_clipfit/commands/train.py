@@ -27,6 +27,7 @@ from cl_clipfit.report.display import (
     say,
     tolerating,
 )
+from cl_clipfit.report.logs import log_again, open_logs
 from cl_clipfit.report.results import Results
 from cl_clipfit.runtime import launch, processes
 from cl_clipfit.runtime.determinism import deterministic
@@ -163,6 +164,8 @@ def _run_all(config: RunConfig, progress: Progress) -> list[Result]:
             else:
                 _clear(folder, progress)  # left if it was killed while clearing
                 progress.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
+                if folder.writes:
+                    log_again(config.log, folder.path, config_of(stream, plan, prepared.command))
                 if code_has_changed(content):
                     progress.warn(f"{folder.path.name} was made by other code of cl_clipfit")
         # The run is shown under the names that this command uses.
@@ -189,9 +192,12 @@ def _run_one(
     """Train one run, in a folder that this process holds."""
     stream, config = prepared.stream, prepared.command.config
     run = Run(stream, plan, scenario, prepared.model, prepared.probes, folder, progress, encoder)
+    settings = config_of(stream, plan, prepared.command)
+    kinds = config.log if folder.writes else []
     try:
-        settings = config_of(stream, plan, prepared.command)
-        return execute(run, settings, progress, config.fresh)
+        with open_logs(kinds, config.output, folder.path.name, settings) as logs:
+            run.history.listeners += [log.write for log in logs]
+            return execute(run, settings, progress, config.fresh)
     except Stopped as stopped:
         if len(prepared.plans) > 1:
             # with --fresh, all of them would start over

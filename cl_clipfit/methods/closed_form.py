@@ -17,7 +17,7 @@ from cl_clipfit.heads.projection import random_features, random_projection
 from cl_clipfit.heads.recursive import RecursiveRidge
 from cl_clipfit.heads.statistics import Statistics
 from cl_clipfit.runtime.out_of_memory import encode_images
-from cl_clipfit.runtime.processes import share, summed
+from cl_clipfit.runtime.processes import alone, gathered, share, summed
 from cl_clipfit.training.features import read_samples
 from cl_clipfit.training.strategy import CLIPStrategy
 
@@ -36,8 +36,12 @@ def encode_experience(
     """
     data = strategy.experience.dataset
     for start in range(0, len(data), _CHUNK):
-        images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
-        yield encode_images(strategy, images, class_tokens), labels
+        places = range(start, min(start + _CHUNK, len(data)))
+        # Of several processes, each reads and encodes its share.
+        images, labels = read_samples(data, places[share(len(places))])
+        with alone():
+            rows = encode_images(strategy, images, class_tokens)
+        yield gathered(rows, len(places)), gathered(labels, len(places))
 
 
 def summed_statistics(features: Tensor, labels: Tensor, classes: int) -> Statistics:
@@ -160,7 +164,8 @@ class StatisticsStrategy(ClosedFormStrategy):
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the statistics and the head."""
         if state:
-            self.statistics = Statistics.from_state({n: t.cpu() for n, t in state.items()})
+            statistics = Statistics.from_state({n: t.cpu() for n, t in state.items()})
+            self.statistics = statistics.grown(len(self.model.class_names))
             self.head = self.fit()
 
 
@@ -261,5 +266,6 @@ class RecursiveStrategy(RandomFeaturesStrategy):
         """Restore the solution and the head."""
         if state:
             tensors: dict[str, Any] = {name: value.cpu() for name, value in state.items()}
-            self.solution = replace(self.start(1, 1), **tensors)
+            solution = replace(self.start(1, 1), **tensors)
+            self.solution = solution.grown(len(self.model.class_names))
             self.head = self.fit()

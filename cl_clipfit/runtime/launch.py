@@ -102,5 +102,9 @@ def refuse_several(words: Sequence[str], commands: Sequence[str]) -> None:
     Raises:
         UserError: there are several processes.
     """
-    if words and words[0] in commands and declared().world > 1:
+    if declared().world == 1:
+        return
+    # Before PyTorch is imported: it logs every connection that a process which ended has left.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if words and words[0] in commands:
         raise UserError(f"{words[0]}: a single process executes it: start it without torchrun")

@@ -56,7 +56,8 @@ class SlurmArray:
         gpus = share.gpus if share.gpus is not None else float(on_gpu and self.is_slurm)
         if gpus != int(gpus):
             raise UserError(f"--gpus {gpus:g}: SLURM gives whole GPUs: set slurm.runs_per_job")
-        given.setdefault("gpus_per_node", int(gpus))
+        if gpus:  # clusters without GPUs refuse to be asked for none
+            given.setdefault("gpus_per_node", int(gpus))
         self.at_a_time = share.workers or max(1, cores() // self.threads)
         if self.is_slurm:  # which has a limit of its own
             given.setdefault("array_parallelism", share.workers or 256)

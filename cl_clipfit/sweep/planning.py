@@ -1,5 +1,6 @@
 """The runs of a sweep, resolved as on the command line, and which of them are finished."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,30 @@ RECIPE = {
 }  # not of methods without steps
 
 
+class Registries(dict[tuple[str, ...], Registry]):
+    """Strategies and scenarios, with the plug-ins of each run; reading them takes time."""
+
+    def of(self, cell: Cell) -> Registry:
+        """Return those for the plug-ins of a run."""
+        plugins = tuple(map(str, as_options(cell).get("plugin") or ()))
+        if plugins not in self:
+            self[plugins] = Registry(map(Path, plugins))
+        return self[plugins]
+
+
 def plan_jobs(sweep: SweepFile, output: Path) -> list[Job]:
     """Resolve every run of a sweep without reading data; equal runs come once.
 
     Raises:
         UserError: a setting or a combination is refused; the message names the key and its line.
     """
-    registries: dict[tuple[str, ...], Registry] = {}
+    _state.cache_clear()  # files may have changed since an earlier call
+    registries = Registries()
     jobs: dict[str, Job] = {}
     used: set[str] = set()
     varying = sweep.varying()
     for cell in sweep.cells():
-        plugins = as_options(cell).get("plugin") or ()
-        registry = registries.setdefault(tuple(map(str, plugins)), Registry(map(Path, plugins)))
+        registry = registries.of(cell)
         try:
             resolved, kept = resolve_cell(cell, registry)
         except UserError as error:
@@ -110,6 +122,7 @@ def make_job(resolved: ResolvedCommand, cell: Cell, label: str, output: Path) ->
     where = {"device": config.device, "precision": config.precision}
     data = {**stream.settings.model_dump(mode="json"), **where, "model": stream.model}
     data |= stream.data_settings.model_dump(mode="json")
+    data["options"] = [stream.options.model_dump(mode="json"), [p.name for p in stream.probes]]
     data["files"] = [_state(settings.get(key)) for key in ("data_dir", "split", "class_names")]
     data["files"] += [_state(config.tasks), _state(stream.model.rpartition(":")[2])]
     data["files"] += [_state(name) for name in config.class_order]
@@ -144,6 +157,7 @@ def _absolute(key: str, value: Any) -> Any:
     return value
 
 
+@functools.cache
 def _state(path: Any) -> list[Any]:
     """Return size and time of change of a file, or of all files in a folder; [] if there is none.
 

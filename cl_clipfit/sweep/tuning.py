@@ -20,9 +20,9 @@ from cl_clipfit.experiment.run_plan import ResolvedCommand
 from cl_clipfit.registry import Registry
 from cl_clipfit.storage.result import Result
 from cl_clipfit.sweep.engines import needed
-from cl_clipfit.sweep.file import Cell, SweepFile, as_options, assigned_name, describe
+from cl_clipfit.sweep.file import Cell, SweepFile, assigned_name, describe
 from cl_clipfit.sweep.job import Job
-from cl_clipfit.sweep.planning import make_job, placed, resolve_cell
+from cl_clipfit.sweep.planning import Registries, make_job, placed, resolve_cell
 
 HELD_OUT = 0.25  # of the training images of every class
 _ORDER, _SEED = 11, 100  # the first that are tried; what the sweep reports is left alone
@@ -198,11 +198,10 @@ def make_studies(sweep: SweepFile) -> list[Study]:
     """
     optuna, space = needed("optuna", "tune"), read_space(sweep)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    studies: dict[str, Study] = {}
+    registries, studies = Registries(), dict[str, Study]()
     for cell in sweep.cells():
         base = {k: v for k, v in cell.items() if k not in _PER_RUN and k not in space}
-        plugins = [Path(file) for file in as_options(base).get("plugin") or ()]
-        registry = Registry(plugins)
+        registry = registries.of(base)
         try:
             for tried in _ends(space):
                 resolved, kept = resolve_cell({**base, **tried}, registry)

@@ -27,6 +27,7 @@ from cl_clipfit.training.journal import Journal
 from cl_clipfit.training.loss_watch import LossWatch
 from cl_clipfit.training.optimization import make_optimizer, make_schedule, online_steps
 from cl_clipfit.training.repetition import clear_gradients, repeat_until_it_fits, trained
+from cl_clipfit.training.shared_reading import SharedReading
 
 with lean_imports():
     from avalanche.benchmarks.utils.utils import concat_datasets
@@ -98,7 +99,7 @@ class TrainingLoop(SupervisedTemplate):
     train_epochs: int
     is_training: bool
     experience: Any  # with the attributes that `data/streams.py` adds
-    dataloader: DataLoader[list[Tensor]]
+    dataloader: DataLoader[list[Tensor]] | SharedReading
     mbatch: list[Tensor] | None
     mb_output: Tensor | None
     mb_x: Tensor
@@ -307,6 +308,8 @@ class TrainingLoop(SupervisedTemplate):
             # Avalanche does not pass this argument on.
             arguments = getattr(self.dataloader, "loader_kwargs", vars(self.dataloader))
             arguments["worker_init_fn"] = signals.in_worker
+            if processes.together() and type(self.dataloader) is DataLoader:
+                self.dataloader = SharedReading(self.dataloader)
 
     def _train_exp(self, experience: object, eval_streams: object = None, **kwargs: Any) -> None:
         with torch.no_grad():

@@ -70,8 +70,10 @@ def test_a_stream_by_hand() -> None:
     assert rarely.evaluation == pytest.approx(cost.evaluation * 2 / 5)
 
 
-def test_the_step_on_these_cores_is_predicted() -> None:
-    """The measured step of docs/performance.md, of which only the tower's rate is a constant."""
+def test_measurements_of_other_pages_are_predicted() -> None:
+    """A step of docs/performance.md, and what a prompt more costs in fp32, at 272 GFLOP/s."""
+    prompt = 2 * cost_model.prompt_flops(ARCHITECTURES["ViT-B/16"]) / 272e9
+    assert prompt == pytest.approx(2.1e-3, rel=0.2)
     found = cost_model.step_seconds(ARCHITECTURES["ViT-B/16"], cost_model.MEASURED, 1, 16, 100)
     assert found.total == pytest.approx(1.16, rel=0.1)
 

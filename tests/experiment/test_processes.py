@@ -10,20 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import classifier
 from cl_clipfit.clip.encoders.towers import Towers
+from cl_clipfit.data.images.lazy import LazyImages
 from cl_clipfit.storage.checkpoints import Checkpoints
 from tests.support.kills import stop_in_step
-from tests.support.several import printed, several
-from tests.support.tiny import TINY
+from tests.support.several import errors, printed, several
+from tests.support.tiny import PLUGIN, TINY
 
 METHODS = ["clipfit", "mergetune", "coop", "stack", "ranpac"]
 # Batches of 15, 8 and 7 of which each of two processes encodes, and a last one of 9. SGD, because
 # AdamW divides gradients that are all rounding by themselves.
-SMALL = [*TINY, "--tasks", "2", "--epochs", "2", "--batch-size", "15", "--lr", "0.01", "--quiet"]
+SMALL = [*TINY, "--tasks", "2", "--epochs", "2", "--batch-size", "15", "--lr", "0.01"]
+SMALL += ["--probe", "tiny-stream", "--quiet"]
 TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
 
 
@@ -68,6 +71,8 @@ def assert_equal_runs(one: Path, other: Path) -> None:
             ):
                 assert (cell is None) == (cell_again is None)
                 assert cell is None or abs(cell - cell_again) <= 100 / images + 1e-9
+    for name, row in result["probes"].items():
+        assert row == pytest.approx(again["probes"][name], abs=100 / 48 + 1e-9)
     assert result["kept"]["bytes"] == again["kept"]["bytes"]
 
 
@@ -158,9 +163,47 @@ def test_all_repeat_a_step_for_which_one_has_no_memory(alone: Path, tmp_path: Pa
     assert "out of memory: 4 images at a time from now on" in result["warnings"]
 
 
+def test_each_reads_its_share_of_image_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("red", "green", "blue", "grey"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 256, (20, 20, 3), generator=draws).byte()
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    monkeypatch.setenv("CL_CLIPFIT_IMAGE_GIB", "0")  # so that files are read at every use
+    folder = ["--scenario", "folder", "--data-dir", str(tmp_path / "photos"), "--model", "mini"]
+    words = [*folder, *PLUGIN, *SMALL[len(TINY) :], "--strategy", "clipfit", "lda"]
+    words += ["--set", "clipfit.optimizer=sgd", "--batch-size", "3"]  # the last batch has two
+    read = LazyImages._read
+
+    def log_into(name: str) -> None:
+        def logged(self: LazyImages, row: int) -> torch.Tensor:
+            with (tmp_path / name).open("a") as log:  # worker processes read too
+                log.write(".")
+            return read(self, row)
+
+        monkeypatch.setattr(LazyImages, "_read", logged)
+
+    def work(rank: int) -> int:
+        log_into(f"read-{rank}")
+        return main([*words, "--output", str(tmp_path / "two")])
+
+    log_into("read")
+    assert main([*words, "--output", str(tmp_path / "one")]) == 0
+    assert several(2, work, tmp_path / "printed") == [0, 0], printed(tmp_path / "printed")
+    alone, first, second = ((tmp_path / f"read{n}").stat().st_size for n in ("", "-0", "-1"))
+    assert max(first, second) < 0.6 * alone
+    for one in (tmp_path / "one").glob("folder-*-s0-*"):
+        assert_equal_runs(one, tmp_path / "two" / one.name)
+
+
 def test_a_batch_of_fewer_images_than_processes_is_refused_once(tmp_path: Path) -> None:
     assert in_two(tmp_path, "--strategy", "clipfit", "--batch-size", "1") == [2, 2]
-    (line,) = printed(tmp_path / "printed")
+    (line,) = errors(tmp_path / "printed")
     assert line.startswith("error: 2 processes share a batch of 1 images (clipfit): use fewer")
 
 

@@ -1,5 +1,6 @@
 """The pieces of the HTML report: charts, coloured tables, chosen images."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_a_line_is_thinner_than_those_below_it() -> None:
     looks = looks_of(["clipfit", "lda", "full"])
     points = [Point(label, at, 1.0, "") for label in looks for at in (0, 1)]
     svg = line_chart("t", points, looks, x="x", y="y").svg
-    widths = [float(w) for w in re.findall(r'stroke-width="([\d.]+)" stroke-dasharray', svg)]
+    widths = [float(w) for w in re.findall(r'stroke-width="([\d.]+)"[^>]*stroke-dasharray', svg)]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > widths[1] + 1
 
@@ -169,3 +170,11 @@ def test_classes_that_come_again_are_named_once() -> None:
     again = whole_result("full", tasks=[{"classes": ["a", "b"]}] * 2, class_order=[0, 1])
     assert class_names(again) == ["a", "b"]
     assert class_names({**again, "class_order": [0, 1, 2]}) == ["class 1", "class 2", "class 3"]
+
+
+def test_what_draws_pages_is_imported_when_one_is_written() -> None:
+    for file in Path("cl_clipfit").rglob("*.py"):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        names = {a.name for node in body if isinstance(node, ast.Import) for a in node.names}
+        names |= {str(node.module) for node in body if isinstance(node, ast.ImportFrom)}
+        assert not {"jinja2", "vl_convert", "markupsafe"} & names, file

@@ -67,6 +67,11 @@ def _in_child(rank: int, count: int, port: int, work: Callable[[int], int], outp
         return 99
 
 
+def errors(outputs: Path) -> list[str]:
+    """Return the errors that all processes printed; PyTorch may log that its store has gone."""
+    return [line for line in printed(outputs) if line.startswith("error: ")]
+
+
 def printed(outputs: Path) -> list[str]:
     """Return the lines that all processes printed."""
     files = sorted(outputs.glob("rank-*.txt"))

@@ -12,12 +12,15 @@ from cl_clipfit.data.images.decode import check_images, report_bad
 from cl_clipfit.data.images.lazy import Fit, ImageFiles, LazyImages
 from cl_clipfit.data.source import DataRequest, ImageSet, Source
 from cl_clipfit.errors import UserError
+from cl_clipfit.runtime.launch import place
 
 MEMORY_SHARE = 0.5  # of the machine's memory, for all images of a command
 
 
 def memory_budget() -> int:
     """Return how many bytes of images to keep in memory: CL_CLIPFIT_IMAGE_GIB, or half of RAM.
+
+    Several processes on a machine share that half.
 
     Raises:
         UserError: the variable is not a number from 0 up.
@@ -30,7 +33,8 @@ def memory_budget() -> int:
         except (ValueError, OverflowError):
             pass
         raise UserError(f"CL_CLIPFIT_IMAGE_GIB={given}: expected a number of GiB, 0 or more")
-    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(MEMORY_SHARE * memory / place().here)
 
 
 def sized(source: Source, fit: Fit) -> Source:

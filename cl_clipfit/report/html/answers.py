@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cl_clipfit.errors import UserError, printable
 from cl_clipfit.metrics.predictions import Predictions
@@ -145,7 +146,7 @@ def _rows(
 def _pictures(run: Result, missing: dict[str, None]) -> dict[int, Any]:
     try:
         return read_thumbnails(run.path)
-    except (UserError, OSError, SyntaxError) as error:  # Pillow raises the last two
+    except (UserError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         missing[f"{run.path.name}: its thumbnails cannot be read: {printable(str(error))}."] = None
         return {}
 

@@ -16,6 +16,7 @@ Looks = Mapping[str, Mapping[str, Any]]  # of `style.looks_of`
 _SHAPES = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "triangle-right")
 _DASHES = ([1, 0], [7, 3], [7, 2, 2, 2], [2, 2])
 _WIDTH, _HEIGHT = 400, 220  # pixels of the plotting area; the page scales the whole
+_CROWDED = 25  # positions beyond which lines are thinner
 _POINT = re.compile(r'<path aria-label="([^"]*)"([^>]*)/>')
 _NUMBER = re.compile(r"-?\d+\.\d{4,}")
 
@@ -136,19 +137,20 @@ def _spec(
         """Let a line be thinner than those below it, so that of equal ones all are seen."""
         return {**scale([first, last]), "type": "nominal"}
 
+    crowded = len({point.x for point in points}) > _CROWDED
     layers: list[dict[str, Any]] = [
         {
-            "mark": {"type": "line", "aria": False},
+            "mark": {"type": "line", "aria": False, "strokeJoin": "round"},
             "encoding": {
                 "strokeDash": scale(map(dash_of, looks.values())),
-                "strokeWidth": sized(5, 1.8),
+                "strokeWidth": sized(3, 1.5) if crowded else sized(5, 1.8),
             },
         },
         {
             "mark": {"type": "point", "filled": True, "opacity": 1},
             "encoding": {
                 "shape": scale(map(shape_of, looks.values())),
-                "size": sized(80, 35),
+                "size": sized(30, 12) if crowded else sized(80, 35),
                 "description": {"field": "text"},
             },
         },

@@ -30,8 +30,7 @@ def curve_charts(groups: Groups, looks: Looks) -> list[Chart]:
             first = next(iter(groups.values()))
             points += _curve(ZERO_SHOT, first, "zero_shot")
         if len({point.x for point in points}) > 1:
-            low = max(0.0, min(p.y for p in points) - 5) if key == "accuracy" else None
-            high = 100.0 if key == "accuracy" else None
+            low, high = _limits(key, [point.y for point in points])
             name, _, unit = title.rpartition(" (")
             charts.append(
                 line_chart(
@@ -39,6 +38,15 @@ def curve_charts(groups: Groups, looks: Looks) -> list[Chart]:
                 )
             )
     return charts
+
+
+def _limits(key: str, values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of the vertical axis; a curve that is nearly constant must look flat."""
+    if key == "accuracy":
+        return max(0.0, min(values) - 5), 100.0
+    low, high = min(0.0, *values), max(0.0, *values)
+    margin = 0.05 * (high - low) if high - low >= 2 else 5.0
+    return low - margin, high + margin
 
 
 def _curve(label: str, group: Sequence[Content], key: str) -> list[Point]:

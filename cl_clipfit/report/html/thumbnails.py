@@ -20,7 +20,8 @@ from cl_clipfit.storage.run_folder import THUMBNAILS
 FATES = ("forgotten", "never right", "learned", "right before and at the end")
 PIXELS = 48  # the longer side
 _EACH = 6  # images of each kind
-_LARGEST = 1 << 16  # bytes of a picture that a report takes in
+_MOST = 100  # pictures that a report takes in
+_LARGEST = 1 << 16  # bytes of each
 
 
 def fates(rows: Sequence[Predictions]) -> NDArray[np.int64]:
@@ -90,7 +91,7 @@ def read_thumbnails(run: Path) -> dict[int, Image.Image]:
         UserError: a file cannot be read, or is not such a picture.
     """
     found = {}
-    for file in sorted((run / THUMBNAILS).glob("*.png")):
+    for file in sorted((run / THUMBNAILS).glob("*.png"))[:_MOST]:
         if file.stem.isdigit():
             data = read_bytes(file, _LARGEST)
             with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
