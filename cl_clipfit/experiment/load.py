@@ -23,6 +23,7 @@ from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.methods.per_task import PerTaskStrategy
 from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.progress import Progress
+from cl_clipfit.storage.calibration import read_threshold
 from cl_clipfit.storage.result import RESULT, read_result
 from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -71,20 +72,26 @@ class LoadedRun:
         scores = self.strategy.score_all(self._sized(images))
         return scores[:, list(self.classes)].float().softmax(1)
 
-    def predict(self, images: "Images", top: int = 5) -> list[Labels]:
+    def predict(self, images: "Images", top: int = 5, unknown: bool = False) -> list[Labels]:
         """Return, for each image, its most probable classes: names and probabilities.
 
         Args:
             images: as in `probabilities`.
             top: how many; all if there are fewer.
+            unknown: leave an image open that fits no class: its list is empty. That is so if its
+                largest probability is below that of all but 5 % of the training images, as the
+                run has measured it.
 
         Raises:
-            UserError: a file cannot be read as an image.
+            UserError: a file cannot be read as an image, or the run has not measured it.
         """
+        least = read_threshold(self.path) if unknown else None
         found = self.probabilities(images).topk(min(top, len(self.classes)), 1)
         names = self.class_names
         return [
-            [(names[i], p) for i, p in zip(chosen, values, strict=True)]
+            []
+            if least is not None and values[0] < least
+            else [(names[i], p) for i, p in zip(chosen, values, strict=True)]
             for chosen, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
         ]
 
