@@ -17,6 +17,7 @@ from cl_clipfit.config.parsing import parse_command
 from cl_clipfit.data.images.lazy import ImageFiles, LazyImages
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.experiment.build import build_strategy, select_first
+from cl_clipfit.experiment.calibration import sureness
 from cl_clipfit.experiment.reopen import available_device, check_version, load_head, open_bank
 from cl_clipfit.experiment.run_plan import resolve
 from cl_clipfit.experiment.stream_plan import StreamPlan
@@ -69,8 +70,12 @@ class LoadedRun:
         Raises:
             UserError: a file cannot be read as an image.
         """
+        return self._scores(images).softmax(1)
+
+    def _scores(self, images: "Images") -> Tensor:
+        """Return the method's scores of the classes that it learned, (N, C)."""
         scores = self.strategy.score_all(self._sized(images))
-        return scores[:, list(self.classes)].float().softmax(1)
+        return scores[:, list(self.classes)].float()
 
     def predict(self, images: "Images", top: int = 5, unknown: bool = False) -> list[Labels]:
         """Return, for each image, its most probable classes: names and probabilities.
@@ -78,21 +83,23 @@ class LoadedRun:
         Args:
             images: as in `probabilities`.
             top: how many; all if there are fewer.
-            unknown: leave an image open that fits no class: its list is empty. That is so if its
-                largest probability is below that of all but 5 % of the training images, as the
-                run has measured it.
+            unknown: leave an image open that fits no class: its list is empty. That is so if the
+                method is less sure of it than of 95 % of its training images, as the run has
+                measured it.
 
         Raises:
             UserError: a file cannot be read as an image, or the run has not measured it.
         """
         least = read_threshold(self.path) if unknown else None
-        found = self.probabilities(images).topk(min(top, len(self.classes)), 1)
+        scores = self._scores(images)
+        fits = [True] * len(scores) if least is None else (sureness(scores) >= least).tolist()
+        found = scores.softmax(1).topk(min(top, len(self.classes)), 1)
         names = self.class_names
         return [
-            []
-            if least is not None and values[0] < least
-            else [(names[i], p) for i, p in zip(chosen, values, strict=True)]
-            for chosen, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            [(names[i], p) for i, p in zip(chosen, values, strict=True)] if fit else []
+            for chosen, values, fit in zip(
+                found.indices.tolist(), found.values.tolist(), fits, strict=True
+            )
         ]
 
     def _sized(self, images: "Images") -> Any:

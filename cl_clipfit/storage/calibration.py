@@ -1,4 +1,4 @@
-"""`calibration.json`: below which probability an image fits no class that a run has seen."""
+"""`calibration.json`: how unsure a run is of an image that fits no class it has seen."""
 
 import json
 import math
@@ -12,7 +12,7 @@ SHARE = 0.05  # of the training images that would be left open
 
 
 def write_threshold(run: Path, threshold: float, images: int) -> None:
-    """Write the probability of the chosen class below which an image is left open.
+    """Write the sureness, log p / (1 - p) of the chosen class, below which an image is left open.
 
     Args:
         run: folder of the run.
@@ -35,8 +35,8 @@ def read_threshold(run: Path) -> float:
     file = run / CALIBRATION
     if not is_file(file):
         raise UserError(
-            f"{run}: it keeps no {CALIBRATION}, which says what is unknown to it: it learned"
-            " nothing, or an older version made it: repeat it with --fresh"
+            f"{run}: it keeps no {CALIBRATION}, so it cannot say what is unknown: methods that"
+            " learn nothing have none; repeat the run of an older version with --fresh"
         )
     try:
         threshold = json.loads(read_bytes(file))["threshold"]

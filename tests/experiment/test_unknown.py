@@ -13,6 +13,7 @@ from PIL import Image
 
 from cl_clipfit import UserError, load_run
 from cl_clipfit.cli.app import main
+from cl_clipfit.experiment.calibration import sureness
 from tests.support.tiny import PLUGIN, TINY, build_source
 
 QUICK = ["--tasks", "2", "--epochs", "1", "--lr", "0.01", "--quiet"]
@@ -37,7 +38,7 @@ def photos(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, model = tmp_path_factory.mktemp("photos"), load_run(run)
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (200, 3, 16, 16), dtype=torch.uint8, generator=draw)
-    unsure = noise[model.probabilities(noise).amax(1).argmin()]
+    unsure = noise[sureness(model.strategy.score_all(noise)[:, list(model.classes)]).argmin()]
     for name, image in {"known": SOURCE.train.images[0], "odd": unsure}.items():
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{name}.png")
     return folder
@@ -51,8 +52,12 @@ def test_five_of_a_hundred_training_images_are_below_the_threshold(
     kept = json.loads((run / "calibration.json").read_text())
     assert kept["training_images"] == len(SOURCE.train.images) == 48
     model = load_run(run)
-    confidence = model.probabilities(SOURCE.train.images).amax(1).sort().values
-    assert kept["threshold"] == pytest.approx(float(confidence[2]), rel=1e-5)  # 5 % of 48
+    scores = model.strategy.score_all(SOURCE.train.images)[:, list(model.classes)].double()
+    p = scores.softmax(1).amax(1).sort().values[2]  # 5 % of 48
+    if method == "clipfit":  # of the head, p is 1 up to rounding
+        assert kept["threshold"] == pytest.approx(float(p.logit()), rel=1e-5)
+    opened = [not labels for labels in model.predict(SOURCE.train.images, unknown=True)]
+    assert sum(opened) == 2
     assert main(["verify", str(run)]) == 0
     assert "calibration.json" in (run / "MANIFEST.sha256").read_text()
 
@@ -88,5 +93,5 @@ def test_a_run_without_a_threshold_says_so(
         assert "is not what a run writes" in refused("predict", copy, *arguments)
     file.unlink()
     assert "it keeps no calibration.json" in refused("predict", copy, *arguments)
-    with pytest.raises(UserError, match="repeat it with --fresh"):
+    with pytest.raises(UserError, match="with --fresh"):
         load_run(copy).predict(SOURCE.test.images[:1], unknown=True)
