@@ -336,6 +336,12 @@ def describe_file(file: Path, kind: Kind | None, option: str) -> Entry:
     return describe(file, kind)
 
 
+def _plugin_here(name: str) -> str:
+    """Return a sentence that names the plug-in of this name in the working directory, if any."""
+    file = Path(f"{name.replace('-', '_')}.py")
+    return f"For the one in {file}: --plugin {file}." if is_file(file) else ""
+
+
 class Registry:
     """All strategies, scenarios and metrics that this process can use.
 
@@ -377,7 +383,8 @@ class Registry:
         """
         entry = self._entries[kind].get(name)
         if entry is None:
-            raise UserError(f"unknown {ONE[kind]} '{name}'. {nearest(name, self._entries[kind])}")
+            advice = _plugin_here(name) or nearest(name, self._entries[kind])
+            raise UserError(f"unknown {ONE[kind]} '{name}'. {advice}")
         if entry.error:
             raise UserError(entry.error)
         return entry

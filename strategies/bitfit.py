@@ -34,6 +34,7 @@ class BitFit(CLIPStrategy):
 
     options_class = BitFitOptions
     options: BitFitOptions
+    extends = True
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return the biases."""

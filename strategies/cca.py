@@ -49,6 +49,7 @@ class CCA(AfterFirstSession, RandomFeaturesStrategy, StatisticsStrategy):
     over six epochs; here `first_session` names any method that does so, and none does by default.
     """
 
+    extends = True
     options_class = CCAOptions
 
     def embed(self, rows: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class ClipAdapter(AdapterStrategy):
     in the released code.
     """
 
+    extends = True
     options_class = ClipAdapterOptions
     options: ClipAdapterOptions
 

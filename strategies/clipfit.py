@@ -115,6 +115,7 @@ class ClipFit(CLIPStrategy):
     """
 
     options_class = ClipFitOptions
+    extends = True
     options: ClipFitOptions
 
     def __init__(self, **kwargs: Any) -> None:

@@ -23,3 +23,5 @@ PUBLISHED = {
 
 class CoOp(PromptStrategy):
     """Cross-entropy over cosine similarities with the learned prompts."""
+
+    extends = True

@@ -26,6 +26,7 @@ class Full(CLIPStrategy):
 
     options_class = FullOptions
     options: FullOptions
+    extends = True
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return all parameters except the logit scale and bias."""

@@ -28,6 +28,7 @@ class GDAClip(StatisticsStrategy):
     compares_text = True
     options_class = GDAOptions
     options: GDAOptions
+    extends = True
 
     def solve(self, statistics: Statistics) -> LinearHead:
         """Return the Gaussian head."""

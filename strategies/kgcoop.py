@@ -55,6 +55,7 @@ class KgCoOpOptions(PromptOptions):
 class KgCoOp(PromptStrategy):
     """Cross-entropy + kd_weight * (1 - mean cos) between tuned and zero-shot text features."""
 
+    extends = True
     options_class = KgCoOpOptions
     options: KgCoOpOptions
 

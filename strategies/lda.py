@@ -30,6 +30,7 @@ class LDA(StatisticsStrategy):
 
     options_class = LDAOptions
     options: LDAOptions
+    extends = True
 
     def solve(self, statistics: Statistics) -> LinearHead:
         """Return the discriminant functions."""

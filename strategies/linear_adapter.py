@@ -30,6 +30,7 @@ class LinearAdapter(LinearAdapterStrategy):
     previous one. 262,144 parameters on ViT-B/16, without a bias.
     """
 
+    extends = True
     options_class = LinearAdapterOptions
     options: LinearAdapterOptions
 

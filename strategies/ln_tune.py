@@ -33,6 +33,7 @@ class LnTune(CLIPStrategy):
 
     options_class = LnTuneOptions
     options: LnTuneOptions
+    extends = True
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """Return weights and biases of the LayerNorms."""

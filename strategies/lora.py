@@ -37,6 +37,7 @@ class Lora(FactoredStrategy):
     inputs of A at a rate of 0.25, which weights that are always merged do not allow.
     """
 
+    extends = True
     options_class = LoraOptions
     options: LoraOptions
 

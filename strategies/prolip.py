@@ -39,6 +39,7 @@ class Prolip(CLIPStrategy):
         UserError: the image tower is not a ViT of open_clip that is read at its class token.
     """
 
+    extends = True
     towers = ("text",)
     class_tokens = 1
     options_class = ProlipOptions

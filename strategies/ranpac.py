@@ -27,3 +27,4 @@ class RanPAC(AfterFirstSession, RandomRidgeStrategy):
     """
 
     options_class = RanPACOptions
+    extends = True

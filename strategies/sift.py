@@ -34,6 +34,7 @@ class Sift(MaskedStrategy):
     All matrices of the blocks of both towers take part: on ViT-B/16, 1 % is 1,226,868 entries.
     """
 
+    extends = True
     options_class = SiftOptions
     options: SiftOptions
 

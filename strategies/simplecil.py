@@ -13,6 +13,8 @@ NEEDS = "class sums (statistics)"
 class SimpleCIL(StatisticsStrategy):
     """Class means as the weights of a cosine classifier, without text."""
 
+    extends = True
+
     def solve(self, statistics: Statistics) -> LinearHead:
         """Return the cosine similarity with the class means."""
         return class_mean_head(statistics)

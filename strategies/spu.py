@@ -37,6 +37,7 @@ class Spu(MaskedStrategy):
     logits, which ignores the labels; here it is that of the loss.
     """
 
+    extends = True
     options_class = SpuOptions
     options: SpuOptions
 

@@ -61,6 +61,7 @@ class Stack(CLIPStrategy):
     base_option = "base"
     options_class: ClassVar[type[Options]] = StackOptions
     class_tokens = 2
+    extends = True
     base_class: ClassVar[type[CLIPStrategy]] = CLIPStrategy
     """The base, set by `over`."""
 
@@ -94,13 +95,14 @@ class Stack(CLIPStrategy):
         """Score the images by both, then add them to the head's sums."""
         super().add_experience()
         data, base = self.experience.dataset, super().scores
+        known = self.model.classes_until(max(self.task_classes))  # none of a stream that follows
         for start in range(0, len(data), _CHUNK):
             images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
             rows = self._rows(images)
             with self.model.cached_text():
                 scores = self.in_batches(lambda batch: base(batch).cpu(), images)
             self.gaussian = self.gaussian or self._empty_head()
-            self.gaussian.add(rows, labels, scores)
+            self.gaussian.add(rows, labels, scores[:, :known])
         at_once = all(
             getattr(self.experience, name, True) for name in ("is_first_subexp", "is_last_subexp")
         )

@@ -35,6 +35,7 @@ class TipAdapter(ClosedFormStrategy):
     compares_text = True
     options_class = TipOptions
     options: TipOptions
+    extends = True
     keys: Tensor | None = None
     key_labels: Tensor | None = None
 

@@ -12,4 +12,5 @@ PUBLISHED = {"width": 15_000}
 class VIS(RandomRidgeStrategy):
     """As RanPAC, with the class tokens after every block of the image tower beside the feature."""
 
+    extends = True
     class_tokens = 1000  # more blocks than any tower has: all

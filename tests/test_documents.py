@@ -97,10 +97,10 @@ def test_the_python_blocks_of_a_page_run_as_written(
 
 
 def command_lines(page: str) -> list[str]:
-    """Return the lines of the blocks without a language: all of them are commands."""
+    """Return the commands of the blocks without a language; all of their lines are such."""
     shell = [*blocks(page, ""), *blocks(page, "bash")]
-    lines = [line for block in shell for line in block.splitlines()]
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+    lines = [part.strip() for block in shell for part in re.split(r"\n|&&", block)]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def check_command(line: str) -> None:

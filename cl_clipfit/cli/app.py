@@ -21,12 +21,13 @@ from cl_clipfit.cli.arguments import (
     Settings,
     console,
     consoles,
+    folders,
     keep_text,
 )
 from cl_clipfit.cli.bank import bank
 from cl_clipfit.cli.habits import instead, meant, meet_habits
 from cl_clipfit.cli.help import ALL, asks_for_help, show_help
-from cl_clipfit.cli.share import export
+from cl_clipfit.cli.share import export, extend
 from cl_clipfit.commands.resume import (
     check_output,
     check_plugins,
@@ -36,7 +37,7 @@ from cl_clipfit.commands.resume import (
 from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.config.merge_settings import ModeSettings
 from cl_clipfit.config.options import explain
-from cl_clipfit.errors import UserError, printable, program
+from cl_clipfit.errors import UserError, is_file, printable, program
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
 from cl_clipfit.runtime.launch import declared, refuse_several, reports
@@ -210,6 +211,9 @@ def predict(
     check_plugins_of_run(run, plugin or [])
     if not images:
         raise UserError("predict: name at least one image file or folder")
+    for image in images:
+        if not is_file(image, or_folder=True):  # before seconds are spent on importing PyTorch
+            raise UserError(f"{image}: there is no such file or folder")
     if top < 1:
         raise UserError(f"--top {top}: expected at least 1")
     from cl_clipfit.commands.predict import predict as predict_images
@@ -248,7 +252,7 @@ def compare(
     from cl_clipfit.commands.compare import compare as compare_runs
 
     compare_runs(
-        runs or (Path("runs"),), *consoles(), form=chosen[0] if chosen else "table", mixed=mixed,
+        folders(runs), *consoles(), form=chosen[0] if chosen else "table", mixed=mixed,
         against=against, names=label or [], metrics=metric or [], output=output,
     )  # fmt: skip
 
@@ -264,7 +268,7 @@ def report(
     """Write a page that shows finished runs: curves, matrices, classes, examples, commands."""
     from cl_clipfit.commands.report import report as report_runs
 
-    report_runs(runs or (Path("runs"),), *consoles(), output=output)
+    report_runs(folders(runs), *consoles(), output=output)
 
 
 @app.command
@@ -322,6 +326,7 @@ def doctor() -> None:
 
 
 app.command(export)
+app.command(extend)
 
 
 def commands(within: App = app) -> list[str]:

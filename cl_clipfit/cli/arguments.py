@@ -1,5 +1,6 @@
 """Arguments that several commands share, with their help texts; and the consoles."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -37,6 +38,11 @@ def console(stderr: bool = False) -> Console:
 def consoles() -> tuple[Console, Console]:
     """Return the consoles for results and for progress."""
     return console(), console(stderr=True)
+
+
+def folders(paths: Sequence[Path]) -> Sequence[Path]:
+    """Return the folders of runs, default `runs`, without the files that `runs/*` names as well."""
+    return [path for path in paths if not path.is_file()] or paths or [Path("runs")]
 
 
 def keep_text(app: Any, commands: Any, arguments: ArgumentCollection) -> None:

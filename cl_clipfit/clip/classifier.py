@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +66,14 @@ class CLIPClassifier(ImageSide):
         recompute: store only the input of each block, and recompute the rest in the backward pass.
         warnings: what its features depend on without being certain; each run keeps them.
         compiles: run the blocks of supported towers through `torch.compile` in training.
+        parts: labels at which the classes of a later stream begin. All classes are encoded and
+            ranked stream by stream, so that no bit depends on the streams that follow.
     """
 
     zero_shot_text_features: Tensor
     context: nn.Parameter | None
     warnings: tuple[str, ...] = ()
+    parts: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -119,7 +123,7 @@ class CLIPClassifier(ImageSide):
         Args:
             names: one name for each class.
             templates: prompts with one "{}" for the name; several form an ensemble. Or one
-                such sequence per name.
+                such sequence per name, whose prompts may be whole, without "{}".
 
         Raises:
             UserError: an empty name, no template, a template without "{}", or a prompt that is too
@@ -131,11 +135,36 @@ class CLIPClassifier(ImageSide):
         prompts = self._prompts(names, templates)
         tokens = self._with_context(prompts, names)
         with torch.no_grad(), self.pretrained_weights():
-            anchors = self.encode_prompts(prompts)
+            anchors = self._stream_by_stream(prompts, len(self.class_names))
         old = self.zero_shot_text_features.to(anchors).view(-1, anchors.shape[1])
         self.zero_shot_text_features = torch.cat([old, anchors])
         self._tokens += tokens
         self.class_names += names
+
+    def set_prompts(self, label: int, prompts: Sequence[str]) -> None:
+        """Replace the prompts of a class; its features and its anchor follow.
+
+        Args:
+            label: of the class.
+            prompts: whole, or with one "{}" for the name; several form an ensemble.
+
+        Raises:
+            UserError: there is none, or one is too long for the text tower.
+            ValueError: the model has learned a context, which replaces prompts.
+        """
+        if self.context is not None:
+            raise ValueError("the prompts of this model are learned")
+        name = self.class_names[label]
+        check_prompts(self.tokenizer, [name], [list(prompts)], label)
+        (tokens,) = self._prompts([name], [list(prompts)])
+        with torch.no_grad(), self.pretrained_weights():
+            self.zero_shot_text_features[label] = self.encode_prompts([tokens])[0]
+        self._tokens[label] = tokens
+        self._towers.forget()
+
+    def classes_until(self, label: int) -> int:
+        """Return how many classes have arrived with the stream of a class, or before it."""
+        return next((part for part in self.parts if part > label), len(self.class_names))
 
     def text_features(self, classes: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
         """Encode the prompts of classes with the current weights.
@@ -155,7 +184,7 @@ class CLIPClassifier(ImageSide):
             features = self._encode_along(labels)
         elif self._text_cache is not None:
             if not self._text_cache:
-                self._text_cache.append(self.encode_prompts(self._tokens, normalize=False))
+                self._text_cache.append(self._stream_by_stream(self._tokens, normalize=False))
             features = self._text_cache[0][labels]
         else:
             prompts = [self._tokens[c] for c in labels]
@@ -164,6 +193,21 @@ class CLIPClassifier(ImageSide):
                 lambda: self.encode_prompts(prompts, normalize=False),
             )  # fmt: skip
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _stream_by_stream(
+        self, prompts: Sequence[Tensor], first: int = 0, normalize: bool = True
+    ) -> Tensor:
+        """Encode the prompts of classes, those of each stream in passes of their own: (K, d).
+
+        Args:
+            prompts: one tensor of token ids (templates, L) per class.
+            first: label of the first class.
+            normalize: to unit length.
+        """
+        ends = [part - first for part in self.parts if 0 < part - first < len(prompts)]
+        spans = pairwise([0, *ends, len(prompts)])
+        features = [self.encode_prompts(prompts[start:end], normalize) for start, end in spans]
+        return torch.cat(features) if ends else features[0]
 
     @contextlib.contextmanager
     def encoding_along(self, prompts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -252,4 +296,7 @@ class CLIPClassifier(ImageSide):
 
     def forward(self, images: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Classify images among `classes` (default all): logits (B, K)."""
-        return self.logits(self.image_features(images), self.text_features(classes))
+        image, text = self.image_features(images), self.text_features(classes)
+        if not self.parts or classes is not None:
+            return self.logits(image, text)
+        return torch.cat([self.logits(image, rows) for rows in text.tensor_split(self.parts)], 1)

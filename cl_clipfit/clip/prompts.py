@@ -39,12 +39,13 @@ def check_prompts(
         first_label: label of the first name.
 
     Raises:
-        UserError: an empty name, no template, a template without "{}", or a prompt that is too
-            long for the text tower.
+        UserError: an empty name, no template, a shared template without "{}", or a prompt that is
+            too long for the text tower.
     """
     per_name = templates_of(templates, len(names))
+    shared = any(isinstance(t, str) for t in templates)
     for template in {template for group in per_name for template in group}:
-        if template.count("{}") != 1:
+        if template.count("{}") != 1 and (shared or "{}" in template):
             raise UserError(f"prompt template {template!r} needs exactly one '{{}}'")
     for label, (name, group) in enumerate(zip(names, per_name, strict=True), first_label):
         if not name.strip():

@@ -87,6 +87,12 @@ class DataSettings(BaseModel):
     class_names: Path | None = Field(
         None, description="file with one class name per line, or YAML: old name to new"
     )
+    prompts: list[Path] | None = Field(
+        None, description="CSV files with lines class,prompt: prompts of single classes"
+    )
+    then: list[Path] | None = Field(
+        None, description="folders of images whose classes arrive afterwards, a task each"
+    )
     split: Path | None = Field(None, description="JSON file that says which images train and test")
     skip_bad_images: bool = Field(False, description="leave out images that cannot be read")
     unverified_data: bool = Field(
@@ -203,8 +209,8 @@ class RunConfig(OutputSettings, ComputeSettings, TrainingSettings, DataSettings,
     """
 
     @field_validator(
-        "model", "tasks", "class_order", "class_names", "split", "data_dir", "output", "config",
-        "plugin", "resume", check_fields=False,
+        "model", "tasks", "class_order", "class_names", "split", "data_dir", "then", "prompts",
+        "output", "config", "plugin", "resume", check_fields=False,
     )  # fmt: skip
     @classmethod
     def _check_paths(cls, value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Read users' text and YAML files: class names, settings, and YAML nodes with values as text."""
 
+import csv
 import json
 import re
 import stat
@@ -218,6 +219,38 @@ def read_class_names(file: Path, names: Sequence[str]) -> tuple[str, ...]:
         if not name or has_control(name):
             raise UserError(f"{place}: the name of class {label} is empty or unreadable: {name!r}")
     return new_names
+
+
+def read_prompts(file: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Read a CSV file of prompts: a class and one of its prompts per line.
+
+    A first line `class,prompt` is a header. A prompt is whole, or has one "{}" for the name.
+
+    Args:
+        file: the file.
+        names: of the classes.
+
+    Raises:
+        UserError: it cannot be read, a line is not of this form, or a class is unknown.
+    """
+    place = f"--prompts {file}"
+    prompts: dict[str, list[str]] = {}
+    for number, cells in enumerate(csv.reader(read_text(file, place).splitlines()), 1):
+        cells = [cell.strip() for cell in cells]
+        if not any(cells) or (number == 1 and cells == ["class", "prompt"]):
+            continue
+        where = f"{place}, line {number}"
+        if len(cells) != 2 or not all(cells):
+            raise UserError(f"{where}: expected a class and a prompt, as crow,a photo of a crow")
+        name, prompt = cells
+        if name not in names:
+            raise UserError(f"{where}: unknown class '{name}'. {nearest(name, names)}")
+        if prompt.count("{}") > 1 or has_control(prompt):
+            raise UserError(f"{where}: a prompt has one '{{}}' at most, and no control characters")
+        prompts.setdefault(name, []).append(prompt)
+    if not prompts:
+        raise UserError(f"{place}: the file holds no prompt")
+    return prompts
 
 
 def other_lines(lines: Sequence[str]) -> str:

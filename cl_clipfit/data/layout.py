@@ -22,11 +22,18 @@ class Layout:
         order: original label of each arrival label.
         task_classes: arrival labels of each task; in a stream of domains tasks share classes.
         task_names: names of the tasks; empty if they have none.
+        parts: the tasks, from 0, with which a stream begins that follows another; usually none.
     """
 
     order: list[int]
     task_classes: list[list[int]]
     task_names: tuple[str, ...] = ()
+    parts: tuple[int, ...] = ()
+
+    @property
+    def first_labels(self) -> tuple[int, ...]:
+        """Return the arrival label of the first class of each of `parts`."""
+        return tuple(min(self.task_classes[task]) for task in self.parts)
 
     @cached_property
     def arrival(self) -> Tensor:

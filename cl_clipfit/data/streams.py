@@ -39,6 +39,7 @@ class Scenario:
         experience_tasks: the task, from 0, of each experience.
         origin: hash of the data set, and where it came from.
         warnings: of the data set.
+        parts: as in `Layout`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Scenario:
     experience_tasks: list[int]
     origin: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    parts: tuple[int, ...] = ()
 
     @property
     def trained_tasks(self) -> int:
@@ -202,7 +204,7 @@ def build_scenario(
         name=name, class_names=names, train=train, test=test, experiences=experiences,
         templates=tuple(templates or _ordered_templates(source, layout)),
         class_order=layout.order, task_classes=layout.task_classes, task_names=layout.task_names,
-        experience_tasks=of_task, warnings=source.warnings,
+        experience_tasks=of_task, warnings=source.warnings, parts=layout.parts,
         origin={**source.origin, "sha256": source.sha256},
     )  # fmt: skip
 

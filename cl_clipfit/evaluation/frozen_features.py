@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import PIL
@@ -76,8 +77,17 @@ class FrozenImages:
         """
         encode = partial(self.features, class_tokens=class_tokens)
         if train:
-            scenario = scenario.with_images(encode(scenario.train.images), scenario.test.images)
+            images = self._train_features(scenario, encode)
+            scenario = scenario.with_images(images, scenario.test.images)
         return with_features(scenario, probes, encode)
+
+    def _train_features(self, scenario: Scenario, encode: Callable[[Any], Tensor]) -> Tensor:
+        """Encode training images stream by stream: in other batches the last bits differ."""
+        images, tasks = scenario.train.images, scenario.train.tasks
+        if not scenario.parts or tasks is None:
+            return encode(images)
+        ends = [int((tasks < task).sum()) for task in scenario.parts]
+        return torch.cat([encode(images[a:b]) for a, b in pairwise([0, *ends, len(images)])])
 
     def known(self, images: Any) -> Tensor | None:
         """Return the features (N, d) of images that this command has already encoded, else None."""

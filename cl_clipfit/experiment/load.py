@@ -1,7 +1,7 @@
 """Load a finished run as a classifier of new images; the data it was trained on are not needed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cl_clipfit.clip.feature_classifier import FEATURES
 from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.config.parsing import parse_command
 from cl_clipfit.data.images.lazy import ImageFiles, LazyImages
-from cl_clipfit.errors import UserError, is_file
+from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.experiment.build import build_strategy, select_first
 from cl_clipfit.experiment.calibration import sureness
 from cl_clipfit.experiment.reopen import available_device, check_version, load_head, open_bank
@@ -30,20 +30,31 @@ from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM
 from cl_clipfit.training.strategy import CLIPStrategy
 
 # Settings that name files; what they said is in `result.json`.
-_OF_THE_DATA = ("data_dir", "split", "class_names", "tasks", "class_order", "probe")
+_OF_THE_DATA = (
+    "data_dir",
+    "then",
+    "prompts",
+    "split",
+    "class_names",
+    "tasks",
+    "class_order",
+    "probe",
+)
 Labels = list[tuple[str, float]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoadedRun:
-    """A finished run that classifies new images.
+    """A finished run that classifies new images; nothing that is changed here is written to disk.
 
     Attributes:
         path: its folder.
         result: content of its `result.json`.
         stream: the stream that it learned, as its command describes it.
         strategy: the method after its last task.
-        classes: labels of the classes that it learned.
+        classes: labels of the classes that it chooses from: those that it learned, until some are
+            removed.
+        new_names: what classes are called now, by label.
     """
 
     path: Path
@@ -51,12 +62,73 @@ class LoadedRun:
     stream: StreamPlan
     strategy: CLIPStrategy
     classes: tuple[int, ...]
+    new_names: dict[int, str] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
-        """Return the names of the classes that it learned."""
+        """Return the names of the classes that it chooses from."""
         names = self.strategy.model.class_names
-        return [names[label] for label in self.classes]
+        return [self.new_names.get(label, names[label]) for label in self.classes]
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call classes by other names; how they are recognised stays as it was learned.
+
+        Args:
+            names: new names by old ones.
+
+        Raises:
+            UserError: a class is unknown, or a name is empty or would be that of two classes.
+        """
+        renamed = {self._label(old): new for old, new in names.items()}
+        after = {label: renamed.get(label, name) for label, name in self._by_label().items()}
+        for new in names.values():
+            if not new.strip() or [*after.values()].count(new) > 1:
+                raise UserError(f"rename: '{new}' is empty, or the name of another class")
+        self.new_names |= renamed
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Leave classes out of what images are classified as.
+
+        Raises:
+            UserError: a class is unknown, or none would be left.
+        """
+        gone = {self._label(name) for name in names}
+        left = tuple(label for label in self.classes if label not in gone)
+        if not left:
+            raise UserError("remove: at least one class must stay")
+        self.classes = left
+
+    def set_prompts(self, prompts: Mapping[str, Sequence[str]]) -> None:
+        """Describe classes by other prompts, without training.
+
+        Args:
+            prompts: of each class by its name: whole, or with one "{}" for the name it was learned
+                by; several form an ensemble.
+
+        Raises:
+            UserError: a class is unknown, a prompt is too long for the text tower, or the method
+                does not classify by prompts.
+        """
+        model = self.strategy.model
+        if not self.strategy.compares_text or model.context is not None:
+            raise UserError(f"set_prompts: {self.result['label']} does not classify by prompts")
+        for label, chosen in {self._label(n): c for n, c in prompts.items()}.items():
+            model.set_prompts(label, [chosen] if isinstance(chosen, str) else chosen)
+
+    def _by_label(self) -> dict[int, str]:
+        return dict(zip(self.classes, self.class_names, strict=True))
+
+    def _label(self, name: str) -> int:
+        """Return the label of a class.
+
+        Raises:
+            UserError: no class has this name, or several have.
+        """
+        labels = [label for label, known in self._by_label().items() if known == name]
+        if len(labels) != 1:
+            why = f"{len(labels)} classes have it" if labels else nearest(name, self.class_names)
+            raise UserError(f"the class name '{name}' tells no class: {why}")
+        return labels[0]
 
     def probabilities(self, images: "Images") -> Tensor:
         """Return the softmax of the method's scores, (N, len(class_names)), on the CPU.

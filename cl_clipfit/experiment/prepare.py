@@ -19,12 +19,15 @@ from cl_clipfit.clip import (
 )
 from cl_clipfit.clip.feature_classifier import FEATURES, FeatureClassifier, hash_features
 from cl_clipfit.clip.precision import announce_precision, resolve_precision, tower_width
-from cl_clipfit.clip.prompts import equal_rows, name_same, same_prompts
+from cl_clipfit.clip.prompts import DEFAULT_TEMPLATES, equal_rows, name_same, same_prompts
 from cl_clipfit.config.command import DataSettings, RunConfig
 from cl_clipfit.config.options import explain, make_options
 from cl_clipfit.config.parsing import Command, parse_command
-from cl_clipfit.config.text_files import read_class_names
+from cl_clipfit.config.text_files import read_class_names, read_prompts
+from cl_clipfit.data.composed import followed_by, with_prompts
+from cl_clipfit.data.formats.folders import data_name
 from cl_clipfit.data.formats.splits import apply_split
+from cl_clipfit.data.formats.trees import SplitOptions, read_tree
 from cl_clipfit.data.images.lazy import hashed_by
 from cl_clipfit.data.images.loading import ImageLoader, sized
 from cl_clipfit.data.layout import Layout, make_layout
@@ -135,8 +138,8 @@ def load_scenario(
     request = _request(config, progress)
     try:
         source, _ = _read_sources(command, registry, stream, request)
+        source, layout = _with_following(source, _make_layout(source, stream), stream)
         source = sized(source, preprocess or Preprocess.default())
-        layout = _make_layout(source, stream)
         loader = ImageLoader(request, config.skip_bad_images)
         return _build(stream, source, layout, loader, seed)
     finally:
@@ -159,7 +162,7 @@ def _build(
         stream.entry.name,
         source,
         layout=layout,
-        templates=tuple(settings.template) if settings.template else None,
+        templates=_templates(stream),
         seed=stream.shots_seed(seed),
         load=loader,
         trains=trains,
@@ -177,6 +180,12 @@ def _build(
             " read"
         )
     return scenario
+
+
+def _templates(stream: StreamPlan) -> tuple[str, ...] | None:
+    """Return the templates of the command; None where the data set has what is used."""
+    own = stream.data_settings.prompts  # joined with the templates already
+    return tuple(stream.settings.template) if stream.settings.template and not own else None
 
 
 def prepare(config: RunConfig, progress: Progress) -> Prepared:
@@ -205,7 +214,10 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     layout = _make_layout(source, stream)
     if not isinstance(stream.tasks, Path):
         stream = replace(stream, tasks=len(layout.task_classes))
+    images = _images_per_task(source, layout, stream)  # of the first stream: it sets the recipe
+    source, layout = _with_following(source, layout, stream)
     model = _load_model(stream, source, layout)
+    model.parts = layout.first_labels
     # Before classes are added, because their anchors are encoded in this precision.
     requested, device = stream.compute.precision, stream.compute.device
     model.precision = resolve_precision(requested, device, tower_width(model.clip))
@@ -222,7 +234,6 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
         loader.probes_left_out = tuple(loader.left_out)
     finally:
         progress.stop()
-    images = _images_per_task(source, layout, stream)
     plans = [plan.adapted_to(images) for plan in resolved.plans]
     return Prepared(
         resolved.command, registry, stream, plans, source, layout, probes, hashes, model, loader,
@@ -308,6 +319,31 @@ def _make_layout(source: Source, stream: StreamPlan) -> Layout:
     )  # fmt: skip
 
 
+def _with_following(source: Source, layout: Layout, stream: StreamPlan) -> tuple[Source, Layout]:
+    """Append the folders that follow a stream, a task each, and give classes prompts of their own.
+
+    Raises:
+        UserError: a folder or file cannot be read, or the stream cannot be continued.
+    """
+    folders = stream.data_settings.then or []
+    if folders and stream.settings.blurry is not None:
+        raise UserError("--then: with --blurry the images of all tasks are mixed, leave out one")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--then {folder}: there is no such folder")
+        tree = read_tree(folder, SplitOptions())
+        more = Source(tree.names, DEFAULT_TEMPLATES, tree.train, tree.test, warnings=tree.warnings)
+        source, layout = followed_by(source, layout, data_name(folder), more)
+    if files := stream.data_settings.prompts:
+        if source.text is not None:
+            raise UserError(f"--prompts {files[0]}: features come with their text encoded")
+        if stream.settings.template:
+            source = replace(source, templates=tuple(stream.settings.template))
+        for file in files:
+            source = with_prompts(source, read_prompts(file, source.class_names))
+    return source, layout
+
+
 def _load_model(stream: StreamPlan, source: Source, layout: Layout) -> CLIPClassifier:
     if stream.model != FEATURES:
         return create_classifier(stream.model, stream.compute.device)
@@ -324,7 +360,7 @@ def _same_prompts(source: Source, stream: StreamPlan, model: CLIPClassifier) -> 
     if source.text is not None:
         groups, what = equal_rows(source.text), "text features"
     else:
-        templates = stream.settings.template or source.templates
+        templates = _templates(stream) or source.templates
         groups, what = same_prompts(model.tokenizer, names, templates), "prompts"
     return [name_same(groups, names, what)] if groups else []
 

@@ -16,6 +16,7 @@ from cl_clipfit.evaluation.scoring import Scorer
 from cl_clipfit.experiment.bank_writer import STATISTICS_IMAGES, BankWriter
 from cl_clipfit.experiment.build import build_strategy, failure, select_first
 from cl_clipfit.experiment.calibration import measure_threshold
+from cl_clipfit.experiment.continuation import Continuation, keep_state
 from cl_clipfit.experiment.estimate import estimate_seconds
 from cl_clipfit.experiment.evaluator import Evaluator
 from cl_clipfit.experiment.learner import Learner
@@ -67,7 +68,10 @@ class Run:
         history: records what happens while it trains.
         predictions: keeps the answers to all test images.
         journal: saves the state after every epoch; None if there is nothing to save.
+        earlier: a finished run of the first tasks, which this one continues; usually none.
     """
+
+    earlier: Continuation | None = None
 
     def __init__(
         self,
@@ -126,7 +130,10 @@ class Run:
             self._resume(saved, config)
         self.bank.open(saved["tasks"] if saved else None)
         if self.folder.writes:
-            self.history.open(HistoryFile(self.folder.path), saved and saved.get("history"))
+            history = saved and saved.get("history")
+            if saved is None and self.earlier is not None:
+                history = self.earlier.copy_history(self.folder.path)
+            self.history.open(HistoryFile(self.folder.path), history)
         if self.journal:
             self.journal.history = self.history
         if self.stream.keeps_predictions:
@@ -219,6 +226,9 @@ class Run:
             self.record.restore(saved["progress"])
             for task in range(1, finished + 1):
                 self.progress.row(task, self.record.board.tables.seen[task])
+        elif self.earlier is not None:
+            self.earlier.restore(self)
+            finished = self.earlier.tasks
         else:
             self._evaluate()
             if saved is None:  # otherwise the line is there
@@ -226,6 +236,7 @@ class Run:
         for task in range(finished + 1, self.scenario.trained_tasks + 1):
             self.task = task
             self._run_task(task)
+        keep_state(self)
         if self.strategy.learning != "none":
             for text in self.record.below_zero_shot():
                 self.strategy.warn(text)

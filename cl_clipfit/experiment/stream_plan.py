@@ -161,7 +161,8 @@ def _check_data_options(settings: DataSettings, used: list[Entry]) -> None:
     if all(entry.about.get("DOWNLOAD") == "none" for entry in used):
         given = {"--data-dir": settings.data_dir, "--unverified-data": settings.unverified_data}
         for option in (option for option, value in given.items() if value):
-            raise UserError(f"{option}: {used[0].name} needs no data, leave the option out")
+            folder = "; for images of your own: --scenario folder" if option == "--data-dir" else ""
+            raise UserError(f"{option}: {used[0].name} needs no data, leave the option out{folder}")
     check_files(settings)
 
 

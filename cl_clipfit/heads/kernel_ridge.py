@@ -79,6 +79,11 @@ class KernelRidge:
             counts=self.counts + labels.bincount(minlength=len(self.counts)),
         )
 
+    def grown(self, classes: int) -> "KernelRidge":
+        """Return the regression with room for classes that are still to come."""
+        more = max(0, classes - len(self.counts))
+        return replace(self, counts=torch.cat([self.counts, self.counts.new_zeros(more)]))
+
     @property
     def head(self) -> KernelHead:
         """The classifier; classes without features are never chosen."""

@@ -53,6 +53,16 @@ class RecursiveRidge:
         counts = self.counts + torch.bincount(labels, minlength=classes)
         return RecursiveRidge((inverse + inverse.T) / 2, weight, counts)
 
+    def grown(self, classes: int) -> "RecursiveRidge":
+        """Return the solution with room for classes that are still to come."""
+        more = classes - len(self.counts)
+        if more <= 0:
+            return self
+        weight = torch.cat([self.weight, self.weight.new_zeros(more, self.weight.shape[1])])
+        return RecursiveRidge(
+            self.inverse, weight, torch.cat([self.counts, self.counts.new_zeros(more)])
+        )
+
     @property
     def head(self) -> LinearHead:
         """The classifier; classes without features are never chosen."""

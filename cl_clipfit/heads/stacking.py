@@ -110,6 +110,7 @@ class StackedHead:
             scores: (N, K) of the other classifier, which has not learned from these images.
         """
         embedded = [self.embed(rows, space) for space in range(len(SPACES))]
+        self._grow(scores.shape[1])
         if self.statistics:
             self._learn_others(embedded[-1], labels, scores)
         added = [Statistics.of(x, labels, scores.shape[1]) for x in embedded]
@@ -119,6 +120,12 @@ class StackedHead:
         chosen = self._usable(labels)
         if len(chosen):
             self._calibrate([x[chosen] for x in embedded], labels[chosen], scores[chosen])
+
+    def _grow(self, classes: int) -> None:
+        """Make room for classes of a stream that follows."""
+        if self.statistics and classes > len(self.statistics[0].counts):
+            self.statistics = [sums.grown(classes) for sums in self.statistics]
+            self._heads = {}  # of another shape, and so of other last bits
 
     def _learn_others(self, x: Tensor, labels: Tensor, scores: Tensor) -> None:
         """Learn from images of new classes how those of classes not seen look."""

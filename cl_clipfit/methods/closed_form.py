@@ -164,7 +164,8 @@ class StatisticsStrategy(ClosedFormStrategy):
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the statistics and the head."""
         if state:
-            self.statistics = Statistics.from_state({n: t.cpu() for n, t in state.items()})
+            statistics = Statistics.from_state({n: t.cpu() for n, t in state.items()})
+            self.statistics = statistics.grown(len(self.model.class_names))
             self.head = self.fit()
 
 
@@ -265,5 +266,6 @@ class RecursiveStrategy(RandomFeaturesStrategy):
         """Restore the solution and the head."""
         if state:
             tensors: dict[str, Any] = {name: value.cpu() for name, value in state.items()}
-            self.solution = replace(self.start(1, 1), **tensors)
+            solution = replace(self.start(1, 1), **tensors)
+            self.solution = solution.grown(len(self.model.class_names))
             self.head = self.fit()

@@ -213,11 +213,11 @@ class ConsoleDisplay(Progress):
         view, trained = self.view, ""
         view.task_seconds.append(view.now() - view.started)
         if view.images:
-            trained = f", trained in {seconds:.1f} s"
+            trained = f", {seconds:.1f} s"
             if view.own_steps == view.step:
-                trained += f" at {view.images / max(1e-9, seconds):.0f} images/s"
-        shown = "-" if accuracy is None else f"{accuracy:z.1f} %"
-        self.note(f"{view.label} task {task}/{tasks}: accuracy over classes seen {shown}{trained}")
+                trained += f", {view.images / max(1e-9, seconds):.0f} images/s"
+        shown = "no score" if accuracy is None else f"{accuracy:z.1f} %"
+        self.note(f"{view.label} task {task}/{tasks}: {shown} over classes seen{trained}")
 
     def stop(self) -> None:
         """Remove the live view or bar, if any."""

@@ -76,7 +76,7 @@ class Checkpoints:
             UnsupportedError: the state contains a value of another type.
         """
         parts = {k: self._write_part(v) for k, v in state.items() if isinstance(v, Part)}
-        data = _written({k: v for k, v in state.items() if k not in parts}, parts)
+        data = as_bytes({k: v for k, v in state.items() if k not in parts}, parts)
         existing = self._files()
         number = existing[-1][0] + 1 if existing else 1
         file = self.folder / f"{number:06d}-{sha256(data)}.safetensors"
@@ -91,7 +91,7 @@ class Checkpoints:
         """Write a part, unless it is there; return the name of its file."""
         if self._part and self._part[0] is part and (self.folder / self._part[1]).is_file():
             return self._part[1]
-        data = _written(part.value, {})
+        data = as_bytes(part.value, {})
         name = f"{sha256(data)}.part"
         write_atomic(self.folder / name, data)
         self._part = part, name
@@ -148,7 +148,7 @@ class Checkpoints:
 
     def _read(self, data: bytes, file: Path) -> dict[str, Any] | None:
         """Return the state in a checkpoint's bytes; None if one of its parts is damaged."""
-        state, parts = _read(data, file), _header(data, file)[1]
+        state, parts = from_bytes(data, file), _header(data, file)[1]
         for key, name in parts.items():
             path = self.folder / name
             try:
@@ -159,7 +159,7 @@ class Checkpoints:
             if f"{sha256(content)}.part" != name:
                 self.warn(f"{path} is damaged: trying the previous checkpoint")
                 return None
-            part = Part(_read(content, path))
+            part = Part(from_bytes(content, path))
             self._part, state[key] = (part, name), part
         self._named[file] = list(parts.values())
         return state
@@ -203,7 +203,7 @@ def _remove(file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _written(state: dict[str, Any], parts: dict[str, str]) -> bytes:
+def as_bytes(state: dict[str, Any], parts: dict[str, str]) -> bytes:
     """Return the bytes of a checkpoint or a part."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps({"schema": SCHEMA, "state": pack(state, tensors), "parts": parts})
@@ -238,7 +238,7 @@ def _header(data: bytes, file: Path) -> tuple[Any, dict[str, str]]:
     )
 
 
-def _read(data: bytes, file: Path) -> dict[str, Any]:
+def from_bytes(data: bytes, file: Path) -> dict[str, Any]:
     """Return the state in the bytes of a checkpoint or a part, without its parts."""
     packed, _ = _header(data, file)
     with _understanding(file):

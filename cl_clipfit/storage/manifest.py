@@ -83,6 +83,17 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
     return stamps
 
 
+def is_as_written(folder: Path, name: str) -> bool:
+    """Return whether a file of a finished run has the hash that the manifest lists.
+
+    Raises:
+        UserError: the file or the manifest cannot be read.
+    """
+    digests, _ = _parse(read_bytes(folder / MANIFEST, _LARGEST_MANIFEST))
+    with reading():
+        return digests.get(name) == _digest(folder / name)
+
+
 def check_manifest(folder: Path) -> list[str]:
     """Compare a folder with its manifest.
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 MATRIX = "accuracy_matrix.csv"
+STATE = "state.safetensors"  # of a run that can be extended
 BANK = "bank"  # folder
 PREDICTIONS = "predictions"  # folder
 THUMBNAILS = "thumbnails"  # folder
@@ -40,7 +41,7 @@ DIGITS = 8  # of a run's digest in its folder's name; older versions stored only
 _ROUNDING = ("micro_batch", "compile")
 # Files that a run and the commands on it write; a repeated run removes them, and its bank too.
 LEFT_BEHIND = (
-    RESULT, MATRIX, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
+    RESULT, MATRIX, STATE, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
     f"{BANK}/index.json", f"{BANK}/index-*.json", f"{BANK}/task-*.safetensors",
     f"{CHECKPOINTS}/*.safetensors", f"{CHECKPOINTS}/*.part", f"{PREDICTIONS}/row-*.npz",
     f"{THUMBNAILS}/*.png", REPORT, HISTORY, CALIBRATION, MANIFEST, NAN_BATCH,

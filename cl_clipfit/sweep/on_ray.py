@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cl_clipfit.runtime.signals import deferred
 from cl_clipfit.storage.files import writing
 from cl_clipfit.storage.result import RESULT, read_result
 from cl_clipfit.sweep.engines import Event, Share, Work, needed
@@ -55,10 +56,13 @@ class RayTasks:
                         job = replace(waiting.pop(), threads=self.share.threads or 1)
                         running[task.remote(pickle.dumps((work, job)))] = job
                         yield Event(job, "started", "given to Ray")
-                    ended, _ = self.ray.wait([*running], timeout=_LOOK_SECONDS)
+                    with deferred():  # what a handler raises inside of Ray becomes a SystemError
+                        ended, _ = self.ray.wait([*running], timeout=_LOOK_SECONDS)
                     for reference in ended:
                         job = running.pop(reference)
-                        yield Event(job, "ended", outcome=self._outcome(reference, job))
+                        with deferred():
+                            outcome = self._outcome(reference, job)
+                        yield Event(job, "ended", outcome=outcome)
             finally:
                 for reference in running:
                     with contextlib.suppress(Exception):  # it may have ended meanwhile
@@ -73,10 +77,11 @@ class RayTasks:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            self.ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-            for number, handler in handlers.items():
-                with contextlib.suppress(ValueError):  # not the main thread
-                    signal.signal(number, handler)
+            with deferred():
+                self.ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+                for number, handler in handlers.items():
+                    with contextlib.suppress(ValueError):  # not the main thread
+                        signal.signal(number, handler)
             yield
         finally:
             self.ray.shutdown()

@@ -120,6 +120,10 @@ class CLIPStrategy(Scoring, TrainingLoop):
     resumes: ClassVar[bool] = True
     """False for a method with state that no checkpoint can hold: a run of it is not resumed."""
 
+    extends: ClassVar[bool] = False
+    """True for a method whose finished run can be continued with further tasks, bit for bit as if
+    they had belonged to the stream: nothing of it depends on classes that are yet to come."""
+
     options_class: ClassVar[type[Options]] = Options
     """The method's settings, which `--set NAME.key=value` accepts."""
 

@@ -156,3 +156,18 @@ def test_other_habits_are_answered(
 def test_a_sentence_is_cut_where_it_may_end() -> None:
     assert screens.fitted("Merge a run; the result is a run", 20) == "Merge a run"
     assert screens.fitted("one two three four", 14) == "one two three…"
+
+
+def test_a_newcomer_is_told_what_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Read
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_method.py", "runs-comparison.csv"):
+        Path(name).touch()
+    Path("images").mkdir()
+    assert "my_method.py: --plugin my_method.py" in refused("--strategy", "my-method")
+    assert "--scenario folder" in refused("--data-dir", "images")
+    assert "new.png: there is no such file" in refused("predict", "images", "new.png")
+    # `compare runs/*` also names the files of comparisons.
+    assert "images: no finished run is in it" in refused("compare", "images", "runs-comparison.csv")
+    assert "csv is not a folder" in refused("compare", "runs-comparison.csv")

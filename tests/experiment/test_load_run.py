@@ -3,6 +3,7 @@
 import csv
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,62 @@ def test_a_changed_bank_is_refused(run: Path, tmp_path: Path) -> None:
     head.write_bytes(head.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="damaged"):
         load_run(copy)
+
+
+def test_classes_are_renamed_and_removed_afterwards(run: Path) -> None:
+    model = load_run(run)
+    before = model.probabilities(IMAGES)
+    model.rename({"colour 0": "red", "colour 1": "colour 0"})
+    assert model.class_names[:3] == ["red", "colour 0", "colour 2"]
+    assert torch.equal(model.probabilities(IMAGES), before)
+    assert model.predict(IMAGES[8:9], top=1)[0][0][0] == "colour 0"
+    model.remove(["colour 0", "colour 5"])
+    assert model.class_names == ["red", "colour 2", "colour 3", "colour 4"]
+    kept = model.strategy.score_all(IMAGES)[:, [0, 2, 3, 4]].softmax(1)
+    assert torch.equal(model.probabilities(IMAGES), kept)
+    for change, says in (
+        (lambda: model.rename({"colour 0": "blue"}), "tells no class"),
+        (lambda: model.rename({"red": "colour 2"}), "the name of another class"),
+        (lambda: model.remove(["red", "colour 2", "colour 3", "colour 4"]), "one class must stay"),
+        (lambda: model.set_prompts({"red": ["a red square"]}), "does not classify by prompts"),
+    ):
+        with pytest.raises(UserError, match=says):
+            change()
+
+
+def test_prompts_are_those_of_a_file_or_set_afterwards(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.csv"
+    file.write_text(
+        "class,prompt\ncolour 2,a green square\ncolour 2,a drawing of a green square\n"
+        "colour 4,a sketch of a {}\n"
+    )
+    model = load_run(train(tmp_path / "file", "--strategy", "zero-shot", "--prompts", str(file)))
+    assert model.result["templates"] == [
+        *([["a photo of a {}."]] * 2), ["a green square", "a drawing of a green square"],
+        ["a photo of a {}."], ["a sketch of a {}"], ["a photo of a {}."],
+    ]  # fmt: skip
+    other = load_run(train(tmp_path / "plain", "--strategy", "zero-shot"))
+    plain = other.probabilities(IMAGES)
+    assert not torch.equal(plain, model.probabilities(IMAGES))
+    green = ["a green square", "a drawing of a green square"]
+    other.set_prompts({"colour 2": green, "colour 4": ["a sketch of a {}"]})
+    torch.testing.assert_close(other.probabilities(IMAGES), model.probabilities(IMAGES))
+    with pytest.raises(UserError, match="tokens, and this model reads"):
+        other.set_prompts({"colour 2": ["green " * 99]})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("colour 9,a square\n", "line 1: unknown class 'colour 9'. Did you mean"),
+        ("colour 1\n", "line 1: expected a class and a prompt"),
+        ("class,prompt\ncolour 1,{} or {}\n", "line 2: a prompt has one '{}' at most"),
+        ("class,prompt\n", "holds no prompt"),
+    ],
+)
+def test_a_file_of_prompts_is_checked(
+    content: str, says: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "prompts.csv").write_text(content)
+    command = [*TINY, *QUICK, "--strategy", "lda", "--output", tmp_path / "runs"]
+    assert says in refused(*command, "--prompts", tmp_path / "prompts.csv")

@@ -61,6 +61,18 @@ def test_the_table_and_the_curves_have_every_method_and_its_interval(page: str) 
     assert "mean of 2 seeds" in text
 
 
+def test_differences_are_paired_and_need_two_runs(page: str, tmp_path: Path) -> None:
+    # Both metrics of the two runs differ by 10 points, whatever the seed.
+    assert "Differences from clipfit strategy pairs average accuracy p last accuracy p" in words(
+        page
+    )
+    assert "full:ce_scope=task 2 -10.0 ± 0.0 0.000 -10.0 ± 0.0 0.000" in words(page)
+    for label in ("clipfit", "full"):
+        save_run(tmp_path, whole_result(label), answers=False)
+    once = load_results(tmp_path).write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Differences from" not in once
+
+
 def test_a_method_has_one_colour(page: str) -> None:
     (legend,) = set(
         re.findall(

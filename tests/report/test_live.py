@@ -118,7 +118,7 @@ def test_a_terminal_has_a_live_view_and_lines_above_it() -> None:
     ]  # fmt: skip
     assert seen.count("read") == 2  # once in each task: the second step came too soon
     text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "task 2/2: accuracy over classes seen 99.0 %, trained in 0.5 s at 16 images/s" in text
+    assert "task 2/2: 99.0 % over classes seen, 0.5 s, 16 images/s" in text
     assert "\x1b[?25l" in text and text.rstrip().endswith("\x1b[2K")  # the view is wiped
 
 

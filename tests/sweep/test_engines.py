@@ -10,7 +10,10 @@ import pytest
 
 from cl_clipfit.cli.app import main
 from cl_clipfit.report.results import load_results
-from cl_clipfit.sweep.on_ray import pack, unpack
+from cl_clipfit.sweep.engines import Share
+from cl_clipfit.sweep.job import Job
+from cl_clipfit.sweep.on_ray import RayTasks, pack, unpack
+from tests.support.light_work import light_work
 from tests.support.sweeps import bits, interrupt, run_in_this_process, write_sweep
 
 
@@ -89,14 +92,19 @@ def test_ray_nodes_do_the_runs_without_a_shared_folder_and_one_dies(
     )
     try:
         for _ in range(2):
-            cluster.add_node(num_cpus=1, **node)
+            cluster.add_node(num_cpus=1, num_gpus=1, **node)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         assert main([*command, "--output", str(tmp_path), "--engine", "ray"]) == 0
+        jobs = [Job(f"{n}", "", f"run {n}", "", {}, tmp_path / "light") for n in range(2)]
+        tasks = RayTasks(Share(gpus=0.5), on_gpu=True)
+        states = [e.outcome.state for e in tasks.events(jobs, light_work) if e.outcome]
     finally:
         cluster.shutdown()
     assert "12 of 12 runs are finished" in capsys.readouterr().out
     assert swept(tmp_path) == alone
     assert not [*(folder / "marks").iterdir()]
+    assert states == ["done", "done"]  # half of a GPU each, of the node that is left
+    assert (tmp_path / "light/1/gpus.txt").read_text() == "0"
 
 
 def test_workers_know_their_cores_before_pytorch_is_imported() -> None:

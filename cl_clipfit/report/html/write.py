@@ -14,6 +14,7 @@ from cl_clipfit.errors import UserError, printable
 from cl_clipfit.report.grid import Grid, grid
 from cl_clipfit.report.html.answers import Answers, answers, class_names
 from cl_clipfit.report.html.charts import Chart, Looks, colour_of, dash_of, shape_of
+from cl_clipfit.report.html.comparison import difference_table
 from cl_clipfit.report.html.curves import (
     barriers,
     curve_charts,
@@ -61,6 +62,7 @@ class Protocol:
     """Everything a report shows of runs whose numbers can be compared."""
 
     grid: Grid
+    differences: tuple[str, Sequence[str], Sequence[Sequence[str]]]
     legend: Sequence[Line]
     colours: dict[str, str]
     curves: Sequence[Chart]
@@ -138,6 +140,7 @@ def _protocol(runs: Results) -> Protocol:
     looks = looks_of([*groups, *([] if ZERO_SHOT in groups else [ZERO_SHOT])])
     return Protocol(
         grid=grid(contents),
+        differences=difference_table(groups),
         legend=_legend(looks),
         colours={label: colour_of(look) for label, look in looks.items()},
         curves=curve_charts(groups, looks),
