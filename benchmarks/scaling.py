@@ -3,7 +3,9 @@
     python -m benchmarks.scaling --model ViT-B-32 --processes 1 2 --batch-size 16 --json
 
 The batch is that of all processes together, so that every number of them does the same work;
-efficiency is the time of one process over N times that of N. Untrained weights, drawn images.
+efficiency is the time of one process over N times that of N. That of "cpu" seconds, which a
+process computed in a step, can be compared where other programs use the machine too, but leaves out
+waiting. Untrained weights, drawn images.
 """
 
 import argparse
@@ -31,7 +33,8 @@ def measure_one(given: argparse.Namespace) -> dict[str, Any]:
     """Time steps and passes in one of several processes, which all do the same.
 
     Returns:
-        "step_seconds", "evaluation_seconds", and "bytes_per_step" that a process gives to others.
+        "step_seconds", "evaluation_seconds", "cpu_seconds" of a step, and "bytes_per_step" that a
+        process gives to others.
     """
     torch.manual_seed(0)
     model = create_classifier(timing.model_name(given.model), given.device, given.precision)
@@ -44,27 +47,32 @@ def measure_one(given: argparse.Namespace) -> dict[str, Any]:
         processes.fit_everywhere(partial(step, 1))
 
     steps = _seconds(shared, given)
+    cpu = _seconds(shared, given, time.process_time)
     before = processes.bytes_sent()
     shared()
     sent = processes.bytes_sent() - before
     return {
         "step_seconds": steps,
+        "cpu_seconds": cpu,
         "evaluation_seconds": _seconds(lambda: strategy.score_all(images), given),
         "bytes_per_step": sent,
         "trained_numbers": strategy.trained_numbers(),
     }
 
 
-def _seconds(function: Callable[[], Any], given: argparse.Namespace) -> float:
+def _seconds(
+    function: Callable[[], Any], given: argparse.Namespace,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:  # fmt: skip
     """Return the median time of a call; each begins when all processes are ready."""
     times = []
     for turn in range(given.repeats + 1):
         processes.all_have(True)
-        begin = time.perf_counter()
+        begin = clock()
         function()
         timing.wait(given.device)
         if turn:  # the first one warms up
-            times.append(time.perf_counter() - begin)
+            times.append(clock() - begin)
     return statistics.median(times)
 
 
@@ -98,9 +106,9 @@ def summarise(groups: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
     Example:
         >>> steps = {1: {"step_seconds": 6.0}, 2: {"step_seconds": 4.0}}
-        >>> found = {n: {**group, "evaluation_seconds": 1.0} for n, group in steps.items()}
-        >>> summarise(found)
-        {'step_efficiency': {1: 1.0, 2: 0.75}, 'evaluation_efficiency': {1: 1.0, 2: 0.5}}
+        >>> both = {"cpu_seconds": 1.0, "evaluation_seconds": 1.0}
+        >>> summarise({n: {**group, **both} for n, group in steps.items()})["step_efficiency"]
+        {1: 1.0, 2: 0.75}
     """
     first = min(groups)
     return {
@@ -108,7 +116,7 @@ def summarise(groups: dict[int, dict[str, Any]]) -> dict[str, Any]:
             n: first * groups[first][f"{what}_seconds"] / (n * group[f"{what}_seconds"])
             for n, group in groups.items()
         }
-        for what in ("step", "evaluation")
+        for what in ("step", "cpu", "evaluation")
     }
 
 

@@ -20,7 +20,7 @@ def test_bytes_of_a_step_are_those_of_gradients_and_features(
     features = 2 * 4 * 128  # half of the batch, in fp32
     flags = 2 * 2  # of two bytes: after the images, and after the step
     assert two["bytes_per_step"] == gradients + features + flags
-    for what in ("step", "evaluation"):
+    for what in ("step", "cpu", "evaluation"):
         assert 0 < found[f"{what}_efficiency"]["2"] < 5
         assert found[f"{what}_efficiency"]["1"] == 1
 
