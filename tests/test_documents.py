@@ -31,7 +31,7 @@ PAGES = sorted(
 # Avalanche's users.
 _ELSEWHERE = ("class ImageNorms", "def metric(rows", "ReplayPlugin", "def load(")
 _CODE = {"", "bash", "python", "pycon"}  # what is run or parsed; the others are data
-_KINDS = {*_CODE, "yaml", "json", "csv", "toml", "latex", "text", "{include}", "{toctree}"}
+_KINDS = {*_CODE, "yaml", "json", "toml", "latex", "text", "{include}", "{toctree}"}
 
 
 def blocks(page: str, kind: str | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 import builtins
 import errno
 import io
+import json
 import os
 import random
 import re
@@ -198,6 +199,14 @@ def _origin(said: str) -> str:
     return f"{said.strip().splitlines()[-1]} {ours[-1] if ours else ''}"
 
 
+def _is_history(data: bytes) -> bool:
+    """Return whether these are lines of JSON; the last one may be cut off."""
+    try:
+        return all(json.loads(line) for line in data.split(b"\n")[:-1])
+    except ValueError:
+        return False
+
+
 def _not_whole(output: Path, wanted: dict[str, Any]) -> str:
     """Name a file that is neither what an uninterrupted run writes, nor whole on its way there."""
     for file in sorted(path for path in output.rglob("*") if path.is_file()):
@@ -205,6 +214,10 @@ def _not_whole(output: Path, wanted: dict[str, Any]) -> str:
             continue
         if file.parent.name == CHECKPOINTS:
             whole = sha256(file.read_bytes()) in file.name
+        elif file.name.endswith("report.html"):  # shows times
+            whole = file.read_bytes().rstrip().endswith(b"</html>")
+        elif file.name == "history.jsonl":  # grows; checkpoints say how much of it counts
+            whole = _is_history(file.read_bytes())
         elif file.name == "index.json":  # of a bank that still grows
             try:
                 unseal(file.read_bytes())

@@ -200,6 +200,9 @@ def predict(
     /,
     *images: Annotated[Path, Parameter(help="Image files, or folders with images at any depth.")],
     top: Annotated[int, Parameter(help="Classes per image.")] = 5,
+    unknown: Annotated[
+        bool, Parameter(help="Leave images open that fit no class the run has seen.")
+    ] = False,
     output: Annotated[Path | None, Parameter(help="CSV file to write.")] = None,
     device: Device = None,
     plugin: Plugins = None,
@@ -215,7 +218,7 @@ def predict(
         raise UserError(f"--top {top}: expected at least 1")
     from cl_clipfit.commands.predict import predict as predict_images
 
-    predict_images(run, images, *consoles(), top=top, output=output, device=device)
+    predict_images(run, images, *consoles(), top=top, unknown=unknown, output=output, device=device)
 
 
 @app.command

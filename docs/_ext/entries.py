@@ -11,9 +11,10 @@ from tables import cell, fields, table
 from cl_clipfit.commands.catalogue import GROUPS
 from cl_clipfit.config.options import Recipe
 from cl_clipfit.experiment.recipes import named_recipes
-from cl_clipfit.registry import KINDS, Entry, Kind, Registry
+from cl_clipfit.registry import Entry, Kind, Registry
 
-TITLES = {"strategies": "Every strategy", "scenarios": "Every scenario"}
+# Metrics are few, and described in docs/metrics.md.
+TITLES: dict[Kind, str] = {"strategies": "Every strategy", "scenarios": "Every scenario"}
 TOWERS = {(): "neither", ("image",): "image", ("text",): "text", ("image", "text"): "both"}
 INTRODUCTIONS = {
     "strategies": (
@@ -30,7 +31,7 @@ INTRODUCTIONS = {
 def entry_pages() -> dict[str, str]:
     """Return the pages of all strategies and scenarios, and the index of either."""
     registry, pages = Registry(), {}
-    for kind in KINDS:
+    for kind in TITLES:
         entries = registry.entries(kind)
         for entry in entries:
             page = f"reference/{kind}/{entry.name}"
