@@ -40,7 +40,7 @@ from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError, is_file, printable, program
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
-from cl_clipfit.runtime.launch import declared, refuse_several, reports
+from cl_clipfit.runtime.launch import LostError, declared, refuse_several, reports
 from cl_clipfit.runtime.signals import Stopped, graceful
 from cl_clipfit.runtime.threads import yield_waiting_cores
 
@@ -200,6 +200,9 @@ def predict(
     /,
     *images: Annotated[Path, Parameter(help="Image files, or folders with images at any depth.")],
     top: Annotated[int, Parameter(help="Classes per image.")] = 5,
+    unknown: Annotated[
+        bool, Parameter(help="Leave images open that fit no class the run has seen.")
+    ] = False,
     output: Annotated[Path | None, Parameter(help="CSV file to write.")] = None,
     device: Device = None,
     plugin: Plugins = None,
@@ -215,7 +218,7 @@ def predict(
         raise UserError(f"--top {top}: expected at least 1")
     from cl_clipfit.commands.predict import predict as predict_images
 
-    predict_images(run, images, *consoles(), top=top, output=output, device=device)
+    predict_images(run, images, *consoles(), top=top, unknown=unknown, output=output, device=device)
 
 
 @app.command
@@ -374,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     yield_waiting_cores()
     gc.set_threshold(_GC_THRESHOLD)
-    words = meet_habits(sys.argv[1:] if argv is None else argv)
+    words, lost = meet_habits(sys.argv[1:] if argv is None else argv), False
     try:
         if asks_for_help(words, names := commands()):
             screen = console()
@@ -403,8 +406,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("CL_CLIPFIT_DEBUG"):
             raise
-        message = str(error)
+        message, lost = str(error), isinstance(error, LostError)
     line = printable(" ".join(message.split()))
-    if reports():
+    if reports(lost):
         print(f"error: {line}", file=sys.stderr)
     return 2

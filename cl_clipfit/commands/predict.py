@@ -11,14 +11,16 @@ from cl_clipfit.errors import UserError, printable
 from cl_clipfit.experiment.load import Labels, LoadedRun, load_run
 from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.tables import text_cell
+from cl_clipfit.storage.calibration import read_threshold
 from cl_clipfit.storage.files import csv_text, write_atomic
 
+UNKNOWN = "unknown"  # in place of a class
 _AT_ONCE = 256  # files whose predictions are made before the next ones are read
 
 
 def predict(
     path: Path, images: Sequence[Path], out: Console, err: Console, *, top: int = 5,
-    output: Path | None = None, device: str | None = None,
+    unknown: bool = False, output: Path | None = None, device: str | None = None,
 ) -> None:  # fmt: skip
     """Print the most probable classes of images: a line for each file, or CSV for folders.
 
@@ -28,6 +30,7 @@ def predict(
         out: where predictions go.
         err: where notes go.
         top: classes per image.
+        unknown: leave images open that fit no class.
         output: a CSV file to write in place of printing.
         device: where to compute.
 
@@ -44,11 +47,13 @@ def predict(
     if not good:
         raise UserError(f"none of {len(files)} files can be read as an image")
     model = load_run(path, display, device)
-    rows = _predictions(model, good, top)
+    if unknown:
+        read_threshold(model.path)  # refused before any image is encoded
+    rows = _predictions(model, good, top, unknown)
     if output is None and not any(image.is_dir() for image in images):
         for file, labels in rows:
             shown = ", ".join(f"{name} {100 * p:.1f} %" for name, p in labels)
-            say(out, f"{file}: {shown}")
+            say(out, f"{file}: {shown or UNKNOWN}")
         return
     text = _csv(rows, min(top, len(model.classes)))
     if output is None:
@@ -72,11 +77,11 @@ def _found(images: Sequence[Path]) -> list[Path]:
 
 
 def _predictions(
-    model: LoadedRun, files: Sequence[Path], top: int
+    model: LoadedRun, files: Sequence[Path], top: int, unknown: bool
 ) -> Iterator[tuple[Path, Labels]]:
     for start in range(0, len(files), _AT_ONCE):
         batch = files[start : start + _AT_ONCE]
-        yield from zip(batch, model.predict(batch, top), strict=True)
+        yield from zip(batch, model.predict(batch, top, unknown), strict=True)
 
 
 def _csv(rows: Iterator[tuple[Path, Labels]], top: int) -> str:
@@ -84,5 +89,6 @@ def _csv(rows: Iterator[tuple[Path, Labels]], top: int) -> str:
     lines = []
     for file, labels in rows:
         cells = [cell for name, p in labels for cell in (text_cell(name), f"{p:.4f}")]
+        cells = cells or [UNKNOWN, *[""] * (len(head) - 1)]
         lines.append([text_cell(printable(str(file))), *cells])
     return csv_text(["image", *head], lines)

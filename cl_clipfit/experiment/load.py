@@ -17,12 +17,14 @@ from cl_clipfit.config.parsing import parse_command
 from cl_clipfit.data.images.lazy import ImageFiles, LazyImages
 from cl_clipfit.errors import UserError, is_file, nearest
 from cl_clipfit.experiment.build import build_strategy, select_first
+from cl_clipfit.experiment.calibration import sureness
 from cl_clipfit.experiment.reopen import available_device, check_version, load_head, open_bank
 from cl_clipfit.experiment.run_plan import resolve
 from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.methods.per_task import PerTaskStrategy
 from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.progress import Progress
+from cl_clipfit.storage.calibration import read_threshold
 from cl_clipfit.storage.result import RESULT, read_result
 from cl_clipfit.storage.run_folder import CONFIG, MERGED_FROM
 from cl_clipfit.training.strategy import CLIPStrategy
@@ -140,24 +142,36 @@ class LoadedRun:
         Raises:
             UserError: a file cannot be read as an image.
         """
-        scores = self.strategy.score_all(self._sized(images))
-        return scores[:, list(self.classes)].float().softmax(1)
+        return self._scores(images).softmax(1)
 
-    def predict(self, images: "Images", top: int = 5) -> list[Labels]:
+    def _scores(self, images: "Images") -> Tensor:
+        """Return the method's scores of the classes that it learned, (N, C)."""
+        scores = self.strategy.score_all(self._sized(images))
+        return scores[:, list(self.classes)].float()
+
+    def predict(self, images: "Images", top: int = 5, unknown: bool = False) -> list[Labels]:
         """Return, for each image, its most probable classes: names and probabilities.
 
         Args:
             images: as in `probabilities`.
             top: how many; all if there are fewer.
+            unknown: leave an image open that fits no class: its list is empty. That is so if the
+                method is less sure of it than of 95 % of its training images, as the run has
+                measured it.
 
         Raises:
-            UserError: a file cannot be read as an image.
+            UserError: a file cannot be read as an image, or the run has not measured it.
         """
-        found = self.probabilities(images).topk(min(top, len(self.classes)), 1)
+        least = read_threshold(self.path) if unknown else None
+        scores = self._scores(images)
+        fits = [True] * len(scores) if least is None else (sureness(scores) >= least).tolist()
+        found = scores.softmax(1).topk(min(top, len(self.classes)), 1)
         names = self.class_names
         return [
-            [(names[i], p) for i, p in zip(chosen, values, strict=True)]
-            for chosen, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            [(names[i], p) for i, p in zip(chosen, values, strict=True)] if fit else []
+            for chosen, values, fit in zip(
+                found.indices.tolist(), found.values.tolist(), fits, strict=True
+            )
         ]
 
     def _sized(self, images: "Images") -> Any:

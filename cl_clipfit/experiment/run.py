@@ -15,6 +15,7 @@ from cl_clipfit.evaluation.scoreboard import Scoreboard
 from cl_clipfit.evaluation.scoring import Scorer
 from cl_clipfit.experiment.bank_writer import STATISTICS_IMAGES, BankWriter
 from cl_clipfit.experiment.build import build_strategy, failure, select_first
+from cl_clipfit.experiment.calibration import measure_threshold
 from cl_clipfit.experiment.continuation import Continuation, keep_state
 from cl_clipfit.experiment.estimate import estimate_seconds
 from cl_clipfit.experiment.evaluator import Evaluator
@@ -29,6 +30,7 @@ from cl_clipfit.metrics.tables import NotANumberError
 from cl_clipfit.runtime import device, processes, signals
 from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.runtime.progress import Progress
+from cl_clipfit.storage.calibration import write_threshold
 from cl_clipfit.storage.files import write_json
 from cl_clipfit.storage.history import HistoryFile
 from cl_clipfit.storage.run_folder import NAN_BATCH, RunFolder
@@ -239,6 +241,9 @@ class Run:
             for text in self.record.below_zero_shot():
                 self.strategy.warn(text)
             self._show_warnings()
+            measured = measure_threshold(self.strategy, self.scenario)
+            if measured is not None and self.folder.writes:
+                write_threshold(self.folder.path, *measured)
         if self.stream.compute.compile:
             compiling = self.strategy.model.compile_seconds
             self.progress.note(f"torch.compile took {compiling:.1f} s of the training")

@@ -5,12 +5,18 @@ Only training runs on several processes. The first one writes and prints; every 
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cl_clipfit.errors import UserError
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_MEANWHILE = 1.0  # seconds in which a process that fails prints why
+
+
+class LostError(UserError):
+    """Another process of the run has ended."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,14 @@ def writes() -> bool:
     return _State.place.rank == 0
 
 
-def reports() -> bool:
-    """Return whether this process is to print its error: the first that has one, or the first."""
+def reports(lost: bool = False) -> bool:
+    """Return whether this process is to print its error: the first that has one, or the first.
+
+    Args:
+        lost: whether the error is that another process has ended, which may be about to say why.
+    """
+    if lost:
+        time.sleep(_MEANWHILE)
     if _State.reports is not None:
         with contextlib.suppress(Exception):  # the store may be gone, with the first process
             return _State.reports()

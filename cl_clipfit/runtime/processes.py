@@ -31,10 +31,6 @@ _PATIENCE = timedelta(hours=2)  # the first process may have to download data
 _WHOLE = slice(None)
 
 
-class LostError(UserError):
-    """Another process of the run has ended."""
-
-
 class _State:
     group: Any = None
     rank, world = 0, 1
@@ -351,12 +347,12 @@ def _exchange(work: Callable[[], Any], given: Tensor | None = None) -> None:
     """Exchange something with all processes.
 
     Raises:
-        LostError: another one has ended.
+        launch.LostError: another one has ended.
     """
     try:
         work()
     except RuntimeError as error:
-        raise LostError(
+        raise launch.LostError(
             f"process {_State.rank} has lost another one of the {_State.world}, whose error may"
             " stand above: what was saved is whole, and the same command resumes it"
             " (torchrun --max-restarts 3 repeats it by itself)"

@@ -34,6 +34,7 @@ REPORT = "report.html"
 _FOLDERS = (BANK, CHECKPOINTS, PREDICTIONS, THUMBNAILS)
 BANK_EVAL = "bank-eval.json"  # written by `run.py bank eval`
 HISTORY = "history.jsonl"
+CALIBRATION = "calibration.json"
 NAN_BATCH = "nan-batch.json"  # of a run that stopped on a NaN or infinite loss
 _LONGEST = 60  # bytes of a file's name that a name or settings take
 DIGITS = 8  # of a run's digest in its folder's name; older versions stored only these
@@ -43,7 +44,7 @@ LEFT_BEHIND = (
     RESULT, MATRIX, STATE, "curves.*", "what_moved.*", "bank-*.*", "landscape-*.*", "plane-*.*",
     f"{BANK}/index.json", f"{BANK}/index-*.json", f"{BANK}/task-*.safetensors",
     f"{CHECKPOINTS}/*.safetensors", f"{CHECKPOINTS}/*.part", f"{PREDICTIONS}/row-*.npz",
-    f"{THUMBNAILS}/*.png", REPORT, HISTORY, MANIFEST, NAN_BATCH,
+    f"{THUMBNAILS}/*.png", REPORT, HISTORY, CALIBRATION, MANIFEST, NAN_BATCH,
 )  # fmt: skip
 
 

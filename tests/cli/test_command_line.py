@@ -51,7 +51,7 @@ def test_a_run_leaves_its_folder_and_says_what_it_found(
         )
     ]  # fmt: skip
     *trained, folder = folders
-    moved = {"what_moved.png", "what_moved.svg", "bank"}
+    moved = {"what_moved.png", "what_moved.svg", "bank", "calibration.json"}
     files = {path.name for path in folder.iterdir()}
     for other in trained:
         kept = set() if "mergetune" in other.name else {"state.safetensors"}

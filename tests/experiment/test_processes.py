@@ -207,6 +207,13 @@ def test_a_batch_of_fewer_images_than_processes_is_refused_once(tmp_path: Path) 
     assert line.startswith("error: 2 processes share a batch of 1 images (clipfit): use fewer")
 
 
+def test_the_error_shown_is_the_cause_not_that_another_process_ended(tmp_path: Path) -> None:
+    codes = in_two(tmp_path, "--strategy", "clipfit", "--set", "zscl.lr=1")  # refused by the first
+    assert codes == [2, 2]
+    (line,) = errors(tmp_path / "printed")
+    assert line.startswith("error: --set zscl: not part of this run")
+
+
 def test_torchrun_runs_training_alone(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*launcher, "--nproc-per-node", "2", "run.py", "list", "strategies"]
