@@ -242,6 +242,7 @@ def compare(
         list[str] | None,
         Parameter(help="Metrics of the kept predictions: names of list metrics, or Python files."),
     ] = None,
+    std: Annotated[bool, Parameter(help="Show standard deviations beside intervals.")] = False,
     output: Annotated[Path | None, Parameter(help="Folder for figures and CSV files.")] = None,
 ) -> None:
     """Compare finished runs: tables, curves and paired tests, on common seeds."""
@@ -253,7 +254,7 @@ def compare(
 
     compare_runs(
         folders(runs), *consoles(), form=chosen[0] if chosen else "table", mixed=mixed,
-        against=against, names=label or [], metrics=metric or [], output=output,
+        against=against, names=label or [], metrics=metric or [], std=std, output=output,
     )  # fmt: skip
 
 

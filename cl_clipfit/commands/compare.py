@@ -33,7 +33,7 @@ Form = Literal["table", "markdown", "latex", "csv"]
 def compare(
     paths: Sequence[Path], out: Console, err: Console, *, form: Form = "table",
     mixed: bool = False, against: str | None = None, names: Sequence[str] = (),
-    metrics: Sequence[str] = (), output: Path | None = None,
+    metrics: Sequence[str] = (), std: bool = False, output: Path | None = None,
 ) -> None:  # fmt: skip
     """Show runs side by side, those of each protocol in a table of their own.
 
@@ -47,6 +47,7 @@ def compare(
             best average accuracy.
         names: LABEL=NAME, what to call methods.
         metrics: of the predictions that runs keep, by name or file, to show in place of others.
+        std: show standard deviations beside the intervals.
         output: folder for the figures and CSV files; default: none are written.
 
     Raises:
@@ -58,7 +59,7 @@ def compare(
     if against is not None and against not in labels:
         raise UserError(f"--against {against}: no run of it. {nearest(against, sorted(labels))}")
     for group in groups:
-        _show(group, out, form, against)
+        _show(group, out, form, against, std)
         if output is not None:
             for path in _write(group, output, ConsoleDisplay(err)):
                 say(err, f"written: {path}")
@@ -71,18 +72,18 @@ def compare(
         say(err, "--mixed puts them into one table")
 
 
-def _show(group: Results, out: Console, form: Form, against: str | None) -> None:
+def _show(group: Results, out: Console, form: Form, against: str | None, std: bool) -> None:
     contents = group.contents
     if form == "csv":
         text = comparison_csv(contents, [str(result.path) for result in group]).rstrip()
     elif form == "table":
-        out.print(results_table(contents))
+        out.print(results_table(contents, std))
         tested = _differences_table(group, against)
         if tested is not None:
             out.print(tested)
         return
     else:
-        table = grid(contents)
+        table = grid(contents, std)
         text = markdown(table) if form == "markdown" else latex(table)
     out.print(text, soft_wrap=True, markup=False, highlight=False)
 

@@ -28,7 +28,9 @@ def measure_threshold(strategy: CLIPStrategy, scenario: Scenario) -> tuple[float
     each = max(1, _IMAGES // scenario.trained_tasks)
     tasks = map(scenario.of_task, range(scenario.trained_tasks))
     images = [strategy.task_sample(each, task, by_class=True)[0] for task in tasks]
-    values = sureness(strategy.score_all(torch.cat(images))[:, strategy.seen_classes])
+    learned = scenario.task_classes[: scenario.trained_tasks]  # a merge has seen none itself
+    seen = strategy.seen_classes or sorted({label for classes in learned for label in classes})
+    values = sureness(strategy.score_all(torch.cat(images))[:, seen])
     if not bool(values.isfinite().all()):
         return None
     return float(values.sort().values[int(SHARE * len(values))]), len(values)

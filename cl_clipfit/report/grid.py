@@ -45,15 +45,18 @@ class Grid:
     caption: str
 
 
-def grid(results: Sequence[dict[str, Any]]) -> Grid:
-    """Return the table of results: one row per method, then published numbers, if there are any."""
+def grid(results: Sequence[dict[str, Any]], deviation: bool = False) -> Grid:
+    """Return the table of results: one row per method, then published numbers, if there are any.
+
+    With `deviation`, the standard deviation stands beside the interval.
+    """
     shown, groups, others = columns(results), by_strategy(results), published_beside(results)
     below = below_baselines(groups)
     less = less_is_better(results)
     top = {key: best_of(values_of(groups, key), key in less) for key in shown}
     rows, best = [], []
     for name, group in groups.items():
-        cells = [cell([value(r, key) for r in group]) for key in shown]
+        cells = [cell([value(r, key) for r in group], deviation=deviation) for key in shown]
         rows.append([f"{name} {MARK}" if name in below else name, *cells])
         best.append([False, *(name in top[key] for key in shown)])
     for paper in others:
@@ -63,7 +66,11 @@ def grid(results: Sequence[dict[str, Any]]) -> Grid:
         best.append([False] * len(rows[-1]))
     head = ["strategy", *(_words(title) for title in shown.values())]
     return Grid(
-        title_of(results), head, rows, best, re.sub(r"\\(\[)", r"\1", captions(groups, others))
+        title_of(results, deviation),
+        head,
+        rows,
+        best,
+        re.sub(r"\\(\[)", r"\1", captions(groups, others)),
     )
 
 

@@ -123,13 +123,26 @@ def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, A
     return groups
 
 
-def cell(values: Sequence[float | None], between: str = " ") -> str:
-    """Return the mean and, of several values, half the width of its 95 % interval; "-" of none."""
+def cell(values: Sequence[float | None], between: str = " ", deviation: bool = False) -> str:
+    """Return the mean and, of several values, half the width of its 95 % interval; "-" of none.
+
+    Args:
+        values: of the runs.
+        between: what stands between mean and interval.
+        deviation: add the standard deviation (n - 1) of the values.
+
+    Example:
+        >>> cell([71.0, 73.0], deviation=True)
+        '72.0 ± 12.7 (1.4)'
+    """
     measured = [v for v in values if v is not None]
     if not measured:
         return "-"
     mean = f"{statistics.fmean(measured):z.1f}"
-    return f"{mean}{between}± {confidence_interval(measured):.1f}" if len(measured) > 1 else mean
+    if len(measured) == 1:
+        return mean
+    spread = f" ({statistics.stdev(measured):.1f})" if deviation else ""
+    return f"{mean}{between}± {confidence_interval(measured):.1f}{spread}"
 
 
 def confidence_interval(values: Sequence[float]) -> float:
@@ -145,10 +158,11 @@ def confidence_interval(values: Sequence[float]) -> float:
     return float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
 
 
-def results_table(results: Sequence[dict[str, Any]]) -> Table:
+def results_table(results: Sequence[dict[str, Any]], deviation: bool = False) -> Table:
     """Return one row per strategy: mean (± 95 % confidence interval) over its seeds, in percent.
 
-    A method that is compared with other weights has a row for each of them below its own.
+    A method that is compared with other weights has a row for each of them below its own. With
+    `deviation`, the standard deviation stands beside the interval.
     """
     shown = columns(results)
     wide = len(shown) > _WIDE
@@ -158,7 +172,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     others = published_beside(results)
     notes = [captions(groups, others), *([_left_out(results)] if wide else [])]
     table = FittedTable(
-        title=title_of(results),
+        title=title_of(results, deviation),
         caption="\n".join(filter(None, notes)),
         caption_justify="left",
         **(_NARROW if wide else {}),
@@ -179,13 +193,13 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
         table.add_row(
             literal(f"{name} {MARK}" if name in below else name),
             *(
-                _marked(cell([value(r, key) for r in group], between), name in best[key])
+                _marked(cell([value(r, key) for r in group], between, deviation), name in best[key])
                 for key in shown
             ),
             *(() if wide else (parameters, f"{statistics.fmean(seconds):.1f}")),
         )
         for other, scored in compared(group).items():
-            cells = [cell([value(f, key) for f in scored], between) for key in shown]
+            cells = [cell([value(f, key) for f in scored], between, deviation) for key in shown]
             table.add_row(f"  {literal(other)}", *cells, style="dim")
     for paper in others:
         cells = [cell([paper.metrics.get(key)]) for key in shown]
@@ -220,13 +234,14 @@ def values_of(
     return {name: [value(r, column) for r in group] for name, group in groups.items()}
 
 
-def title_of(results: Sequence[dict[str, Any]]) -> str:
-    """Return what the table shows: stream, tasks, classes, what was scored, seeds."""
+def title_of(results: Sequence[dict[str, Any]], deviation: bool = False) -> str:
+    """Return what the table shows: stream, tasks, classes, what was scored, seeds, spread."""
     scenario = _stream(results[0])
     tasks, classes = len(results[0]["tasks"]), len(results[0]["class_order"])
     plural = "" if tasks == 1 else "s"
     mean = mean_of(results)
     spread = f", mean of {mean} ± 95 % interval" if mean else ""
+    spread += " (standard deviation)" if mean and deviation else ""
     scored = "" if results[0]["scored_on"] == "test images" else f", on {results[0]['scored_on']}"
     return f"{scenario}: {tasks} task{plural}, {classes} classes, in percent{scored}{spread}"
 

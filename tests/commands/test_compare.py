@@ -50,6 +50,18 @@ def test_a_folder_of_runs_becomes_one_table(runs: Path, capsys: pytest.CaptureFi
     assert "paired t-test" in out
 
 
+def test_standard_deviations_stand_beside_intervals_where_asked(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = [r.metrics["last_accuracy"] for r in load_results(runs) if r.label == "full"]
+    half = stats.t.ppf(0.975, 2) * stats.sem(last)
+    wanted = f"{np.mean(last):.1f} ± {half:.1f} ({np.std(last, ddof=1):.1f})"
+    assert main(["compare", str(runs), "--std", "--markdown"]) == 0
+    out = capsys.readouterr().out
+    assert "mean of 3 seeds ± 95 % interval (standard deviation)" in out
+    assert wanted in next(line for line in out.splitlines() if line.startswith("| full"))
+
+
 def test_differences_are_those_of_scipy(runs: Path) -> None:
     results = load_results(runs)
     groups = {label: [r.content for r in results if r.label == label] for label in results.labels}
