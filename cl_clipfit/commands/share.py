@@ -33,7 +33,7 @@ from cl_clipfit.training.strategy import CLIPStrategy
 Form = Literal["open_clip", "onnx", "hf-folder"]
 WEIGHTS = "open_clip_model.safetensors"
 CARD = "README.md"
-TOLERANCE = 1e-4  # between logits of the run and of what was written, at most
+TOLERANCE = 1e-5  # between cosine similarities of the run and of what was written, at most
 _SAMPLE = 4  # images that both score
 _SUFFIXES: dict[str, Form] = {".safetensors": "open_clip", ".pt": "open_clip", ".onnx": "onnx"}
 
@@ -70,15 +70,19 @@ def export_run(
     head = _text_head(run, form)
     write = {"open_clip": _write_checkpoint, "onnx": _write_onnx, "hf-folder": _write_folder}[form]
     with _draft(place, form) as draft:
-        gap = write(run, draft, head)
+        gap = write(run, draft, head) / float(run.strategy.model.logit_scale)
         if not gap <= TOLERANCE:  # NaN too
             raise UserError(
-                f"{place}: scores of what was written differ from the run's by {gap:.1e}, more than"
-                f" {TOLERANCE:g}: it was not written"
+                f"{place}: similarities of what was written differ from the run's by {gap:.1e},"
+                f" more than {TOLERANCE:g}: it was not written"
             )
     size = sum(file.stat().st_size for file in ([*place.iterdir()] if place.is_dir() else [place]))
     say(out, f"written: {place} ({file_size(size)}), {len(run.classes)} classes")
-    say(out, f"checked: loaded again, logits of {_SAMPLE} images differ by at most {gap:.1g}")
+    say(
+        out,
+        f"checked: loaded again, similarities of {_SAMPLE} images to all classes differ by at most"
+        f" {gap:.1g}",
+    )
     return place
 
 
