@@ -21,7 +21,8 @@ def repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Re
         constants = "huggingface_hub.constants"
         template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(f"{constants}.ENDPOINT", address)
-        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for module in (constants, "huggingface_hub.file_download"):  # where 0.30 has it
+            monkeypatch.setattr(f"{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "secret")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
