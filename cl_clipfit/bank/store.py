@@ -1,49 +1,24 @@
 """The bank: the trained parameters of each task, on disk, with checked hashes."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from cl_clipfit.bank.delta import Delta, LazyValues, Tunable
-from cl_clipfit.bank.index import (
-    INDEX,
-    SCHEMA,
-    SEGMENT,
-    Index,
-    Kind,
-    Segments,
-    describe_identity,
-    identity_of,
-    segment_name,
-)
+from cl_clipfit.bank.index import INDEX, SCHEMA, IndexFile, Kind, describe_identity, identity_of
 from cl_clipfit.bank.tensor_files import (
     difference_of_shapes,
     file_name,
-    most_bytes,
     prepared,
+    read_tensors,
     shapes,
 )
-from cl_clipfit.errors import UserError, is_file
-from cl_clipfit.storage.files import (
-    LARGEST,
-    has_holes,
-    read_bytes,
-    row,
-    seal,
-    sha256,
-    unseal,
-    write_atomic,
-    writing,
-)
-
-_LONGEST = 200  # characters of an index that an error repeats
+from cl_clipfit.errors import UserError
+from cl_clipfit.storage.files import sha256, write_atomic, writing
 
 
 class DeltaBank:
@@ -54,18 +29,17 @@ class DeltaBank:
     sizes and SHA-256 hashes, and is written last: files it does not list do not belong to the
     bank, so that a process killed at any moment leaves the bank as it was.
 
-    So that a task costs the same however many there are, every `SEGMENT` tasks the list moves to a
-    file that is never written again, `index-0001.json`, of which `index.json` keeps the hash.
-
     Attributes:
         folder: of the bank.
-        index: the content of `index.json`; do not change it.
     """
 
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
-        self.folder, self.index = folder, {"tasks": [], **index}
-        self._segments: list[str] = []  # hash and size of each; both lists are rendered once
-        self._rows: list[str] = []  # of the tasks after the segments
+    def __init__(self, folder: Path, file: IndexFile) -> None:
+        self.folder, self._file = folder, file
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """The content of `index.json` and of the segments it lists; do not change it."""
+        return self._file.content
 
     @classmethod
     def create(
@@ -87,7 +61,7 @@ class DeltaBank:
             UserError: the folder cannot be written.
             ValueError: `base` lacks a key.
         """
-        bank = cls(Path(folder), {})
+        bank = cls(Path(folder), IndexFile(Path(folder)))
         head = {
             "schema": SCHEMA,
             "base": identity_of(base),
@@ -95,7 +69,7 @@ class DeltaBank:
             "templates": list(templates),
             "selection": {},
         }
-        _write_index(bank, head, 0)
+        bank._file.write(head, 0)
         with writing(folder):
             for pattern in ("task-*.safetensors", "index-*.json"):
                 for stale in bank.folder.glob(pattern):
@@ -109,22 +83,7 @@ class DeltaBank:
         Raises:
             UserError: there is no bank, or its index is damaged.
         """
-        path = Path(folder) / INDEX
-        index = _unsealed(path, _read(path, LARGEST))
-        if (schema := index.get("schema")) != SCHEMA:
-            shown = type(schema).__name__ if isinstance(schema, list | dict) else str(schema)
-            raise UserError(
-                f"{path} has schema {shown[:_LONGEST]}, this version reads {SCHEMA}: train again"
-            )
-        segments, own = index.pop("segments", []), index.get("tasks")
-        _check(Segments, {"segments": segments}, path)  # anyone can seal a bank
-        if isinstance(own, list):
-            index["tasks"] = [*_segments_tasks(path.parent, segments), *own]
-        _check(Index, index, path)
-        bank = cls(Path(folder), index)
-        bank._segments = [row(segment) for segment in segments]
-        bank._rows = [row(record) for record in own or ()]
-        return bank
+        return cls(Path(folder), IndexFile.read(Path(folder)))
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:
@@ -210,7 +169,7 @@ class DeltaBank:
             write_atomic(self.folder / name, data)
             files[kind] = {"name": name, "sha256": sha256(data), "bytes": len(data)}
         record = {"task": task, "classes": list(classes), "parents": list(parents), "files": files}
-        _write_index(self, {**self.index, "selection": selection}, len(self), record)
+        self._file.write({**self.index, "selection": selection}, len(self), record)
 
     def keep(self, tasks: int) -> None:
         """Remove all but the first `tasks`.
@@ -222,7 +181,7 @@ class DeltaBank:
             raise UserError(f"the bank {self.folder} holds {len(self)} tasks, not {tasks}")
         if len(self) > tasks:
             selection = self.index["selection"] if tasks else {}
-            _write_index(self, {**self.index, "selection": selection}, tasks)
+            self._file.write({**self.index, "selection": selection}, tasks)
 
     def load(self, task: int, kind: Kind = "values") -> dict[str, Tensor]:
         """Read a task's tensors, on the CPU.
@@ -239,32 +198,9 @@ class DeltaBank:
             raise UserError(
                 f"task {task} of the bank {self.folder} has no {kind}, only {', '.join(files)}"
             )
-        path = self.folder / file_name(task, kind)
-        written, selection = files[kind]["bytes"], self.index["selection"]
         free = kind in ("statistics", "head")  # of any names and shapes
-        if not free and written > (most := most_bytes(selection)):
-            raise UserError(
-                f"{path} does not fit its index: it has {written:,} bytes, and a task's parameters"
-                f" take at most {most:,}; train again"
-            )
-        data = _read(path, written)
-        if len(data) != written or sha256(data) != files[kind]["sha256"]:
-            raise UserError(
-                f"{path} is damaged ({path.stat().st_size} bytes, {written} were written):"
-                " restore the file, or train again"
-            )
-        try:
-            tensors = load(data)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is not a safetensors file: train again") from error
-        if free:
-            return tensors
-        if wrong := difference_of_shapes(shapes(tensors), selection):
-            raise UserError(f"{path} does not fit its index: {wrong}; train again")
-        for name, value in tensors.items():  # anyone can seal a bank
-            if value.dtype != torch.float32:
-                raise UserError(f"{path}: {name} is {value.dtype}, and a bank stores float32")
-        return {name: tensors[name] for name in selection}  # in the order of the model
+        path, selection = self.folder / file_name(task, kind), self.index["selection"]
+        return read_tensors(path, files[kind], None if free else selection)
 
     def lazy(self, task: int, kind: Kind = "values") -> "LazyValues":
         """Return a task's tensors, each read when it is asked for; verified now; errors as `load`.
@@ -338,72 +274,4 @@ class DeltaBank:
 
     def index_files(self) -> list[Path]:
         """Return the files of the index, `index.json` last."""
-        count = len(self._segments)
-        segments = [self.folder / segment_name(number + 1) for number in range(count)]
-        return [*segments, self.folder / INDEX]
-
-
-def _write_index(
-    bank: DeltaBank, index: dict[str, Any], kept: int, added: dict[str, Any] | None = None
-) -> None:
-    """Write the index of the first `kept` tasks, and of one more; then it is the bank's.
-
-    A full segment is written before `index.json`, which lists it: until then it does not exist.
-    """
-    tasks = bank.index["tasks"]
-    whole = min(len(bank._segments), kept // SEGMENT)
-    segments, rows = bank._segments[:whole], bank._rows[: kept - whole * SEGMENT]
-    if whole < len(bank._segments):  # a segment is cut
-        rows = [row(record) for record in tasks[whole * SEGMENT : kept]]
-    if added is not None:
-        rows = [*rows, row(added)]
-    if len(rows) == SEGMENT:
-        data = seal({"first": whole * SEGMENT + 1}, tasks=rows)
-        write_atomic(bank.folder / segment_name(whole + 1), data)
-        segments, rows = [*segments, row({"sha256": sha256(data), "bytes": len(data)})], []
-    head = {key: value for key, value in index.items() if key != "tasks"}
-    listed = {"segments": segments} if segments else {}
-    write_atomic(bank.folder / INDEX, seal(head, **listed, tasks=rows))
-    del tasks[kept:]  # in place: a copy would take longer with every task
-    if added is not None:
-        tasks.append(added)
-    bank.index, bank._segments, bank._rows = {**head, "tasks": tasks}, segments, rows
-
-
-def _unsealed(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        return unseal(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: restore the file, or train again") from error
-
-
-def _check(model: type[BaseModel], value: dict[str, Any], path: Path) -> None:
-    """Refuse a value that is not what a schema says."""
-    try:
-        model.model_validate(value)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))[:_LONGEST]
-        raise UserError(f"{path} is not the index of a bank: {where} is wrong") from error
-
-
-def _segments_tasks(folder: Path, segments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the tasks that the segments of an index list."""
-    tasks: list[dict[str, Any]] = []
-    for number, segment in enumerate(segments, 1):
-        path = folder / segment_name(number)
-        data = _read(path, segment["bytes"])
-        listed = _unsealed(path, data).get("tasks")
-        right = sha256(data) == segment["sha256"]
-        if not right or not isinstance(listed, list) or len(listed) != SEGMENT:
-            raise UserError(f"{path} is damaged: restore the file, or train again")
-        tasks += listed
-    return tasks
-
-
-def _read(path: Path, most: int) -> bytes:
-    """Read a file; return b"" if it is larger than `most` bytes, or a pipe or a device."""
-    plain = is_file(path) or not os.path.lexists(path)  # `read_bytes` reports that it is missing
-    large = is_file(path) and path.stat().st_size > most
-    if plain and not large and has_holes(path):
-        raise UserError(f"{path} is damaged, it is mostly holes: restore the file, or train again")
-    return read_bytes(path, most) if plain and not large else b""
+        return self._file.paths()

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from cl_clipfit.bank import store as bank_module
+from cl_clipfit.bank import index as index_module
+from cl_clipfit.bank import store
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.clip import CLIPClassifier, ModelIdentity
 from cl_clipfit.errors import UserError
@@ -151,7 +152,7 @@ def test_a_task_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Of a thousand tasks the index has half a megabyte, and is written after each."""
     rendered: list[int] = []
     monkeypatch.setattr(
-        bank_module, "row", lambda record: rendered.append(record["task"]) or row(record)
+        index_module, "row", lambda record: rendered.append(record["task"]) or row(record)
     )
     bank = make(tmp_path, tasks=5)
     assert rendered == [1, 2, 3, 4, 5]
@@ -171,7 +172,7 @@ def test_a_kill_leaves_the_earlier_bank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, after: bool
 ) -> None:
     make(tmp_path, 1)
-    write, calls = bank_module.write_atomic, 0
+    write, calls = store.write_atomic, 0
 
     def killed(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -183,7 +184,8 @@ def test_a_kill_leaves_the_earlier_bank(
 
     bank = DeltaBank.open(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(bank_module, "write_atomic", killed)
+        for module in (store, index_module):
+            patch.setattr(module, "write_atomic", killed)
         bank.append(values(5), ["c"], (), values(6), {"labels": torch.tensor([5])})
     assert calls == call
     kept = DeltaBank.open(tmp_path)
@@ -375,7 +377,7 @@ def test_values_go_in_and_out_of_a_model(
 
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_module, "SEGMENT", 3)
+    monkeypatch.setattr(index_module, "SEGMENT", 3)
 
 
 def grown(folder: Path, tasks: int) -> DeltaBank:
@@ -389,13 +391,13 @@ def test_a_long_index_is_written_in_segments_that_stay(
     tmp_path: Path, short_segments: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[str, int]] = []
-    write = bank_module.write_atomic
+    write = index_module.write_atomic
 
     def noted(path: Path, data: bytes) -> None:
         written.append((path.name, len(data)))
         write(path, data)
 
-    monkeypatch.setattr(bank_module, "write_atomic", noted)
+    monkeypatch.setattr(index_module, "write_atomic", noted)
     bank = grown(tmp_path, 8)
     indices = [name for name, _ in written if name.startswith("index-")]
     assert indices == ["index-0001.json", "index-0002.json"]
@@ -454,7 +456,7 @@ def test_every_damage_of_a_segment_is_noticed(tmp_path: Path, short_segments: No
 def test_a_kill_between_segment_and_index_leaves_a_whole_bank(
     tmp_path: Path, short_segments: None, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
 ) -> None:
-    bank, write = grown(tmp_path, 5), bank_module.write_atomic
+    bank, write = grown(tmp_path, 5), index_module.write_atomic
 
     def killed(path: Path, data: bytes) -> None:
         if path.name != name or after:
@@ -463,7 +465,7 @@ def test_a_kill_between_segment_and_index_leaves_a_whole_bank(
             raise KilledError
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(bank_module, "write_atomic", killed)
+        patch.setattr(index_module, "write_atomic", killed)
         bank.append(values(6), ["class 6"])
     done = name == "index.json" and after
     assert len(DeltaBank.open(tmp_path)) == (6 if done else 5) and len(bank) == 5
