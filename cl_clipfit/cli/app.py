@@ -1,4 +1,4 @@
-"""The command line: `run.py`, `run.py list`, `run.py info`."""
+"""The command line: `run.py` itself, `list`, `info`, `sweep`, `doctor`; the others are beside it."""
 
 import gc
 import logging
@@ -13,38 +13,21 @@ from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 from cl_clipfit import __version__
-from cl_clipfit.cli.arguments import (
-    Device,
-    Method,
-    Plugins,
-    RunPath,
-    Settings,
-    console,
-    consoles,
-    folders,
-    keep_text,
-)
+from cl_clipfit.cli.arguments import console, consoles, keep_text
 from cl_clipfit.cli.bank import bank
+from cl_clipfit.cli.finished import compare, landscape, merge, predict, report, verify
 from cl_clipfit.cli.habits import instead, meant, meet_habits
 from cl_clipfit.cli.help import ALL, asks_for_help, show_help
 from cl_clipfit.cli.share import export, extend
-from cl_clipfit.commands.resume import (
-    check_output,
-    check_plugins,
-    check_plugins_of_run,
-    resumed_settings,
-)
+from cl_clipfit.commands.resume import check_output, check_plugins, resumed_settings
 from cl_clipfit.config.command import RunConfig, read_config
-from cl_clipfit.config.merge_settings import ModeSettings
 from cl_clipfit.config.options import explain
-from cl_clipfit.errors import UserError, is_file, printable, program
+from cl_clipfit.errors import UserError, printable, program
 from cl_clipfit.experiment.names import check_names
 from cl_clipfit.runtime.allocator import keep_freed_memory
 from cl_clipfit.runtime.launch import LostError, declared, refuse_several, reports
 from cl_clipfit.runtime.signals import Stopped, graceful
 from cl_clipfit.runtime.threads import yield_waiting_cores
-
-Form = Literal["table", "markdown", "latex", "csv"]
 
 # Imports create a million objects that live on; Python's default is to look for garbage among them
 # after every 700, which takes a tenth of the start-up time.
@@ -70,7 +53,7 @@ app.command(bank)
 
 @app.default
 def run(*, config: Annotated[RunConfig | None, Parameter(name="*")] = None) -> None:
-    """Run strategies on a scenario; without options, three of them on real digits."""
+    """Run strategies on a scenario; without options, four of them on real digits."""
     given = config or RunConfig()
     settings = given.model_dump(exclude_unset=True)
     if given.resume is not None and "output" in settings:
@@ -131,145 +114,8 @@ def info(
     show_info(name, plugin or [], console())
 
 
-@app.command
-def merge(
-    run: RunPath,
-    /,
-    *,
-    method: Method,
-    set: Annotated[
-        list[str] | None, Parameter(help="mergetune.key=value: settings of the method mergetune.")
-    ] = None,
-    settings: Settings = None,
-    device: Device = None,
-    fresh: Annotated[bool, Parameter(help="Repeat a merge that is complete.")] = False,
-    plugin: Plugins = None,
-) -> None:
-    """Merge a finished run after every task; the result is a run of its own."""
-    check_plugins_of_run(run, plugin or [])
-    from cl_clipfit.commands.merge import merge_run
-
-    merge_run(
-        run, method, settings or ModeSettings(), set or [], *consoles(), device=device, fresh=fresh
-    )
-
-
-@app.command
-def landscape(
-    run: RunPath,
-    /,
-    *,
-    task: Annotated[int | None, Parameter(help="After which task; default the last.")] = None,
-    images: Annotated[
-        int,
-        Parameter(help="At most this many training images, and test images of the classes seen."),
-    ] = 512,
-    plane: Annotated[
-        bool,
-        Parameter(negative="--no-plane", help="Measure the plane through three solutions too."),
-    ] = True,
-    device: Device = None,
-    plugin: Plugins = None,
-) -> None:
-    """Measure loss and accuracy between the solutions of a run, and zero-shot CLIP."""
-    check_plugins_of_run(run, plugin or [])
-    from cl_clipfit.commands.landscape import Request, landscape_command
-
-    landscape_command(Request(run, task, images, plane, device), *consoles())
-
-
-@app.command
-def verify(
-    run: RunPath,
-    /,
-    *,
-    replay: Annotated[bool, Parameter(help="Train one task again, and compare.")] = False,
-    plugin: Plugins = None,
-) -> None:
-    """Check that a finished run is as written, and that its numbers follow from its tables."""
-    if replay:
-        check_plugins_of_run(run, plugin or [])
-    from cl_clipfit.commands.verify import verify_run
-
-    verify_run(run, *consoles(), replay=replay)
-
-
-@app.command
-def predict(
-    run: RunPath,
-    /,
-    *images: Annotated[Path, Parameter(help="Image files, or folders with images at any depth.")],
-    top: Annotated[int, Parameter(help="Classes per image.")] = 5,
-    unknown: Annotated[
-        bool, Parameter(help="Leave images open that fit no class the run has seen.")
-    ] = False,
-    output: Annotated[Path | None, Parameter(help="CSV file to write.")] = None,
-    device: Device = None,
-    plugin: Plugins = None,
-) -> None:
-    """Classify new images with a finished run; the CSV of a folder goes to standard output."""
-    check_plugins_of_run(run, plugin or [])
-    if not images:
-        raise UserError("predict: name at least one image file or folder")
-    for image in images:
-        if not is_file(image, or_folder=True):  # before seconds are spent on importing PyTorch
-            raise UserError(f"{image}: there is no such file or folder")
-    if top < 1:
-        raise UserError(f"--top {top}: expected at least 1")
-    from cl_clipfit.commands.predict import predict as predict_images
-
-    predict_images(run, images, *consoles(), top=top, unknown=unknown, output=output, device=device)
-
-
-@app.command
-def compare(
-    *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
-    markdown: Annotated[bool, Parameter(help="Print the tables in Markdown.")] = False,
-    latex: Annotated[bool, Parameter(help="Print them for LaTeX's package booktabs.")] = False,
-    csv: Annotated[bool, Parameter(help="Print a line per run, with all its metrics.")] = False,
-    mixed: Annotated[
-        bool, Parameter(help="One table for runs of different streams, orders or weights.")
-    ] = False,
-    against: Annotated[
-        str | None,
-        Parameter(help="Test the differences from this method; default the best on average."),
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        Parameter(help='LABEL=NAME: what to call a method, as "full=Fine-tuning".'),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        Parameter(help="Metrics of the kept predictions: names of list metrics, or Python files."),
-    ] = None,
-    std: Annotated[bool, Parameter(help="Show standard deviations beside intervals.")] = False,
-    output: Annotated[Path | None, Parameter(help="Folder for figures and CSV files.")] = None,
-) -> None:
-    """Compare finished runs: tables, curves and paired tests, on common seeds."""
-    forms: dict[Form, bool] = {"markdown": markdown, "latex": latex, "csv": csv}
-    chosen = [form for form, asked in forms.items() if asked]
-    if len(chosen) > 1:
-        raise UserError(f"--{chosen[0]} and --{chosen[1]}: choose one")
-    from cl_clipfit.commands.compare import compare as compare_runs
-
-    compare_runs(
-        folders(runs), *consoles(), form=chosen[0] if chosen else "table", mixed=mixed,
-        against=against, names=label or [], metrics=metric or [], std=std, output=output,
-    )  # fmt: skip
-
-
-@app.command
-def report(
-    *runs: Annotated[Path, Parameter(help="Folders of runs, or folders that hold some.")],
-    output: Annotated[
-        Path | None,
-        Parameter(help="File to write; default report.html in the folder that is named."),
-    ] = None,
-) -> None:
-    """Write a page that shows finished runs: curves, matrices, classes, examples, commands."""
-    from cl_clipfit.commands.report import report as report_runs
-
-    report_runs(folders(runs), *consoles(), output=output)
+for command in (merge, landscape, verify, predict, compare, report):  # in the order of the help
+    app.command(command)
 
 
 @app.command
