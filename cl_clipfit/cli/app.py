@@ -1,4 +1,4 @@
-"""The command line: `run.py` itself, `list`, `info`, `sweep` and `doctor`; the rest is beside it."""
+"""The command line: `run.py` itself, `list`, `info`, `sweep` and `doctor`."""
 
 import gc
 import logging
