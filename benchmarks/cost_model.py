@@ -318,7 +318,7 @@ def streams_table(machine: Machine, gpus: Sequence[int] = (1, 8, 64)) -> Iterato
 def banks_table(machine: Machine) -> Iterator[str]:
     """Yield a table in Markdown: what a bank, a router and sums of classes take, by tasks."""
     heads = ("bank, written", "bank, disk", "router", "sums of classes", "heads, disk")
-    yield "| ViT-B/16, 10 classes a task | " + " | ".join(heads) + " |"
+    yield "| ViT-B/16, 10 classes per task | " + " | ".join(heads) + " |"
     yield "| --- |" + " --- |" * len(heads)
     for tasks in (*TASKS, 100_000):
         cost = stream(ARCHITECTURES["ViT-B/16"], machine, tasks)

@@ -67,26 +67,6 @@ def describe_stream(scenario: "Scenario", scored: str = "test") -> str:
 
 
 @contextlib.contextmanager
-def drawing(figure: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Draw a figure in a `with` block; if that fails, warn, and remove an earlier command's figure.
-
-    The numbers that it shows are there, and must not be lost with it. The environment variable
-    CL_CLIPFIT_DEBUG=1 shows the traceback.
-
-    Args:
-        figure: its path, without its suffix.
-        warn: receives the line that says what failed.
-    """
-    try:
-        yield
-    except Exception as error:
-        if os.environ.get("CL_CLIPFIT_DEBUG"):
-            raise
-        remove_figure(figure)
-        warn(f"the figure {figure.name} is missing: {type(error).__name__}: {error}")
-
-
-@contextlib.contextmanager
 def tolerating(what: str, warn: Callable[[str], None]) -> Iterator[None]:
     """Write in a `with` block what no number depends on; if that fails, warn that it is missing.
 
@@ -103,6 +83,25 @@ def tolerating(what: str, warn: Callable[[str], None]) -> Iterator[None]:
             raise
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         warn(f"{what} missing: {' '.join(reason.split())[:300]}")
+
+
+@contextlib.contextmanager
+def drawing(figure: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Draw a figure in a `with` block; if that fails, warn, and remove an earlier command's figure.
+
+    The numbers that it shows are there, and must not be lost with it.
+
+    Args:
+        figure: its path, without its suffix.
+        warn: receives the line that says what failed.
+    """
+
+    def failed(line: str) -> None:
+        remove_figure(figure)
+        warn(line)
+
+    with tolerating(f"the figure {figure.name} is", failed):
+        yield
 
 
 def remove_figure(figure: Path) -> None:

@@ -13,6 +13,7 @@ from cl_clipfit.storage.files import read_bytes
 
 SCHEMA = 1
 RESULT = "result.json"
+Content = dict[str, Any]  # of a `result.json`
 Values = list[float | None]
 Matrix = Annotated[list[Values], Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -139,7 +140,7 @@ class Result:
     """
 
     path: Path
-    content: dict[str, Any]
+    content: Content
 
     @property
     def label(self) -> str:

@@ -13,12 +13,11 @@ from cl_clipfit.metrics.predictions import Predictions
 from cl_clipfit.report.html.heat import Heat, data_url, heat
 from cl_clipfit.report.html.thumbnails import FATES, after_own_task, fates, read_thumbnails
 from cl_clipfit.storage.predictions import read_predictions
-from cl_clipfit.storage.result import Result
+from cl_clipfit.storage.result import Content, Result
 
 MOST_CLASSES = 200  # rows of the table of classes
 MOST_EXAMPLES = 24
 WHEN = ("before", "after its task", "at the end")
-Content = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from cl_clipfit.report.html.charts import Chart, Looks, Point, line_chart
 from cl_clipfit.report.style import LINES, MARKERS, PALETTE, ZERO_SHOT
 from cl_clipfit.report.tables import confidence_interval
 from cl_clipfit.storage.files import read_bytes
+from cl_clipfit.storage.result import Content
 
-Content = dict[str, Any]
 Groups = Mapping[str, list[Content]]  # results by label
 
 

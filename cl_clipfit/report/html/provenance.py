@@ -9,10 +9,9 @@ from rich.filesize import decimal
 
 from cl_clipfit.config.command import MERGED_FROM, read_config
 from cl_clipfit.errors import UserError, printable
-from cl_clipfit.storage.result import Result
+from cl_clipfit.storage.result import Content, Result
 from cl_clipfit.storage.run_folder import CONFIG
 
-Content = dict[str, Any]
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # titles of the columns, rows
 
 

@@ -20,6 +20,7 @@ from cl_clipfit.storage.run_folder import THUMBNAILS
 FATES = ("forgotten", "never right", "learned", "right before and at the end")
 PIXELS = 48  # the longer side
 _EACH = 6  # images of each kind
+_SEARCHED = 2000  # images of a kind that take turns by task
 _MOST = 100  # pictures that a report takes in
 _LARGEST = 1 << 16  # bytes of each
 
@@ -53,9 +54,6 @@ def chosen(rows: Sequence[Predictions]) -> list[int]:
         order = sorted(range(len(turn)), key=lambda at: (turn[at], tasks[at], at))
         images += [int(of_kind[at]) for at in order[:_EACH]]
     return sorted(images)
-
-
-_SEARCHED = 2000  # images of a kind
 
 
 def save_thumbnails(images: Any, rows: Sequence[Predictions], run: Path) -> None:

@@ -31,10 +31,8 @@ from cl_clipfit.report.style import PALETTE, ZERO_SHOT, looks_of
 from cl_clipfit.report.tables import by_strategy, columns
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.manifest import adding, run_around
-from cl_clipfit.storage.result import Result
+from cl_clipfit.storage.result import Content, Result
 from cl_clipfit.storage.run_folder import REPORT
-
-Content = dict[str, Any]
 
 
 @dataclass(frozen=True)
