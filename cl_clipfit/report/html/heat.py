@@ -99,8 +99,8 @@ def luminance(red: int, green: int, blue: int) -> float:
 def _colour(share: float) -> tuple[int, int, int]:
     from matplotlib import colormaps
 
-    red, green, blue, _ = colormaps["cividis"](share, bytes=True)
-    return int(red), int(green), int(blue)
+    red, green, blue, _ = colormaps["cividis"](share)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _cell(value: float, top: float, digits: int) -> tuple[str, str]:
