@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from cl_clipfit import metrics
-from cl_clipfit.config.command import read_config
+from cl_clipfit.config.command import RECIPE_OPTIONS, read_config
 from cl_clipfit.errors import UserError, is_file, printable, program
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.storage.files import csv_text, read_bytes
@@ -25,7 +25,6 @@ TABLES = ("accuracy_matrix", "all_classes_matrix", "task_aware_matrix")
 _ROUNDING = 1e-9  # percent
 _MOST_SHOWN = 100  # problems of one check
 _SEEDS = {"data_seed": "data_order", "init_seed": "initialisation"}  # names in a result, by option
-_RECIPE = ("epochs", "batch_size", "lr")  # settings of a recipe in `config.yaml`
 Outcome = tuple[str, list[str]]  # of a check: a line if it passes, and the problems
 Result = Mapping[str, Any]
 
@@ -145,7 +144,7 @@ def _recorded_settings(config: Result, result: Result) -> Iterator[tuple[str, An
         for key, name in _SEEDS.items():
             yield key, config.get(key, result["seed"]), seeds[name]
     recipe = result["recipe"] or {}
-    for key in _RECIPE:
+    for key in RECIPE_OPTIONS:
         if key in config:
             yield key, config[key], recipe.get(key)
 

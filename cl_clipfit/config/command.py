@@ -19,6 +19,7 @@ from cl_clipfit.config.options import Count, Number, Positive, Seed, explain, sh
 from cl_clipfit.errors import UserError, nearest, program
 
 MERGED_FROM = "merged_from"  # key in the config.yaml of a run that was merged from another run
+RECIPE_OPTIONS = ("epochs", "batch_size", "lr")  # options that are settings of a recipe
 Group = TypeVar("Group", bound=BaseModel)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cl_clipfit import __version__
 from cl_clipfit.clip import ModelIdentity
-from cl_clipfit.config.command import OutputSettings, RunConfig
+from cl_clipfit.config.command import RECIPE_OPTIONS, OutputSettings, RunConfig
 from cl_clipfit.config.model_names import with_absolute_paths
 from cl_clipfit.config.parsing import Command, format_setting
 from cl_clipfit.data.orders import NAMED_ORDERS
@@ -18,7 +18,6 @@ from cl_clipfit.runtime.code_files import package_hash
 from cl_clipfit.storage.files import sha256
 
 _KEPT = "no_predictions"  # of the settings of output: a resumed run does the same
-_RECIPE = ("epochs", "batch_size", "lr")  # settings of a recipe that are options of the command
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
@@ -96,7 +95,7 @@ def config_of(stream: StreamPlan, run: RunPlan, command: Command) -> dict[str, A
             "seed": [run.seed],
             # Omitted if they follow the seed: the file may be used with another --seed.
             "data_seed": None, "init_seed": None, **run.other_seeds(),
-            **{key: recipe.get(key) for key in _RECIPE},
+            **{key: recipe.get(key) for key in RECIPE_OPTIONS},
             "model": with_absolute_paths(stream.model),
             "tasks": stream.tasks,
             "class_order": _order(stream.class_order),
@@ -140,7 +139,7 @@ def _assignments(stream: StreamPlan, run: RunPlan, command: Command) -> list[str
         (run.strategy.name, run.options.model_dump(mode="json")),
         (
             [run, *run.bases][-1].strategy.name,
-            {k: v for k, v in recipe.items() if k not in _RECIPE},
+            {k: v for k, v in recipe.items() if k not in RECIPE_OPTIONS},
         ),
         *((base.strategy.name, base.options.model_dump(mode="json")) for base in run.bases),
     ]

@@ -19,7 +19,9 @@ from cl_clipfit.errors import UserError, nearest
 SECTIONS = ("common", "grid", "list", "tune", "slurm")
 MOST_RUNS = 10_000
 _OPTIONS = tuple(name for name in RunConfig.model_fields if name not in OutputSettings.model_fields)
-_LISTS = ("strategy", "seed", "class_order", "template", "probe", "set", "plugin")
+_LISTS = (  # a single value may stand for a list of one
+    "strategy", "seed", "class_order", "template", "probe", "set", "plugin", "then", "prompts",
+)  # fmt: skip
 _SINGLE = ("strategy", "seed", "class_order")  # lists of a command of which a run has one
 _ASSIGNED = re.compile(r"([A-Za-z][\w+-]*)\.([A-Za-z_]\w*)")  # STRATEGY.key
 

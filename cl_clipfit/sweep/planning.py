@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cl_clipfit.clip import ModelIdentity
 from cl_clipfit.clip.feature_classifier import FEATURES
-from cl_clipfit.config.command import RunConfig
+from cl_clipfit.config.command import RECIPE_OPTIONS, RunConfig
 from cl_clipfit.config.model_names import with_absolute_paths
 from cl_clipfit.config.options import explain
 from cl_clipfit.config.parsing import parse_command
@@ -22,12 +22,7 @@ from cl_clipfit.sweep.file import Cell, SweepFile, as_options, assigned_name, de
 from cl_clipfit.sweep.job import Job
 
 INDEX = "sweep-index.jsonl"  # in the output folder: which run folder holds which settings
-RECIPE = {
-    "epochs",
-    "batch_size",
-    "lr",
-    "recipe",
-}  # not of methods without steps
+_FILES = ("data_dir", "split", "class_names", "then", "prompts")  # settings that name files
 
 
 class Registries(dict[tuple[str, ...], Registry]):
@@ -59,7 +54,7 @@ def plan_jobs(sweep: SweepFile, output: Path) -> list[Job]:
         except UserError as error:
             raise placed(error, sweep, cell, varying) from error
         used.update(kept)
-        shown = varying if resolved.plans[0].recipe else varying - RECIPE
+        shown = varying if resolved.plans[0].recipe else varying - {"recipe", *RECIPE_OPTIONS}
         job = make_job(resolved, kept, describe(kept, shown), output)
         jobs.setdefault(job.key, job)
     for key in (key for cell in sweep.cells() for key in cell if key not in used):
@@ -123,7 +118,7 @@ def make_job(resolved: ResolvedCommand, cell: Cell, label: str, output: Path) ->
     data = {**stream.settings.model_dump(mode="json"), **where, "model": stream.model}
     data |= stream.data_settings.model_dump(mode="json")
     data["options"] = [stream.options.model_dump(mode="json"), [p.name for p in stream.probes]]
-    data["files"] = [_state(settings.get(key)) for key in ("data_dir", "split", "class_names")]
+    data["files"] = [[_state(file) for file in _each(settings.get(key))] for key in _FILES]
     data["files"] += [_state(config.tasks), _state(stream.model.rpartition(":")[2])]
     data["files"] += [_state(name) for name in config.class_order]
     identity = ModelIdentity(stream.model, "", "")
@@ -146,15 +141,19 @@ def _absolute(key: str, value: Any) -> Any:
     """Return a setting with absolute paths: a worker may have another working folder."""
     if key == "model" and value is not None:
         return with_absolute_paths(value)
-    if key in ("data_dir", "split", "class_names") and value is not None:
-        return str(Path(value).resolve())
-    if key == "plugin":
-        return [str(Path(file).resolve()) for file in value]
+    if key in (*_FILES, "plugin"):
+        files = [str(Path(file).resolve()) for file in _each(value)]
+        return files if isinstance(value, list) else next(iter(files), None)
     if key == "class_order":
         return [str(Path(name).resolve()) if Path(name).is_file() else name for name in value]
     if key == "tasks" and isinstance(value, str):
         return str(Path(value).resolve())
     return value
+
+
+def _each(value: Any) -> list[Any]:
+    """Return the items of a list; a single value as a list, and None as an empty one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from cl_clipfit.config.command import RECIPE_OPTIONS
 from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.run_plan import ResolvedCommand
@@ -211,7 +212,7 @@ def make_studies(sweep: SweepFile) -> list[Study]:
         searched = {
             key: one
             for key, one in space.items()
-            if key in kept and (assigned_name(key) or trained or key not in _OF_STEPS)
+            if key in kept and (assigned_name(key) or trained or key not in RECIPE_OPTIONS)
         }
         if searched and repr(sorted(base.items())) not in studies:
             with warnings.catch_warnings():
@@ -228,9 +229,6 @@ def make_studies(sweep: SweepFile) -> list[Study]:
         names = ", ".join(space)
         raise UserError(f"{sweep.path}: --tune: no run of the sweep has a setting {names}")
     return list(studies.values())
-
-
-_OF_STEPS = ("epochs", "batch_size", "lr")
 
 
 def _ends(space: Space) -> list[Cell]:

@@ -101,3 +101,24 @@ def test_the_index_survives_a_line_that_was_cut(tmp_path: Path) -> None:
         text.write('{"key": "' + second.key)
     assert Index(tmp_path).folder(first) == tmp_path / "a"
     assert Index(tmp_path).folder(second) is None
+
+
+def test_runs_are_done_again_if_a_file_that_the_sweep_names_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts, image = tmp_path / "prompts.csv", tmp_path / "more/class/a.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"")
+    prompts.write_text("zero,a nought\n")
+    file = tmp_path / "sweep.yaml"
+    file.write_text("common: {strategy: lda, prompts: prompts.csv, then: more}")
+    (before,) = plan_jobs(read_sweep(file), tmp_path)
+    # A worker may have another working folder.
+    assert before.settings["prompts"] == [str(prompts)]
+    assert before.settings["then"] == [str(tmp_path / "more")]
+    keys = {before.key}
+    for changed in (prompts, image):
+        changed.write_bytes(b"one,a stroke\n" * 2)
+        keys.add(plan_jobs(read_sweep(file), tmp_path)[0].key)
+    assert len(keys) == 3
