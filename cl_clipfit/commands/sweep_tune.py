@@ -12,7 +12,7 @@ from cl_clipfit.errors import program
 from cl_clipfit.report.display import literal, say
 from cl_clipfit.storage.files import write_yaml
 from cl_clipfit.sweep.file import Cell, SweepFile, read_sweep
-from cl_clipfit.sweep.tuning import Study, leaders, make_studies, scored_on
+from cl_clipfit.sweep.tuning import Study, leaders, make_studies
 
 TUNED = "tuned.yaml"  # in the output folder: the sweep with the settings that were chosen
 _AT_A_TIME = 8  # trials of a study; the search does not depend on the machine
@@ -34,28 +34,23 @@ def tune_command(request: Request, trials: int, out: Console, err: Console) -> N
     check_file(sweep, request.plugins)
     check_output(request.output)
     studies = make_studies(sweep)
-    bases = [scored_on(sweep, study) for study in studies]
     done = 0
     while done < trials:
         batch = min(_AT_A_TIME, trials - done)
-        asked = [
-            (study, study.ask(base, request.output))
-            for study, base in zip(studies, bases, strict=True)
-            for _ in range(batch)
-        ]
+        asked = [(study, study.ask(request.output)) for study in studies for _ in range(batch)]
         jobs = list({trial.job.key: trial.job for _, trial in asked}.values())
         results, _ = run_jobs(jobs, request, sweep, err)
         for study, trial in asked:
             study.tell(trial, results.get(trial.job.key))
         done += batch
-    for study, base in zip(studies, bases, strict=True):
-        _show(study, base, out)
+    for study in studies:
+        _show(study, out)
     file = request.output / TUNED
     write_yaml(file, tuned(sweep, studies))
     say(out, f"the sweep with these settings: {program()} sweep {file}")
 
 
-def _show(study: Study, base: Cell, out: Console) -> None:
+def _show(study: Study, out: Console) -> None:
     """Print what was tried, what leads when, and what the search looked at."""
     best, finished = study.best(), [trial for trial in study.trials if trial.curve]
     table = Table(
@@ -76,15 +71,16 @@ def _show(study: Study, base: Cell, out: Console) -> None:
         numbers = (f"{number:.1f}" for number in (trial.score, curve[0], curve[-1]))
         table.add_row(f"{trial.handle.number}{mark}", *map(literal, values), *numbers)
     out.print(table)
-    for line in (looked_at(study, base), before_each_task(study)):
+    for line in (looked_at(study), before_each_task(study)):
         say(out, line)
 
 
-def looked_at(study: Study, base: Cell) -> str:
+def looked_at(study: Study) -> str:
     """Return one line on the images that a search was scored on."""
     tasks = study.results[0].content["tasks"]
     held_out = sum(task["test_samples"] for task in tasks)
     trained = sum(task["train_samples"] for task in tasks)
+    base = study.held_out
     order = base.get("class_order", "the stream's order")
     return (
         f"looked at: {held_out:,} training images of {len(tasks)} tasks, held out from each task"

@@ -134,7 +134,7 @@ def environment(threads: int) -> Iterator[None]:
 
 
 def needed(name: str, extra: str) -> Any:
-    """Import the library of an engine.
+    """Import a library that one of the extras installs.
 
     Raises:
         UserError: it is not installed.

@@ -43,6 +43,7 @@ class RayTasks:
     def __init__(self, share: Share, on_gpu: bool) -> None:
         self.ray = needed("ray", "ray")
         self.share, self.on_gpu = share, on_gpu
+        self.threads = share.threads or 1
 
     def events(self, jobs: Sequence[Job], work: Work) -> Iterator[Event]:
         """Yield what happens until every job has ended; closing the iterator cancels the rest."""
@@ -53,7 +54,7 @@ class RayTasks:
             try:
                 while waiting or running:
                     while waiting and len(running) < (self.share.workers or len(jobs)):
-                        job = replace(waiting.pop(), threads=self.share.threads or 1)
+                        job = replace(waiting.pop(), threads=self.threads)
                         running[task.remote(pickle.dumps((work, job)))] = job
                         yield Event(job, "started", "given to Ray")
                     with deferred():  # what a handler raises inside of Ray becomes a SystemError
@@ -88,13 +89,12 @@ class RayTasks:
 
     def _task(self) -> Any:
         """Return Ray's function for a run."""
-        threads = self.share.threads or 1
         gpus = self.share.gpus
         if gpus is None:
             gpus = float(self.on_gpu and self.ray.cluster_resources().get("GPU", 0) >= 1)
-        variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         options = {
-            "num_cpus": threads,
+            "num_cpus": self.threads,
             "num_gpus": gpus if self.on_gpu else 0,
             "max_retries": _RETRIES,
             "runtime_env": {"env_vars": variables},

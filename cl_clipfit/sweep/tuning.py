@@ -18,6 +18,7 @@ from cl_clipfit.config.command import RECIPE_OPTIONS
 from cl_clipfit.config.options import explain
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.run_plan import ResolvedCommand
+from cl_clipfit.experiment.stream_plan import StreamPlan
 from cl_clipfit.registry import Registry
 from cl_clipfit.storage.result import Result
 from cl_clipfit.sweep.engines import needed
@@ -113,6 +114,7 @@ class Study:
 
     Attributes:
         cell: the settings of its runs without seed and class order.
+        held_out: settings of all trials: other images, order and seed than the sweep reports.
         space: what is searched of them.
         resolved: the method, for its defaults.
         registry: strategies and scenarios.
@@ -122,6 +124,7 @@ class Study:
     """
 
     cell: Cell
+    held_out: Cell
     space: Space
     resolved: ResolvedCommand
     registry: Registry
@@ -134,11 +137,10 @@ class Study:
         """Return method and stream, for the screen."""
         return f"{self.cell['strategy']} on {self.resolved.stream.entry.name}"
 
-    def ask(self, base: Cell, output: Path) -> Trial:
+    def ask(self, output: Path) -> Trial:
         """Return the next setting to try, as a run.
 
         Args:
-            base: the settings of all trials: what they are scored on.
             output: folder of all run folders.
         """
         handle = self.study.ask()
@@ -148,7 +150,7 @@ class Study:
             else space[handle.suggest_categorical(key, [*range(len(space))])]
             for key, space in self.space.items()
         }
-        cell = {**self.cell, **base, **values}
+        cell = {**self.cell, **self.held_out, **values}
         resolved, kept = resolve_cell(cell, self.registry)
         job = make_job(resolved, kept, describe(kept, set(values)), output)
         trial = Trial(handle, values, replace(job, name=f"{job.name}, trial {handle.number}"))
@@ -224,7 +226,10 @@ def make_studies(sweep: SweepFile) -> list[Study]:
             default, _ = resolve_cell(base, registry)
             if start := _defaults(default, searched):
                 study.enqueue_trial(start)
-            studies[repr(sorted(base.items()))] = Study(base, searched, default, registry, study)
+            held_out = scored_on(sweep, base, default.stream)
+            studies[repr(sorted(base.items()))] = Study(
+                base, held_out, searched, default, registry, study
+            )
     if not studies:
         names = ", ".join(space)
         raise UserError(f"{sweep.path}: --tune: no run of the sweep has a setting {names}")
@@ -254,16 +259,21 @@ def _defaults(resolved: ResolvedCommand, space: Space) -> dict[str, Any]:
     return start
 
 
-def scored_on(sweep: SweepFile, study: Study) -> Cell:
-    """Return what the trials of a study are scored on: held-out images, another order and seed."""
+def scored_on(sweep: SweepFile, cell: Cell, stream: StreamPlan) -> Cell:
+    """Return what the trials of a study are scored on: held-out images, another order and seed.
+
+    Args:
+        sweep: the file, whose seeds and orders are left alone.
+        cell: the settings of the study's runs.
+        stream: theirs.
+    """
     cells = sweep.cells()
-    seeds = {int(cell.get("seed", 0)) for cell in cells}
-    orders = {str(cell.get("class_order")) for cell in cells}
+    seeds = {int(one.get("seed", 0)) for one in cells}
+    orders = {str(one.get("class_order")) for one in cells}
     base: Cell = {"seed": next(seed for seed in count(_SEED) if seed not in seeds), "probe": []}
-    base["validation"] = study.cell.get("validation", HELD_OUT)
-    facts = study.resolved.stream.facts
-    fixed = facts.PROTOCOL != "class-incremental" or isinstance(study.resolved.stream.tasks, Path)
-    if not fixed and facts.TASKS != "yours":
+    base["validation"] = cell.get("validation", HELD_OUT)
+    fixed = stream.facts.PROTOCOL != "class-incremental" or isinstance(stream.tasks, Path)
+    if not fixed and stream.facts.TASKS != "yours":
         order = next(number for number in count(_ORDER) if f"seed:{number}" not in orders)
         base["class_order"] = f"seed:{order}"
     return base
