@@ -16,6 +16,7 @@ from cl_clipfit.clip.loading.licences import UNKNOWN, licence_of
 from cl_clipfit.clip.loading.names import MINI
 from cl_clipfit.errors import UserError, is_file
 from cl_clipfit.storage.files import read_bytes, render_json, write_atomic
+from cl_clipfit.storage.run_folder import BANK
 
 if TYPE_CHECKING:
     from cl_clipfit.bank.store import DeltaBank
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 ADAPTER = "adapter_config.json"
 CARD = "README.md"
 KIND = "CL_CLIPFIT_DELTA_BANK"
-BANK = "bank"  # folder of a run
 _OF_BANKS = ("task-*.safetensors", "index-*.json")  # besides the index itself
 _PATTERNS = (INDEX, ADAPTER, *_OF_BANKS)
 _SHOWN = 20  # classes that the card names

@@ -274,8 +274,7 @@ class CLIPClassifier(ImageSide):
         """Encode one tensor of token ids (templates, L) per name: (K, d), by default unit length.
 
         A template ensemble is the mean of its normalised features, normalised again (Radford et
-        al. 2021, section 3.1.4). Several processes share
-        many names in a step.
+        al. 2021, section 3.1.4). Several processes share many names in a step.
         """
         if not tokens:
             raise ValueError("no prompts to encode")

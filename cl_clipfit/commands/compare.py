@@ -16,11 +16,11 @@ from cl_clipfit.report.paired import differences
 from cl_clipfit.report.results import Results, by_protocol, load_results, protocol_of
 from cl_clipfit.report.tables import (
     asked_metrics,
+    best_method,
     by_strategy,
     columns,
     comparison_csv,
     results_table,
-    value,
 )
 from cl_clipfit.storage.files import sha256, write_atomic
 from cl_clipfit.storage.result import Result
@@ -95,7 +95,7 @@ def _differences_table(group: Results, against: str | None) -> Table | None:
         key for key in list(columns(group.contents))[:2] if not key.startswith("probe")
     ]
     first = next(iter(columns(group.contents)))
-    reference = against if against in groups else _best(group, first)
+    reference = against if against in groups else best_method(groups, first)
     found = differences(groups, reference, shown)
     if not found:
         return None
@@ -120,15 +120,6 @@ def _differences_table(group: Results, against: str | None) -> Table | None:
             cells.append("-" if one is None or one.p is None else f"{one.p:.3f}")
         table.add_row(literal(label), str(max(d.pairs for d in rows.values())), *cells)
     return table
-
-
-def _best(group: Results, key: str) -> str:
-    def mean(label: str) -> float:
-        runs = by_strategy(group.contents)[label]
-        values = [v for run in runs if (v := value(run, key)) is not None]
-        return sum(values) / len(values) if values else float("-inf")
-
-    return max(group.labels, key=mean)
 
 
 def _differing(groups: Sequence[Results]) -> str:

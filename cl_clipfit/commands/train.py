@@ -31,7 +31,6 @@ from cl_clipfit.report.logs import log_again, open_logs
 from cl_clipfit.report.results import Results
 from cl_clipfit.runtime import launch, processes
 from cl_clipfit.runtime.determinism import deterministic
-from cl_clipfit.runtime.launch import declared, restarted
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.lock import hold
@@ -58,7 +57,7 @@ def run_command(config: RunConfig, out: Console, err: Console) -> Results:
     Raises:
         UserError: a name, file or value is wrong; raised before anything is trained.
     """
-    shows = declared().rank == 0
+    shows = launch.declared().rank == 0
     results = run(config, ConsoleDisplay(err, config.quiet) if shows else None)
     if not shows:
         return results
@@ -96,7 +95,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
     progress = progress or Progress()
     try:
         with processes.joined(config.device):
-            if restarted():  # by torchrun: to resume, not to start over once more
+            if launch.restarted():  # by torchrun: to resume, not to start over once more
                 config = config.model_copy(update={"fresh": False})
             results = run_each(config, progress)
             if launch.writes():

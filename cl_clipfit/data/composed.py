@@ -74,10 +74,10 @@ def followed_by(source: Source, layout: Layout, name: str, more: Source) -> tupl
     Raises:
         UserError: a class is in the stream already, or the stream cannot be continued.
     """
-    if source.text is not None or source.trained_tasks is not None:
-        kind = "consists of features" if source.text is not None else "ends with tasks that are"
-        more_of_it = "" if source.text is not None else " only tested"
-        raise UserError(f"{name}: nothing can follow a stream that {kind}{more_of_it}")
+    if source.text is not None:
+        raise UserError(f"{name}: nothing can follow a stream that consists of features")
+    if source.trained_tasks is not None:
+        raise UserError(f"{name}: nothing can follow a stream that ends with tasks only tested")
     if known := [n for n in more.class_names if n in source.class_names]:
         raise UserError(f"{name}: the class '{known[0]}' is in the stream already: rename it")
     if name in source.task_names:

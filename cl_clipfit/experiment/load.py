@@ -31,15 +31,8 @@ from cl_clipfit.training.strategy import CLIPStrategy
 
 # Settings that name files; what they said is in `result.json`.
 _OF_THE_DATA = (
-    "data_dir",
-    "then",
-    "prompts",
-    "split",
-    "class_names",
-    "tasks",
-    "class_order",
-    "probe",
-)
+    "data_dir", "then", "prompts", "split", "class_names", "tasks", "class_order", "probe",
+)  # fmt: skip
 Labels = list[tuple[str, float]]
 
 

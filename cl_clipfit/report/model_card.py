@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cl_clipfit.clip.loading.licences import UNKNOWN
 from cl_clipfit.storage.run_folder import stream_name
 
 _METRICS = (
@@ -28,7 +29,7 @@ def model_card(
         usage: Python code that loads it.
     """
     source = result["model"]
-    stated = licence if licence != "other" else "see the publisher of the pretrained weights"
+    stated = licence if licence != UNKNOWN else "see the publisher of the pretrained weights"
     facts = [
         ("pretrained model", f"`{model}`, weights `{source['weights_sha256'][:12]}`"),
         ("licence of the weights", f"{stated}; it is that of the pretrained weights"),

@@ -13,7 +13,7 @@ from cl_clipfit.errors import printable
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
 from cl_clipfit.report.display import literal
-from cl_clipfit.report.fitted import FittedTable, best_of
+from cl_clipfit.report.fitted import FittedTable, best_of, means_of
 from cl_clipfit.report.published import published_beside
 from cl_clipfit.storage.files import csv_text
 from cl_clipfit.storage.run_folder import stream_name
@@ -232,6 +232,12 @@ def values_of(
 ) -> dict[str, list[float | None]]:
     """Return the values of a column, of every run of each group."""
     return {name: [value(r, column) for r in group] for name, group in groups.items()}
+
+
+def best_method(groups: Mapping[str, Sequence[dict[str, Any]]], column: str) -> str:
+    """Return the method with the highest mean in a column; of equal ones the first."""
+    means = means_of(values_of(groups, column))
+    return max(groups, key=lambda name: float("-inf") if (m := means[name]) is None else m)
 
 
 def title_of(results: Sequence[dict[str, Any]], deviation: bool = False) -> str:

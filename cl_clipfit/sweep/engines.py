@@ -117,12 +117,17 @@ def share_out(share: Share, jobs: int, gpus: Sequence[str], on_gpu: bool) -> lis
     return [Slot(threads, device) for device in devices]
 
 
+def thread_variables(threads: int) -> dict[str, str]:
+    """Return what the environment says of cores; it is read when PyTorch is imported."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+
+
 @contextlib.contextmanager
 def environment(threads: int) -> Iterator[None]:
     """Let processes that are started in a `with` block use so many cores."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
+    variables = thread_variables(threads)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from cl_clipfit.sweep.engines import Event, Slot, Work
+from cl_clipfit.sweep.engines import Event, Slot, Work, thread_variables
 from cl_clipfit.sweep.job import Job, Outcome
 
 DIED = "its worker process died: killed, or out of memory; the same command resumes it"
@@ -144,7 +144,7 @@ def _begin(slot: Slot, sending: Connection) -> None:
     global _sending
     _sending = sending
     os.setsid()  # Ctrl-C reaches the parent alone, which lets the workers complete their steps
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(slot.threads)
+    os.environ.update(thread_variables(slot.threads))
     if slot.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpus
     threading.Thread(target=_follow_parent, daemon=True).start()

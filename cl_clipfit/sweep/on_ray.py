@@ -21,7 +21,7 @@ from typing import Any
 from cl_clipfit.runtime.signals import deferred
 from cl_clipfit.storage.files import writing
 from cl_clipfit.storage.result import RESULT, read_result
-from cl_clipfit.sweep.engines import Event, Share, Work, needed
+from cl_clipfit.sweep.engines import Event, Share, Work, needed, thread_variables
 from cl_clipfit.sweep.job import Job, Outcome
 
 _LOOK_SECONDS = 0.5
@@ -92,12 +92,11 @@ class RayTasks:
         gpus = self.share.gpus
         if gpus is None:
             gpus = float(self.on_gpu and self.ray.cluster_resources().get("GPU", 0) >= 1)
-        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         options = {
             "num_cpus": self.threads,
             "num_gpus": gpus if self.on_gpu else 0,
             "max_retries": _RETRIES,
-            "runtime_env": {"env_vars": variables},
+            "runtime_env": {"env_vars": thread_variables(self.threads)},
         }
         return self.ray.remote(**options)(on_node)
 

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.sweep.engines import Event, Share, Work, cores, environment, needed
+from cl_clipfit.sweep.engines import (
+    Event,
+    Share,
+    Work,
+    cores,
+    environment,
+    needed,
+    thread_variables,
+)
 from cl_clipfit.sweep.job import Job, Outcome
 
 LOGS = "sweep-logs"  # in the output folder: what submitit and the jobs write
@@ -129,7 +137,7 @@ class Bundle:
 
     def __call__(self) -> list[Outcome]:
         """Do the runs; those that an earlier attempt finished are only read."""
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self.threads)
+        os.environ.update(thread_variables(self.threads))
         work, jobs = pickle.loads(self.payload)
         outcomes = []
         for job in jobs:

@@ -1,13 +1,12 @@
 """Paired differences of a comparison: each method minus the best, on the runs that both have."""
 
 from collections.abc import Mapping
-from statistics import fmean
-from typing import Any
 
 from cl_clipfit.report.paired import Difference, differences
-from cl_clipfit.report.tables import columns, value
+from cl_clipfit.report.tables import best_method, columns
+from cl_clipfit.storage.result import Content
 
-Groups = Mapping[str, list[dict[str, Any]]]  # results by label
+Groups = Mapping[str, list[Content]]  # results by label
 _METRICS = 2  # columns of the table of results
 
 
@@ -19,7 +18,7 @@ def difference_table(groups: Groups) -> tuple[str, list[str], list[list[str]]]:
     """
     titles = columns([result for group in groups.values() for result in group])
     shown = [key for key in list(titles)[:_METRICS] if not key.startswith("probe")]
-    best = max(groups, key=lambda label: _mean(groups[label], shown[0]))
+    best = best_method(groups, shown[0])
     found = [one for one in differences(groups, best, shown) if one.interval is not None]
     head = ["strategy", "pairs"]
     for key in shown:
@@ -36,8 +35,3 @@ def _cells(one: Difference | None) -> list[str]:
     if one is None or one.interval is None or one.p is None:
         return ["-", "-"]
     return [f"{one.mean:+.1f} ± {one.interval:.1f}", f"{one.p:.3f}"]
-
-
-def _mean(group: list[dict[str, Any]], key: str) -> float:
-    values = [v for result in group if (v := value(result, key)) is not None]
-    return fmean(values) if values else float("-inf")
