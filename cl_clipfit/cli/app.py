@@ -15,10 +15,18 @@ from pydantic import ValidationError
 from cl_clipfit import __version__
 from cl_clipfit.cli.arguments import console, consoles, keep_text
 from cl_clipfit.cli.bank import bank
-from cl_clipfit.cli.finished import compare, landscape, merge, predict, report, verify
+from cl_clipfit.cli.finished import (
+    compare,
+    export,
+    extend,
+    landscape,
+    merge,
+    predict,
+    report,
+    verify,
+)
 from cl_clipfit.cli.habits import instead, meant, meet_habits
 from cl_clipfit.cli.help import ALL, asks_for_help, show_help
-from cl_clipfit.cli.share import export, extend
 from cl_clipfit.commands.resume import check_output, check_plugins, resumed_settings
 from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.config.options import explain

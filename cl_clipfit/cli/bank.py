@@ -66,7 +66,7 @@ def export(
 ) -> None:
     """Write the merged model as a checkpoint that open_clip reads, and check it."""
     check_plugins_of_run(run, plugin or [])
-    from cl_clipfit.commands.export import export_bank
+    from cl_clipfit.commands.bank_export import export_bank
 
     export_bank(run, file, *consoles(), mode=mode, settings=settings, task=task, force=force)
 

@@ -1,4 +1,4 @@
-"""`run.py merge`, `landscape`, `verify`, `predict`, `compare`, `report`: work on finished runs."""
+"""The commands on finished runs: `run.py merge`, `landscape`, `verify`, ..., `extend`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -154,3 +154,45 @@ def report(
     from cl_clipfit.commands.report import report as report_runs
 
     report_runs(folders(runs), *consoles(), output=output)
+
+
+def export(
+    run: RunPath,
+    out: Annotated[
+        Path | None,
+        Parameter(help="FILE.safetensors, FILE.pt, FILE.onnx, or a folder; default by the run."),
+    ] = None,
+    /,
+    *,
+    to: Annotated[
+        str | None, Parameter(help="open_clip, onnx or hf-folder; default by the name's ending.")
+    ] = None,
+    force: Annotated[bool, Parameter(help="Replace what exists.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Write a finished run for open_clip, ONNX runtimes or a model hub, and check it."""
+    check_plugins_of_run(run, plugin or [])
+    from cl_clipfit.commands.export import export_run
+
+    export_run(run, *consoles(), to=to, place=out, force=force)
+
+
+def extend(
+    run: RunPath,
+    /,
+    *,
+    data_dir: Annotated[
+        list[Path], Parameter(help="Folders of images of new classes, a task each.")
+    ],
+    prompts: Annotated[
+        Path | None, Parameter(help="CSV file with lines class,prompt, for new classes.")
+    ] = None,
+    device: Device = None,
+    fresh: Annotated[bool, Parameter(help="Repeat an extension that is complete.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Learn further tasks on top of a finished run; the result is a run of its own."""
+    check_plugins_of_run(run, plugin or [])
+    from cl_clipfit.commands.extend import extend_run
+
+    extend_run(run, data_dir, *consoles(), prompts=prompts, device=device, fresh=fresh)

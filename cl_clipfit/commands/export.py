@@ -1,218 +1,283 @@
-"""`run.py bank export`: the merged model of a run as a checkpoint that open_clip reads."""
+"""`run.py export`: a finished run as a file or folder that other libraries read."""
 
 import contextlib
-import copy
-import io
 import json
-import shlex
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import open_clip
 import torch
 from rich.console import Console
-from safetensors.torch import save
-from torch import nn
+from torch import Tensor
 
-from cl_clipfit.clip import create_classifier
-from cl_clipfit.clip.loading.factory import hash_weights
-from cl_clipfit.clip.loading.names import HUB, LOCAL, is_own, parse_model
-from cl_clipfit.commands.bank import file_size, open_bank, say
-from cl_clipfit.config.merge_settings import (
-    ALL,
-    BY_NAME,
-    CLOSED_FORM,
-    MERGING,
-    ModeSettings,
-    check_settings,
-)
-from cl_clipfit.errors import UserError, is_file, nearest, program
-from cl_clipfit.experiment.reopen import FinishedRun, open_run
-from cl_clipfit.merging.methods import merged_values
+from cl_clipfit.bank.store import DeltaBank
+from cl_clipfit.clip import Preprocess
+from cl_clipfit.clip.checkpoint_file import write_checkpoint
+from cl_clipfit.clip.loading.factory import architecture_of
+from cl_clipfit.clip.loading.licences import licence_of
+from cl_clipfit.clip.loading.own_models import CONFIG, OWN, building
+from cl_clipfit.commands.bank import file_size, say
+from cl_clipfit.errors import UserError, is_file, nearest
+from cl_clipfit.experiment.load import LoadedRun, load_run
+from cl_clipfit.methods.adapter import AdapterStrategy
 from cl_clipfit.report.display import ConsoleDisplay
-from cl_clipfit.storage.files import write_atomic, writing
-from cl_clipfit.storage.manifest import adding, run_around
+from cl_clipfit.report.model_card import model_card
+from cl_clipfit.storage.files import writing
+from cl_clipfit.storage.run_folder import BANK
+from cl_clipfit.training.strategy import CLIPStrategy
 
-ENDINGS = (".safetensors", ".pt")
-TOLERANCE = 1e-5  # between features of unit length
-_SAMPLE = 8  # images and prompts that the file is tested on
+Form = Literal["open_clip", "onnx", "hf-folder"]
+WEIGHTS = "open_clip_model.safetensors"
+CARD = "README.md"
+TOLERANCE = 1e-5  # between cosine similarities of the run and of what was written, at most
+_SAMPLE = 4  # images that both score
+_SUFFIXES: dict[str, Form] = {".safetensors": "open_clip", ".pt": "open_clip", ".onnx": "onnx"}
 
 
-def export_bank(
-    path: Path, file: Path, out: Console, err: Console, *, mode: str = "latest",
-    settings: ModeSettings | None = None, task: int | None = None, force: bool = False,
-) -> None:  # fmt: skip
-    """Write a run's merged model as an open_clip checkpoint, and check it by loading it.
+def export_run(
+    path: Path, out: Console, err: Console, *, to: str | None = None, place: Path | None = None,
+    force: bool = False,
+) -> Path:  # fmt: skip
+    """Write what a finished run learned in a form that another library reads, and check it there.
 
     Args:
-        path: a run folder.
-        file: ends in .safetensors or .pt.
+        path: folder of the run; its data are not needed.
         out: where to print.
         err: where progress goes.
-        mode: one of `CLOSED_FORM`.
-        settings: of the mode.
-        task: merge tasks 1 to this one; default all.
-        force: replace the file if it exists.
+        to: one of `Form`; default: by the ending of `place`, a folder without one.
+        place: file or folder to write; default: named after the run, in the current folder.
+        force: replace a file, or what an earlier export wrote into a folder.
+
+    Returns:
+        what was written.
 
     Raises:
-        UserError: a name or setting is invalid, the bank holds parameters that are not open_clip's,
-            or the file does not yield the same model; it is removed then.
+        UserError: the form cannot hold what the run learned, or the place cannot be written.
     """
-    settings = settings or ModeSettings()
-    _check_request(file, mode, settings, force)
-    bank = open_bank(path)
-    if len(bank) and "head" in bank.index["tasks"][-1]["files"]:
-        raise UserError(
-            f"{path}: this run classifies with a closed-form head, which a checkpoint of the"
-            " open_clip model cannot hold"
-        )
-    selected = bank.index["selection"]
-    if others := [n for n in selected if not n.startswith("clip.") or ".adapter." in n]:
-        raise UserError(
-            f"{path}: this run trained '{others[0]}', which is not a parameter of the open_clip"
-            " model: a checkpoint of that model cannot hold what was learned"
-        )
-    last = len(bank) if task is None else task
-    if not 1 <= last <= len(bank):
-        raise UserError(f"--task {last}: the bank {bank.folder} holds {len(bank)} tasks")
-    run = open_run(path, ConsoleDisplay(err), device="cpu")
-    model, method = run.strategy.model, BY_NAME[mode]
-    values = [bank.lazy(t) for t in range(1, last + 1)]
-    model.load_values(merged_values(method, values, run.strategy.zero_shot_point(), settings))
-    around = run_around(file)
-    with contextlib.nullcontext() if around is None else adding(around):
-        checked = _write_checked(file, run, last)
-    used = ", ".join(f"{k}={v}" for k, v in method.settings(settings).items())
-    single = mode in ("latest", "wise") or last == 1
-    tasks = f"task {last}" if single else f"tasks 1 to {last}"
-    shown = f"{mode} ({used})" if used else mode
-    say(out, f"written: {file} ({file_size(file.stat().st_size)}), mode {shown}, {tasks}")
-    say(out, checked)
-    say(out, f"use it: {_usage(file, run)}")
+    form = _form(to, place)
+    place = place or Path(f"{path.resolve().name}{_endings(form)[0]}")
+    _check_place(form, place, force)
+    if form == "onnx":
+        from cl_clipfit.clip.onnx_file import check_onnx
 
-
-def _write_checked(file: Path, run: FinishedRun, task: int) -> str:
-    """Write a file, check that it yields the same model, and return what was compared."""
-    run.at_task(task)
-    seen, templates = run.strategy.seen_classes, run.scenario.templates
-    if not isinstance(templates[0], str):
-        templates = tuple(templates[label] for label in seen)
-    names = [run.scenario.class_names[label] for label in seen]
-    about = {"class_names": names, "templates": list(templates)}
-    # open_clip reads endings in lower case only.
-    draft = file.with_name(f".{file.stem}.unchecked{file.suffix.lower()}")
-    try:
-        with writing(file):
-            _write(run.strategy.model.clip, draft, about)
-            checked = _check_file(draft, run)
-            draft.replace(file)  # only now: with --force the old file stays until this one is good
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return checked
-
-
-def _check_request(file: Path, mode: str, settings: ModeSettings, force: bool) -> None:
-    if file.suffix.lower() not in ENDINGS:
-        raise UserError(f"{file}: the name must end in {' or '.join(ENDINGS)}")
-    if mode not in CLOSED_FORM:
-        if mode in MERGING:
+        check_onnx()
+    run = load_run(path, ConsoleDisplay(err), device="cpu")
+    run.strategy.model.precision = "fp32"
+    head = _text_head(run, form)
+    write = {"open_clip": _write_checkpoint, "onnx": _write_onnx, "hf-folder": _write_folder}[form]
+    with _draft(place, form) as draft:
+        gap = write(run, draft, head) / float(run.strategy.model.logit_scale)
+        if not gap <= TOLERANCE:  # NaN too
             raise UserError(
-                f"--mode {mode}: first {program()} merge RUN --method {mode}, then export that run"
+                f"{place}: similarities of what was written differ from the run's by {gap:.1e},"
+                f" more than {TOLERANCE:g}: it was not written"
             )
-        why = "it chooses weights for each image" if mode in ALL else nearest(mode, CLOSED_FORM)
-        raise UserError(f"--mode {mode}: cannot be exported. {why}")
-    check_settings("--mode", [mode], settings)
-    if file.is_dir():
-        raise UserError(f"{file} is a folder: name a file")
-    if is_file(file, or_folder=True) and not force:
-        raise UserError(f"{file} exists: --force replaces it")
-
-
-def _write(clip: nn.Module, file: Path, about: dict[str, Any]) -> None:
-    """Write weights, and the names and templates of the classes beside them."""
-    state = {name: value.detach().clone().contiguous() for name, value in clip.state_dict().items()}
-    if file.suffix.lower() == ".safetensors":
-        texts = {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()}
-        data = save(state, {"format": "pt", **texts})
-    else:
-        buffer = io.BytesIO()
-        torch.save({"state_dict": state, **about}, buffer)
-        data = buffer.getvalue()
-    write_atomic(file, data)
-
-
-def _check_file(file: Path, run: FinishedRun) -> str:
-    """Load the file through open_clip, compare it with the model, and say what was compared."""
-    loaded = _load(file, run)
-    if hash_weights(loaded) != hash_weights(run.strategy.model.clip):
-        raise UserError(f"{file} does not read back as it was written: check the disk, try again")
-    gap, count = _feature_gap(loaded, run)
-    if not gap <= TOLERANCE:  # NaN too
-        raise UserError(
-            f"{file}: features of the loaded model differ by {gap:.1e}, more than {TOLERANCE:g}:"
-            " see whether training diverged"
-        )
-    return (
-        f"checked: loaded through open_clip, all {len(loaded.state_dict())} tensors are equal bit"
-        f" for bit; features of {count} differ by at most {gap:.1g}, {TOLERANCE:g} is allowed"
+    size = sum(file.stat().st_size for file in ([*place.iterdir()] if place.is_dir() else [place]))
+    say(out, f"written: {place} ({file_size(size)}), {len(run.classes)} classes")
+    say(
+        out,
+        f"checked: loaded again, similarities of {_SAMPLE} images to all classes differ by at most"
+        f" {gap:.1g}",
     )
+    return place
 
 
-def _load(file: Path, run: FinishedRun) -> Any:
-    """Return the model that open_clip makes of the file."""
-    architecture = parse_model(run.prepared.stream.model)[0]
-    try:
-        if is_own(architecture):  # for these open_clip takes no other weights
-            clip = copy.deepcopy(run.prepared.model.clip)
-            open_clip.load_checkpoint(clip, str(file))
-        else:
-            clip = open_clip.create_model(architecture, pretrained=str(file))
-    except Exception as error:  # whatever open_clip makes of the file
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: open_clip cannot load what was written: {reason}") from error
-    return clip.eval()
+def _form(to: str | None, place: Path | None) -> Form:
+    if to is not None:
+        if to not in get_args(Form):
+            raise UserError(f"--to {to}: there is no such form. {nearest(to, get_args(Form))}")
+        return to  # type: ignore[return-value]
+    if place is None:
+        raise UserError(f"export: name a file or folder, or --to {', '.join(get_args(Form))}")
+    form = _SUFFIXES.get(place.suffix.lower())
+    if form is None and place.suffix and not place.is_dir():
+        raise UserError(f"{place}: the name must end in {', '.join(_SUFFIXES)}, or be a folder")
+    return form or "hf-folder"
+
+
+def _endings(form: Form) -> list[str]:
+    return [ending for ending, name in _SUFFIXES.items() if name == form] or [""]
+
+
+def _check_place(form: Form, place: Path, force: bool) -> None:
+    if form != "hf-folder":
+        if place.suffix.lower() not in _endings(form):
+            raise UserError(f"{place}: for {form} the name must end in {_endings(form)[0]}")
+        if place.is_dir():
+            raise UserError(f"{place} is a folder: name a file")
+        if is_file(place) and not force:
+            raise UserError(f"{place} exists: --force replaces it")
+        return
+    if is_file(place):
+        raise UserError(f"{place} is a file: name a folder")
+    if place.is_dir() and any(place.iterdir()):
+        if not is_file(place / CONFIG) or not is_file(place / WEIGHTS):
+            raise UserError(f"{place} holds other files: name a new folder")
+        if not force:
+            raise UserError(f"{place} exists: --force replaces it")
+
+
+@contextlib.contextmanager
+def _draft(place: Path, form: Form) -> Iterator[Path]:
+    """Yield where to write; it takes its place only if the `with` block succeeds."""
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=place.parent) as folder:
+            draft = Path(folder) / place.name  # with the ending that libraries look at
+            draft = draft.with_suffix(place.suffix.lower()) if place.suffix else draft
+            if form == "hf-folder":
+                draft.mkdir()
+            yield draft
+            if form == "hf-folder":
+                place.mkdir(exist_ok=True)
+                for file in sorted(draft.iterdir()):
+                    file.replace(place / file.name)
+            else:
+                draft.replace(place)
+
+
+class _Head:
+    """Text features of the classes, and what happens to image features before they meet them."""
+
+    def __init__(self, text: Tensor, adapt: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        self.text, self.adapt = text, adapt
 
 
 @torch.no_grad()
-def _feature_gap(loaded: Any, run: FinishedRun) -> tuple[float, str]:
-    """Return the largest difference between features of both models, and what was encoded."""
-    model, scenario = run.strategy.model, run.scenario
-    model.precision = "fp32"  # as open_clip computes: only the content of the file is compared
-    every = max(1, len(scenario.test.images) // _SAMPLE)
-    images = scenario.test.images[::every][:_SAMPLE].to("cpu")
-    names = scenario.class_names[:_SAMPLE]
-    shared = isinstance(scenario.templates[0], str)
-    prompts = model.tokenize(names, scenario.templates[: 1 if shared else len(names)])
-    pixels = model.preprocess(images)
-    pairs = (
-        (model.image_features(images), loaded.encode_image(pixels, normalize=True)),
-        (model.encode_prompts(prompts), loaded.encode_text(torch.cat(prompts), normalize=True)),
-    )
-    gap = max(float((ours - others).abs().max()) for ours, others in pairs)
-    return gap, f"{len(images)} test images and {len(prompts)} prompts"
-
-
-def _usage(file: Path, run: FinishedRun) -> str:
-    """Return how to use the file, after checking that it yields the same classifier.
+def _text_head(run: LoadedRun, form: Form) -> _Head:
+    """Return the text head of a run.
 
     Raises:
-        UserError: it does not; the file itself is correct.
+        UserError: it classifies in another way than the form can hold.
     """
-    model = run.strategy.model
-    architecture, pretrained = parse_model(run.prepared.stream.model)
-    if architecture.startswith((HUB, LOCAL)):
-        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-        name = names[ENDINGS.index(file.suffix.lower())]
-        folder = "a copy of the model's folder, in place of its weights"
-        return f"in {folder}, named {name}: {program()} --model local-dir:FOLDER"
-    tag = pretrained.partition(":")[0]
-    published = tag in open_clip.list_pretrained_tags_by_model(architecture)
-    name = f"{architecture}:{tag}:{file}" if published else f"{architecture}:{file}"
-    again = create_classifier(name)
-    if again.preprocess != model.preprocess or hash_weights(again.clip) != hash_weights(model.clip):
-        raise UserError(
-            f"{file} is written and correct, but --model {name} preprocesses images differently:"
-            " use it through open_clip, with this run's preprocessing"
+    strategy, model, what = run.strategy, run.strategy.model, type(run.strategy)
+    label, scores = run.result["label"], what.scores
+    selected = (
+        DeltaBank.open(run.path / BANK).index["selection"] if (run.path / BANK).is_dir() else {}
+    )
+    if any(".adapter." in name for name in selected):
+        raise UserError(f"{run.path}: {label} runs modules within the blocks of CLIP, which no"
+                        " other library knows: it cannot be exported")  # fmt: skip
+    adapted = isinstance(strategy, AdapterStrategy) and scores is AdapterStrategy.scores
+    if scores is not CLIPStrategy.scores and not adapted:
+        raise UserError(f"{run.path}: {label} does not classify by image and text features alone:"
+                        " it cannot be exported")  # fmt: skip
+    if form != "onnx":
+        others = [name for name in selected if not name.startswith("clip.")]
+        if others or adapted or model.context is not None:
+            raise UserError(
+                f"{run.path}: {label} trained '{(others or ['what is'])[0]}', which is not part of"
+                " an open_clip model: export it with --to onnx"
+            )
+    if isinstance(strategy, AdapterStrategy):
+        return _Head(model.zero_shot_text_features[list(run.classes)], strategy.adapt)
+    return _Head(model.text_features(list(run.classes)))
+
+
+def _about(run: LoadedRun) -> dict[str, Any]:
+    """Return what travels with the weights: classes, prompts and preprocessing."""
+    templates = run.result["templates"]
+    if not isinstance(templates[0], str):
+        templates = [templates[label] for label in run.classes]
+    return {
+        "class_names": run.class_names,
+        "templates": templates,
+        "preprocessing": asdict(run.strategy.model.preprocess),
+        "base_model": run.result["model"],
+        "strategy": run.result["label"],
+        "licence": licence_of(run.stream.model),
+    }
+
+
+def _images(run: LoadedRun) -> Tensor:
+    """Return a few images of noise, uint8 (N, 3, H, W)."""
+    draws = torch.Generator().manual_seed(0)
+    size = run.strategy.model.preprocess.size
+    return torch.randint(0, 256, (_SAMPLE, 3, *size), dtype=torch.uint8, generator=draws)
+
+
+def _scores(run: LoadedRun) -> Tensor:
+    return run.strategy.score_all(_images(run))[:, list(run.classes)]
+
+
+@torch.no_grad()
+def _loaded_gap(run: LoadedRun, about: dict[str, Any], clip: Any, tokenizer: Any) -> float:
+    """Return the largest difference of logits between the run and a model of open_clip."""
+    model, of_class, text = run.strategy.model, about["templates"], []
+    for index, name in enumerate(about["class_names"]):
+        group = of_class if isinstance(of_class[0], str) else of_class[index]
+        features = clip.encode_text(
+            tokenizer([t.replace("{}", name) for t in group]), normalize=True
         )
-    return f"{program()} --model {shlex.quote(name)}"
+        text.append(torch.nn.functional.normalize(features.mean(0), dim=-1))
+    image = clip.encode_image(model.preprocess(_images(run)), normalize=True)
+    logits = clip.logit_scale.exp() * image @ torch.stack(text).T
+    if getattr(clip, "logit_bias", None) is not None:
+        logits = logits + clip.logit_bias
+    return float((logits - _scores(run)).abs().max())
+
+
+def _write_checkpoint(run: LoadedRun, file: Path, _: _Head) -> float:
+    """Write weights for `open_clip.create_model(ARCH, pretrained=FILE)`."""
+    about = _about(run)
+    write_checkpoint(file, run.strategy.model.clip, about)
+    with building(architecture_of(run.stream.model)):
+        clip = open_clip.create_model(OWN, pretrained=str(file)).eval()
+    return _loaded_gap(run, about, clip, run.strategy.model.tokenizer)
+
+
+def _write_onnx(run: LoadedRun, file: Path, head: _Head) -> float:
+    """Write preprocessed images to logits as one graph."""
+    from cl_clipfit.clip.onnx_file import onnx_logits, write_onnx
+
+    model = run.strategy.model
+    write_onnx(file, model, head.text, head.adapt, _about(run))
+    return float((onnx_logits(file, model.preprocess(_images(run))) - _scores(run)).abs().max())
+
+
+def _write_folder(run: LoadedRun, folder: Path, _: _Head) -> float:
+    """Write the folder of a hub: configuration, weights, model card, and a tokenizer's own files.
+
+    `open_clip.create_model_from_pretrained("local-dir:FOLDER")` reads it.
+    """
+    about, model = _about(run), run.strategy.model
+    preprocessing = {k: v for k, v in about["preprocessing"].items() if k != "size"}
+    architecture = architecture_of(run.stream.model)
+    words = architecture.get("text_cfg", {})
+    if Path(words.get("hf_tokenizer_name") or "").is_absolute():  # of a folder on this machine
+        words["hf_tokenizer_name"] = "."
+    config = {
+        "model_cfg": architecture,
+        "preprocess_cfg": preprocessing,
+        "cl_clipfit": {k: about[k] for k in ("class_names", "templates", "base_model", "strategy")},
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+    write_checkpoint(folder / WEIGHTS, model.clip, about)
+    if hasattr(model.tokenizer, "save_pretrained"):  # of transformers
+        model.tokenizer.save_pretrained(str(folder))
+    usage = _USAGE.format(names=about["class_names"][:3])
+    (folder / CARD).write_text(
+        model_card(
+            run.result, title=run.path.name, model=run.stream.model, licence=about["licence"],
+            data_licence=str(run.stream.data.about.get("LICENCE", "")), usage=usage,
+        ), "utf-8",
+    )  # fmt: skip
+    clip, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    if Preprocess.of(clip) != model.preprocess:
+        raise UserError(f"{run.path}: open_clip cannot express how this model preprocesses images")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    return _loaded_gap(run, about, clip.eval(), tokenizer)
+
+
+_USAGE = """
+import json
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+about = json.load(open("FOLDER/open_clip_config.json"))["cl_clipfit"]
+about["class_names"]  # {names} ...
+"""

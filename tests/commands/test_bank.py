@@ -18,7 +18,7 @@ from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import create_classifier
 from cl_clipfit.clip.loading.names import MINI_FOLDER
-from cl_clipfit.commands import export
+from cl_clipfit.commands import bank_export
 from cl_clipfit.commands.bank import _shortened
 from tests.support.tiny import PLUGIN, TRAINED
 
@@ -302,7 +302,7 @@ def test_a_file_that_fails_its_check_does_not_stay(
     name: str, value: object, says: str, run: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(export, name, value)
+    monkeypatch.setattr(bank_export, name, value)
     assert main(["bank", "export", str(run), str(tmp_path / "x.safetensors"), *PLUGIN]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from cl_clipfit import create_classifier, load_run
 from cl_clipfit.cli.app import main
 from cl_clipfit.clip import onnx_file
 from cl_clipfit.clip.loading.licences import licence_of
-from cl_clipfit.commands import share
+from cl_clipfit.commands import export
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.load import LoadedRun
 from tests.support.tiny import PLUGIN, TINY, build_source
@@ -141,7 +141,7 @@ def test_what_a_form_cannot_hold_is_said_in_a_line(
     assert "works from 2.14" in refused("export", run, tmp_path / "x.onnx", *PLUGIN)
     monkeypatch.setattr(onnx_file, "_PACKAGES", ("json", "no_such_package"))
     assert "ONNX needs no_such_package" in refused("export", run, tmp_path / "x.onnx", *PLUGIN)
-    monkeypatch.setattr(share, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "differ from the run's by" in refused("export", run, out, *PLUGIN)
     assert {path.name for path in tmp_path.iterdir()} == {"lda", "coop"}
 
