@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,11 @@ from tests.support.tiny import (
     build_source,
     build_tiny,
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker more than cores: many tests wait for the processes that they start."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture
