@@ -248,11 +248,10 @@ def execute(
         result = run.execute(config)
         progress.stop()
         run.folder.require()
-        figures = {"curves": plot_run, "what_moved": plot_changes} if run.folder.writes else {}
-        for name, plot in figures.items():
-            with drawing(run.folder.path / name, progress.warn):
-                plot(result, run.folder.path / name)
         if run.folder.writes:
+            for name, plot in (("curves", plot_run), ("what_moved", plot_changes)):
+                with drawing(run.folder.path / name, progress.warn):
+                    plot(result, run.folder.path / name)
             _save_thumbnails(run, progress)
         content = run.folder.save_result(result)  # completes the run
     except Stopped as stopped:

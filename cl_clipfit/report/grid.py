@@ -8,16 +8,14 @@ from typing import Any
 
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
-from cl_clipfit.report.fitted import best_of
 from cl_clipfit.report.published import published_beside
 from cl_clipfit.report.tables import (
+    best_by_column,
     by_strategy,
     cell,
     columns,
-    less_is_better,
     title_of,
     value,
-    values_of,
 )
 
 _LATEX = {
@@ -52,8 +50,7 @@ def grid(results: Sequence[dict[str, Any]], deviation: bool = False) -> Grid:
     """
     shown, groups, others = columns(results), by_strategy(results), published_beside(results)
     below = below_baselines(groups)
-    less = less_is_better(results)
-    top = {key: best_of(values_of(groups, key), key in less) for key in shown}
+    top = best_by_column(results)
     rows, best = [], []
     for name, group in groups.items():
         cells = [cell([value(r, key) for r in group], deviation=deviation) for key in shown]

@@ -23,8 +23,6 @@ Line = Mapping[str, Any]
 class Log(Protocol):
     """What receives the lines of a history."""
 
-    place: Path
-
     def write(self, line: Line) -> None:
         """Receive a line."""
 
@@ -175,10 +173,9 @@ def open_logs(
         yield logs
 
 
-def log_again(kinds: Sequence[str], run: Path, settings: Mapping[str, Any]) -> list[Path]:
-    """Write logs of a finished run from its history; return where they are."""
+def log_again(kinds: Sequence[str], run: Path, settings: Mapping[str, Any]) -> None:
+    """Write logs of a finished run from its history."""
     with open_logs(kinds, run.parent, run.name, settings) as logs:
         for line in read_history(run) if logs else ():
             for log in logs:
                 log.write(line)
-    return [log.place for log in logs]

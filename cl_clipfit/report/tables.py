@@ -182,8 +182,7 @@ def results_table(results: Sequence[dict[str, Any]], deviation: bool = False) ->
     for header in headers.values():
         table.add_column(header, justify="right", overflow="fold")
     table.drops = [*_COSTS, *_dropped(headers)]
-    less = less_is_better(results)
-    best = {key: best_of(values_of(groups, key), key in less) for key in shown}
+    best = best_by_column(results)
     if not wide:
         for title in _COSTS:
             table.add_column(title, justify="right", overflow="fold")
@@ -207,9 +206,11 @@ def results_table(results: Sequence[dict[str, Any]], deviation: bool = False) ->
     return table
 
 
-def less_is_better(results: Sequence[dict[str, Any]]) -> set[str]:
-    """Return the columns whose smallest value is the best."""
-    return {"forgetting_all_classes", "forgetting", *results[0].get(LOWER, ())}
+def best_by_column(results: Sequence[dict[str, Any]]) -> dict[str, set[str]]:
+    """Return the methods with the best mean in each column of the results' table."""
+    less = {"forgetting_all_classes", "forgetting", *results[0].get(LOWER, ())}
+    groups = by_strategy(results)
+    return {key: best_of(values_of(groups, key), key in less) for key in columns(results)}
 
 
 def _header(title: str, wide: bool) -> str:

@@ -11,8 +11,6 @@ from cl_clipfit.storage.arrays import read_npz, render_npz
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.run_folder import PREDICTIONS
 
-__all__ = ["Predictions", "has_predictions", "read_predictions", "write_predictions"]
-
 _KINDS = {"labels": "i4", "top": "i4", "scores": "f2", "tasks": "i4"}
 
 

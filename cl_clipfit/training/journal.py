@@ -52,7 +52,7 @@ def _is_state(saved: dict[str, Any]) -> bool:
 
 
 def _is_history(saved: Any) -> bool:
-    """Return whether this is what `HistoryPlugin.state` returns; checkpoints of 0.1.0 have none."""
+    """Return whether this is what `HistoryPlugin.state` returns; None if nothing recorded any."""
     if saved is None:
         return True
     try:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cl_clipfit.errors import UserError
-from cl_clipfit.storage.predictions import Predictions, read_predictions, write_predictions
+from cl_clipfit.metrics.predictions import Predictions
+from cl_clipfit.storage.predictions import read_predictions, write_predictions
 
 
 def answers(images: int = 3, seed: int = 0) -> Predictions:
