@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import open_clip
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cl_clipfit.bank.store import DeltaBank
 from cl_clipfit.cli.app import main
-from cl_clipfit.clip import create_classifier
+from cl_clipfit.clip import checkpoint_file, create_classifier
 from cl_clipfit.clip.loading.names import MINI_FOLDER
 from cl_clipfit.commands import bank_export
 from cl_clipfit.commands.bank import _shortened
@@ -291,18 +292,23 @@ def wrong_file(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("module", "name", "value", "says"),
     [
-        ("save", wrong_file, "does not read back"),
-        ("save", lambda state, _: save({"x": torch.ones(1)}), "open_clip cannot load"),
-        ("TOLERANCE", -1.0, "differ by"),
+        (checkpoint_file, "save", wrong_file, "does not read back"),
+        (
+            checkpoint_file,
+            "save",
+            lambda state, _: save({"x": torch.ones(1)}),
+            "open_clip cannot load",
+        ),
+        (bank_export, "TOLERANCE", -1.0, "differ by"),
     ],
 )
 def test_a_file_that_fails_its_check_does_not_stay(
-    name: str, value: object, says: str, run: Path, tmp_path: Path,
+    module: ModuleType, name: str, value: object, says: str, run: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(bank_export, name, value)
+    monkeypatch.setattr(module, name, value)
     assert main(["bank", "export", str(run), str(tmp_path / "x.safetensors"), *PLUGIN]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
