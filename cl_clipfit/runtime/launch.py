@@ -99,9 +99,12 @@ def reports(lost: bool = False) -> bool:
         with contextlib.suppress(Exception):  # the store may be gone, with the first process
             return _State.reports()
     try:
-        return declared().rank == 0
+        if first := declared().rank == 0:
+            return first
     except UserError:
         return True
+    time.sleep(_MEANWHILE)  # torchrun ends the first process, before it has spoken, once one ends
+    return False
 
 
 def refuse_several(words: Sequence[str], commands: Sequence[str]) -> None:
