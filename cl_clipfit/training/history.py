@@ -10,6 +10,7 @@ from torch import Tensor
 from cl_clipfit.runtime.device import peak_memory_bytes
 from cl_clipfit.runtime.lean_imports import lean_imports
 from cl_clipfit.storage.history import HistoryFile
+from cl_clipfit.training.snapshot import Snapshot
 
 with lean_imports():
     from avalanche.core import SupervisedPlugin
@@ -38,7 +39,7 @@ class HistoryPlugin(SupervisedPlugin):
         # Of the epoch so far, by the names of the terms: their sums, then the number of steps.
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
-    def open(self, file: HistoryFile, saved: Mapping[str, Any] | None) -> None:
+    def open(self, file: HistoryFile, saved: Snapshot | None) -> None:
         """Begin a history, or continue it.
 
         Args:
@@ -53,7 +54,7 @@ class HistoryPlugin(SupervisedPlugin):
             self._before, self._rate = int(saved["before"]), float(saved["rate"])
             self._sums = {tuple(names): total for names, total in saved["sums"]}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Snapshot:
         """Write what is waiting to the disk, and return what a checkpoint holds of the history."""
         assert self._file is not None
         sums = [[list(names), total] for names, total in self._sums.items()]
@@ -78,7 +79,7 @@ class HistoryPlugin(SupervisedPlugin):
             self._add({"event": "task", "task": task, "total_step": self._before, **values})
             self._file.flush()
 
-    def before_update(self, strategy: "CLIPStrategy", *args: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: "CLIPStrategy", *args: object, **kwargs: object) -> None:
         """Note the learning rate of the step, before the schedule goes on.
 
         It is the recipe's, as the schedule has changed it; groups of parameters may have multiples.
@@ -87,7 +88,9 @@ class HistoryPlugin(SupervisedPlugin):
         base, now = strategy.scheduler.base_lrs[0], strategy.optimizer.param_groups[0]["lr"]
         self._rate = strategy.recipe.lr * now / base if base else 0.0
 
-    def after_training_iteration(self, strategy: "CLIPStrategy", *args: Any, **kwargs: Any) -> None:
+    def after_training_iteration(
+        self, strategy: "CLIPStrategy", *args: object, **kwargs: object
+    ) -> None:
         """Add the terms of the step to the sums, and to the history if it is its turn."""
         if self._file is None:
             return
@@ -95,7 +98,9 @@ class HistoryPlugin(SupervisedPlugin):
         if strategy.task_steps % self._every == 0:
             self._write("step", strategy, strategy.read_terms())
 
-    def after_training_epoch(self, strategy: "CLIPStrategy", *args: Any, **kwargs: Any) -> None:
+    def after_training_epoch(
+        self, strategy: "CLIPStrategy", *args: object, **kwargs: object
+    ) -> None:
         """Add the means over the steps of an epoch."""
         if self._file is not None:
             self._write("epoch", strategy, self._means())

@@ -37,7 +37,7 @@ _AT = (
 )  # fmt: skip
 
 
-def _is_state(saved: dict[str, Any]) -> bool:
+def _is_state(saved: Snapshot) -> bool:
     """Return whether a checkpoint, which may be untrusted, has the form that a journal saves."""
     if any(type(saved.get(key)) not in kinds for key, kinds in _STATE):
         return False
@@ -69,7 +69,7 @@ def stream_hash(task_classes: list[list[int]]) -> str:
     return sha256(repr([list(classes) for classes in task_classes]).encode())
 
 
-def place(saved: dict[str, Any]) -> str:
+def place(saved: Snapshot) -> str:
     """Return where a saved run resumes, such as "in task 2, after epoch 3"."""
     at, task = saved["at"], saved["tasks"] + 1
     if not at:
@@ -103,11 +103,11 @@ class Journal:
         self._loop = 0  # number of the epoch loop within the task
         # Finished epochs of the loop, and steps of the current epoch.
         self._epoch, self._step = 0, 0
-        self._epoch_rng: dict[str, Any] = {}  # RNG state at the start of the current epoch
+        self._epoch_rng: Snapshot = {}  # RNG state at the start of the current epoch
         self._labels = hashlib.sha256()  # of its batches so far
-        self._state: dict[str, Any] = {}
-        self._resumed: dict[str, Any] | None = None
-        self._within: dict[str, Any] | None = None  # position in an epoch that a signal stopped
+        self._state: Snapshot = {}
+        self._resumed: Snapshot | None = None
+        self._within: Snapshot | None = None  # position in an epoch that a signal stopped
         self._started = 0.0
         self.history: HistoryPlugin | None = None  # whose place in its file checkpoints hold
         self.earlier_seconds = 0.0  # training time of the task in earlier processes
@@ -123,7 +123,7 @@ class Journal:
         """Return how long the task has trained so far, in earlier processes too."""
         return self.earlier_seconds + time.perf_counter() - self._started
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> Snapshot | None:
         """Return the newest saved state, to resume from; None if there is none."""
         saved = from_first(self.checkpoints.load)
         if saved is not None and not _is_state(saved):

@@ -25,7 +25,12 @@ from cl_clipfit.training.checks import check_classes, check_labels, doubt_of_los
 from cl_clipfit.training.features import Reach, StepFeatures, experiences_in_reach, keep_columns
 from cl_clipfit.training.journal import Journal
 from cl_clipfit.training.loss_watch import LossWatch
-from cl_clipfit.training.optimization import make_optimizer, make_schedule, online_steps
+from cl_clipfit.training.optimization import (
+    ParameterGroup,
+    make_optimizer,
+    make_schedule,
+    online_steps,
+)
 from cl_clipfit.training.repetition import clear_gradients, repeat_until_it_fits, trained
 from cl_clipfit.training.shared_reading import SharedReading
 
@@ -110,7 +115,7 @@ class TrainingLoop(SupervisedTemplate):
     # Methods of `CLIPStrategy` that the loop calls.
     select: Callable[[], None]
     label_space: Callable[[], Sequence[int]]
-    parameter_groups: Callable[[], list[dict[str, Any]]]
+    parameter_groups: Callable[[], list[ParameterGroup]]
     step_batch: Callable[[list[Tensor]], list[Tensor]]
     training_logits: Callable[[Tensor], Tensor]
     compute_loss: Callable[[Tensor, Tensor], Tensor]
@@ -311,13 +316,13 @@ class TrainingLoop(SupervisedTemplate):
             if processes.together() and type(self.dataloader) is DataLoader:
                 self.dataloader = SharedReading(self.dataloader)
 
-    def _train_exp(self, experience: object, eval_streams: object = None, **kwargs: Any) -> None:
+    def _train_exp(self, experience: object, eval_streams: object = None, **kwargs: object) -> None:
         with torch.no_grad():
             self.add_experience()  # a resumed run restores its outcome with the first epoch
         if self.takes_steps:
             self._run_epochs(self.train_epochs, piece=True, **kwargs)
 
-    def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: Any) -> None:
+    def _run_epochs(self, epochs: int, piece: bool = False, **kwargs: object) -> None:
         """Run the epochs that no earlier process has finished according to the journal."""
         done = self.journal.enter(epochs) if self.journal else 0
         with signals.deferred():

@@ -9,6 +9,7 @@ import torch
 
 from cl_clipfit.config.options import Recipe
 
+ParameterGroup = dict[str, Any]  # "params", and settings that override the optimiser's
 _Kind = TypeVar("_Kind", bound=torch.optim.Optimizer)
 
 
@@ -27,7 +28,7 @@ def _without_dynamo(kind: type[_Kind]) -> type[_Kind]:
 _SGD, _AdamW = _without_dynamo(torch.optim.SGD), _without_dynamo(torch.optim.AdamW)
 
 
-def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Recipe, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
     """Return a new optimiser.
 
     On CUDA its step is a fused kernel, which rounds differently from PyTorch's default.

@@ -149,7 +149,7 @@ def _held_bytes(value: Any, counted: set[int]) -> int:
     return _held_bytes(vars(value), counted) if known and hasattr(value, "__dict__") else 0
 
 
-def plain_attributes(strategy: "CLIPStrategy") -> dict[str, Any]:
+def plain_attributes(strategy: "CLIPStrategy") -> Snapshot:
     """Return the attributes that a method added to a strategy: plain values and tensors.
 
     Attributes with a model, parameters or a graph are created again when the task is resumed.
@@ -157,7 +157,7 @@ def plain_attributes(strategy: "CLIPStrategy") -> dict[str, Any]:
     return {name: value for name, value in _added(strategy).items() if _can_hold(value)}
 
 
-def _added(strategy: "CLIPStrategy") -> dict[str, Any]:
+def _added(strategy: "CLIPStrategy") -> Snapshot:
     """Return the attributes that a strategy has in addition to those of every strategy."""
     return {n: v for n, v in vars(strategy).items() if n not in strategy.common_attributes}
 
@@ -177,7 +177,7 @@ def _buffers(strategy: "CLIPStrategy") -> dict[str, Tensor]:
     return {n: b for n, b in strategy.model.named_buffers() if n not in common}
 
 
-def _lost(strategy: "CLIPStrategy", state: Mapping[str, Any]) -> list[str]:
+def _lost(strategy: "CLIPStrategy", state: Mapping[str, object]) -> list[str]:
     """Return the names of the state that checkpoints cannot hold, to be reported."""
     missing = {n: v for n, v in _added(strategy).items() if n not in state and not _can_hold(v)}
     lost = [n for n, v in missing.items() if isinstance(v, _GENERATORS) or _is_plain(v)]

@@ -21,6 +21,7 @@ from cl_clipfit.training.features import (
     read_samples,
 )
 from cl_clipfit.training.loop import TrainingLoop, silent_evaluator
+from cl_clipfit.training.optimization import ParameterGroup
 from cl_clipfit.training.scoring import Scoring
 from cl_clipfit.training.terms import read_terms
 
@@ -137,8 +138,8 @@ class CLIPStrategy(Scoring, TrainingLoop):
         options: Options | None = None,
         device: str | torch.device = "cpu",
         seeds: Seeds | None = None,
-        plugins: Sequence[Any] | None = None,
-        evaluator: Any = None,
+        plugins: Sequence[object] | None = None,
+        evaluator: object = None,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("criterion"):
@@ -188,7 +189,7 @@ class CLIPStrategy(Scoring, TrainingLoop):
             name = type(self).__name__
             raise ValueError(f"{name}.trainable() selects no parameter of this model")
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         """Return the optimiser's groups; default: one, with the whole selection."""
         return [{"params": list(self.selection.values())}]
 
