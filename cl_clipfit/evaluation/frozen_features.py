@@ -28,11 +28,18 @@ def with_features(
     scenario: Scenario, probes: Mapping[str, Source], encode: Callable[[Any], Tensor]
 ) -> tuple[Scenario, dict[str, Source]]:
     """Replace the test images of a stream and of probes by `encode(images)`."""
-    encoded = {
+    scenario = scenario.with_images(scenario.train.images, encode(scenario.test.images))
+    return scenario, encoded_probes(probes, encode)
+
+
+def encoded_probes(
+    probes: Mapping[str, Source], encode: Callable[[Any], Tensor]
+) -> dict[str, Source]:
+    """Replace the images of probes by `encode(images)`."""
+    return {
         name: replace(p, test=replace(p.test, images=encode(p.test.images)))
         for name, p in probes.items()
     }
-    return scenario.with_images(scenario.train.images, encode(scenario.test.images)), encoded
 
 
 class FrozenImages:
