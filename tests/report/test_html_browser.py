@@ -111,7 +111,7 @@ def test_a_command_ends_with_its_report(
     (folder,) = tmp_path.glob("*image-norms*")
     assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder}/report.html"
     assert main(["verify", str(folder)]) == 0
-    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder), "--figures", str(folder / "figures")]) == 0
     assert main(["verify", str(folder)]) == 0
 
 

@@ -100,7 +100,7 @@ def answers(runs: Sequence[Result], names: Sequence[str]) -> Answers:
             first[run.label] = rows
             pictures |= _pictures(run, missing)
     classes, omitted = _classes(before, of_class, names, runs[0].content)
-    tables = [(label, _confusion_table(np.mean(t, 0))) for label, t in of_task.items()]
+    tables = [(label, _confusion_table(label, np.mean(t, 0))) for label, t in of_task.items()]
     return Answers(classes, omitted, tables, _examples(first, pictures, names), " ".join(missing))
 
 
@@ -166,10 +166,13 @@ def _confusion(row: Predictions, home: NDArray[Any]) -> NDArray[Any]:
     return 100 * np.divide(counts, total, out=np.full((tasks, tasks), np.nan), where=total > 0)
 
 
-def _confusion_table(shares: NDArray[Any]) -> Heat:
+def _confusion_table(label: str, shares: NDArray[Any]) -> Heat:
     numbers = [str(task + 1) for task in range(len(shares))]
     title = "what the images of a task are taken for (%)"
-    return heat(title, shares, numbers, numbers, corner="image of task / taken for task")
+    return heat(
+        f"confusion-{label}", title, shares, numbers, numbers,
+        corner="image of task / taken for task", unit="share of the images (%)",
+    )  # fmt: skip
 
 
 def _classes(
@@ -188,13 +191,9 @@ def _classes(
     tasks = [""] * len(names) if home is None else [f" (task {t + 1})" for t in home]
     rows = [printable(names[at]) + tasks[at] for at in shown]
     table = heat(
-        "accuracy of each class at the end (%)",
-        values[shown],
-        rows,
-        list(columns),
-        corner="class",
-        as_table=True,
-    )
+        "classes", "accuracy of each class at the end (%)", values[shown], rows, list(columns),
+        corner="class", unit="accuracy (%)", as_table=True,
+    )  # fmt: skip
     return table, len(names) - len(shown)
 
 
