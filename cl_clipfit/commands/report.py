@@ -44,7 +44,7 @@ def report(
             f"{file}: these results cannot be shown ({type(error).__name__}: {error}): check each"
             " run with verify"
         ) from error
-    say(out, f"Report: {file}")
+    say(out, f"report: {file}")
 
 
 def _folder(paths: Sequence[Path]) -> Path:

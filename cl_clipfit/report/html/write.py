@@ -12,7 +12,7 @@ import numpy as np
 from cl_clipfit._version import __version__
 from cl_clipfit.errors import UserError, printable
 from cl_clipfit.report.grid import Grid, grid
-from cl_clipfit.report.html.answers import Answers, answers, class_names
+from cl_clipfit.report.html.by_image import ByImage, by_image, class_names
 from cl_clipfit.report.html.charts import Chart, Looks, colour_of, dash_of, shape_of
 from cl_clipfit.report.html.comparison import difference_table
 from cl_clipfit.report.html.curves import (
@@ -65,7 +65,7 @@ class Protocol:
     colours: dict[str, str]
     curves: Sequence[Chart]
     matrices: Sequence[tuple[str, Sequence[Heat]]]
-    answers: Answers
+    by_image: ByImage
     layers: Sequence[Chart]
     layer_tables: Sequence[tuple[str, Sequence[Heat]]]
     landscapes: Sequence[Landscape]
@@ -93,11 +93,19 @@ def write_report(results: Results, path: Path, *, mixed: bool = False) -> Path:
     if not results:
         raise UserError("there is no run to report")
     file = path / REPORT if path.is_dir() else path
-    page = render([results] if mixed else by_protocol(results))
-    around = run_around(file)
+    write_page([results] if mixed else by_protocol(results), file)
+    return file
+
+
+def write_page(groups: Sequence[Results], file: Path) -> None:
+    """Write the report of finished runs, with a part of the page for each group.
+
+    Raises:
+        UserError: the files of a run are damaged, or the page cannot be written.
+    """
+    page, around = render(groups), run_around(file)
     with adding(around) if around else contextlib.nullcontext():
         write_atomic(file, page)
-    return file
 
 
 def render(groups: Sequence[Results]) -> str:
@@ -143,7 +151,7 @@ def _protocol(runs: Results) -> Protocol:
         colours={label: colour_of(look) for label, look in looks.items()},
         curves=curve_charts(groups, looks),
         matrices=[(label, _matrices(group)) for label, group in groups.items()],
-        answers=answers(runs, class_names(contents[0])),
+        by_image=by_image(runs, class_names(contents[0])),
         layers=layer_charts(groups, looks),
         layer_tables=[(label, tables) for label, group in groups.items()
                       if (tables := _layer_tables(group[0]))],
