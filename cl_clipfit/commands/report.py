@@ -49,8 +49,8 @@ def report(
             " run with verify"
         ) from error
     if figures is not None:
-        say(out, f"Figures: {figures}")
-    say(out, f"Report: {file}")
+        say(out, f"figures: {figures}")
+    say(out, f"report: {file}")
 
 
 def _folder(paths: Sequence[Path]) -> Path:

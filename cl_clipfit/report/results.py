@@ -173,11 +173,19 @@ def load_results(*paths: Path | str) -> Results:
     return Results(_distinct_labels(list(found.values())))
 
 
-def by_protocol(results: Results) -> list[Results]:
-    """Return the runs of each protocol, whose numbers are comparable, in order of appearance."""
+def by_protocol(results: Results, across_orders: bool = False) -> list[Results]:
+    """Return the runs of each protocol, whose numbers are comparable, in order of appearance.
+
+    Args:
+        results: the runs.
+        across_orders: put class orders together, whose runs differ as those of seeds do.
+    """
     groups: dict[tuple[str, ...], Results] = {}
     for result in results:
-        groups.setdefault(tuple(protocol_of(result.content).values()), Results()).append(result)
+        protocol = protocol_of(result.content)
+        if across_orders:
+            del protocol["class order"]
+        groups.setdefault(tuple(protocol.values()), Results()).append(result)
     return list(groups.values())
 
 

@@ -182,13 +182,13 @@ def test_the_command_writes_them_and_names_the_folder(
 ) -> None:
     page, folder = tmp_path / "page.html", tmp_path / "new" / "figures"
     assert main(["report", str(runs), "--output", str(page), "--figures", str(folder)]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"Figures: {folder}", f"Report: {page}"]
+    assert capsys.readouterr().out.splitlines() == [f"figures: {folder}", f"report: {page}"]
     assert (folder / "matrix-seen-clipfit.svg").exists()
 
 
 def test_unlike_protocols_have_a_folder_each(tmp_path: Path) -> None:
-    save_run(tmp_path, whole_result("clipfit"), answers=False)
-    save_run(tmp_path, whole_result("lda", data={"sha256": "ef" * 32}), answers=False)
+    save_run(tmp_path, whole_result("clipfit"), predictions=False)
+    save_run(tmp_path, whole_result("lda", data={"sha256": "ef" * 32}), predictions=False)
     load_results(tmp_path).write_report(tmp_path, figures=tmp_path / "figures")
     folders = sorted((tmp_path / "figures").iterdir())
     assert len(folders) == 2

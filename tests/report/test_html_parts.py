@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cl_clipfit.metrics.predictions import Predictions
-from cl_clipfit.report.html.answers import class_names
+from cl_clipfit.report.html.by_image import class_names
 from cl_clipfit.report.html.charts import Point, line_chart
 from cl_clipfit.report.html.curves import (
     barriers,

@@ -8,7 +8,7 @@ import numpy as np
 from cl_clipfit.errors import printable
 from cl_clipfit.report.figures import by_tower
 from cl_clipfit.report.grid import Grid, grid
-from cl_clipfit.report.html.answers import Answers, answers, class_names
+from cl_clipfit.report.html.by_image import ByImage, by_image, class_names
 from cl_clipfit.report.html.charts import Chart
 from cl_clipfit.report.html.comparison import difference_table
 from cl_clipfit.report.html.curves import (
@@ -51,7 +51,7 @@ class Protocol:
     colours: dict[str, str]
     curves: Sequence[Chart]
     matrices: Sequence[tuple[str, Sequence[Heat]]]
-    answers: Answers
+    by_image: ByImage
     layers: Sequence[Chart]
     layer_tables: Sequence[tuple[str, Sequence[Heat]]]
     landscapes: Sequence[Landscape]
@@ -64,12 +64,12 @@ class Protocol:
     @property
     def figures(self) -> list[Chart | Heat]:
         """Return every figure, in the order of the page."""
-        classes = [self.answers.classes] if self.answers.classes else []
+        classes = [self.by_image.classes] if self.by_image.classes else []
         return [
             *self.curves,
             *(table for _, tables in self.matrices for table in tables),
             *classes,
-            *(table for _, table in self.answers.confusion),
+            *(table for _, table in self.by_image.confusion),
             *self.layers,
             *(table for _, tables in self.layer_tables for table in tables),
             *(chart for landscape in self.landscapes for chart in landscape.charts),
@@ -90,7 +90,7 @@ def protocol(runs: Results) -> Protocol:
         colours={label: colour_of(look) for label, look in looks.items()},
         curves=curve_charts(groups, looks),
         matrices=[(label, _matrices(group)) for label, group in groups.items()],
-        answers=answers(runs, class_names(contents[0])),
+        by_image=by_image(runs, class_names(contents[0])),
         layers=layer_charts(groups, looks),
         layer_tables=[(label, tables) for label, group in groups.items()
                       if (tables := _layer_tables(group[0]))],

@@ -38,14 +38,22 @@ def write_report(
     if not results:
         raise UserError("there is no run to report")
     file = path / REPORT if path.is_dir() else path
-    protocols = [protocol(runs) for runs in ([results] if mixed else by_protocol(results))]
-    page = render(protocols, len(results))
-    around = run_around(file)
+    write_page([results] if mixed else by_protocol(results), file, figures)
+    return file
+
+
+def write_page(groups: Sequence[Results], file: Path, figures: Path | None = None) -> None:
+    """Write the report of finished runs, with a part of the page for each group.
+
+    Raises:
+        UserError: the files of a run are damaged, or the page cannot be written.
+    """
+    protocols = [protocol(runs) for runs in groups]
+    page, around = render(protocols, sum(map(len, groups))), run_around(file)
     with adding(around) if around else contextlib.nullcontext():
         write_atomic(file, page)
     if figures is not None:
         write_figures(protocols, figures)
-    return file
 
 
 def render(protocols: Sequence[Protocol], runs: int) -> str:
