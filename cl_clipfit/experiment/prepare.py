@@ -33,7 +33,7 @@ from cl_clipfit.data.images.loading import ImageLoader, sized
 from cl_clipfit.data.layout import Layout, make_layout
 from cl_clipfit.data.source import DataRequest, Source, limit_images
 from cl_clipfit.data.streams import Scenario, build_scenario
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import UserError, is_folder
 from cl_clipfit.experiment.identity import run_digest
 from cl_clipfit.experiment.run_plan import ResolvedCommand, RunPlan, resolve
 from cl_clipfit.experiment.scenario_file import load_source
@@ -329,7 +329,7 @@ def _with_following(source: Source, layout: Layout, stream: StreamPlan) -> tuple
     if folders and stream.settings.blurry is not None:
         raise UserError("--then: with --blurry the images of all tasks are mixed, leave out one")
     for folder in folders:
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UserError(f"--then {folder}: there is no such folder")
         tree = read_tree(folder, SplitOptions())
         more = Source(tree.names, DEFAULT_TEMPLATES, tree.train, tree.test, warnings=tree.warnings)

@@ -66,7 +66,7 @@ class Run:
         evaluator: fills the tables.
         bank: keeps what each task trained.
         history: records what happens while it trains.
-        predictions: keeps the answers to all test images.
+        predictions: keeps those for all test images.
         journal: saves the state after every epoch; None if there is nothing to save.
         earlier: a finished run of the first tasks, which this one continues; usually none.
     """

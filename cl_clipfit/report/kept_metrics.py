@@ -1,4 +1,4 @@
-"""Apply metrics of single answers to finished runs, from the predictions that they keep."""
+"""Apply metrics of single predictions to finished runs, from the predictions that they keep."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ Metric = Callable[[Sequence[Predictions], Mapping[str, Any]], float | None]
 
 @dataclass(frozen=True)
 class KeptMetric:
-    """A metric of the answers that runs keep.
+    """A metric of the predictions that runs keep.
 
     Attributes:
         name: what `result.metrics` calls it.

@@ -103,15 +103,15 @@ def test_a_command_ends_with_its_report(
 ) -> None:
     both = [*TINY, "--strategy", "zero-shot", "image-norms", *QUIET, "--output", str(tmp_path)]
     assert main(both) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {tmp_path}/tiny-stream-report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path}/tiny-stream-report.html"
     text = (tmp_path / "tiny-stream-report.html").read_text(encoding="utf-8")
     assert "image-norms, after task 2" in text
     assert "after its task" in text  # examples, with their pictures
     assert main([*TRAINED, *QUIET, "--output", str(tmp_path)]) == 0  # shown again
     (folder,) = tmp_path.glob("*image-norms*")
-    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder}/report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder}/report.html"
     assert main(["verify", str(folder)]) == 0
-    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder), "--figures", str(folder / "figures")]) == 0
     assert main(["verify", str(folder)]) == 0
 
 
@@ -129,13 +129,13 @@ def test_a_report_that_fails_ends_no_command(
     shown = capsys.readouterr()
     line = "warning: the report tiny-stream-report.html is missing: RuntimeError: of the library"
     assert line in shown.err
-    assert "Report:" not in shown.out
+    assert "report:" not in shown.out
     assert not (tmp_path / "tiny-stream-report.html").exists()
     (run,) = tmp_path.glob("*-zero-shot-*")
     with adding(run):
         (run / "report.html").write_text("of an earlier command")
     assert main(command) == 0
-    assert "Report:" not in capsys.readouterr().out
+    assert "report:" not in capsys.readouterr().out
     assert not (run / "report.html").exists()
     assert main(["verify", str(run)]) == 0
 
