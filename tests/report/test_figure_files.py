@@ -13,10 +13,11 @@ from PIL import Image
 
 from cl_clipfit import load_results
 from cl_clipfit.cli.app import main
-from cl_clipfit.report.html.charts import Chart, Point, line_chart
+from cl_clipfit.report.html.by_image import WHEN, Example, Gallery, Prediction
+from cl_clipfit.report.html.charts import Point, line_chart
 from cl_clipfit.report.html.figure_files import figure_svg, named_figures
-from cl_clipfit.report.html.heat import Heat, heat
-from cl_clipfit.report.html.parts import Protocol, protocol
+from cl_clipfit.report.html.heat import Heat, data_url, heat
+from cl_clipfit.report.html.parts import Figure, Protocol, protocol
 from cl_clipfit.report.style import looks_of
 from cl_clipfit.storage.run_folder import file_name
 from tests.support.results import save_run, whole_result
@@ -57,9 +58,10 @@ def stems(folder: Path, kind: str) -> set[str]:
 
 def test_every_figure_of_the_page_is_a_file_of_both_kinds(runs: Path, figures: Path) -> None:
     page = (runs / "page.html").read_text(encoding="utf-8")
-    opened = re.findall(r"<figure\b[^>]*>", page)
-    named = {file_name(name) for tag in opened for name in re.findall(r'data-name="([^"]+)"', tag)}
-    assert len(named) == len(opened) > 20
+    assert all("data-name=" in tag for tag in re.findall(r"<figure\b[^>]*>", page))
+    names = re.findall(r'data-name="([^"]+)"', page)
+    named = {file_name(name) for name in names}
+    assert len(named) == len(names) > 20
     # What looks like a chart is in a figure, and thus has a name.
     inside = "".join(re.findall(r"<figure\b.*?</figure>", page, re.DOTALL))
     for mark in ('class="chart"', 'class="cells"', 'class="dots"', 'class="ramp"'):
@@ -72,7 +74,7 @@ def test_names_say_what_is_in_a_file(figures: Path) -> None:
     assert {
         "accuracy", "forgetting", "retention", "classes", "confusion-clipfit",
         "matrix-seen-clipfit", "matrix-all-full_ce_scope=task", "matrix-task-zero-shot",
-        "what-moved-image", "what-moved-text-clipfit", "landscape-loss-zero-shot-s1",
+        "examples", "what-moved-image", "what-moved-text-clipfit", "landscape-loss-zero-shot-s1",
     } <= stems(figures, "svg")  # fmt: skip
 
 
@@ -115,7 +117,9 @@ def test_axes_colour_bars_and_legends_are_in_the_figure(shown: Protocol) -> None
     named = named_figures(shown)
     for name, figure in named.items():
         text = words(figure_svg(figure))
-        if isinstance(figure, Heat):
+        if isinstance(figure, Gallery):
+            assert {"class", *LABELS, *WHEN, "<b>&", "task 2"} <= {*text}
+        elif isinstance(figure, Heat):
             axes = [part for part in figure.corner.split(" / ") if part]
             assert {*axes, figure.unit, *figure.head} <= {*text}, name
         else:
@@ -143,7 +147,7 @@ def test_names_that_a_file_system_takes_for_one_are_told_apart(shown: Protocol) 
     assert [*named_figures(both)][len(shown.curves) :][:2] == ["matrix-a_b", "matrix-A_b-2"]
 
 
-def drawn(figure: Chart | Heat, folder: Path) -> Path:
+def drawn(figure: Figure, folder: Path) -> Path:
     """Write a single figure as the command does; return the PNG."""
     from cl_clipfit.report.html.figure_files import _write
 
@@ -170,6 +174,17 @@ def test_a_legend_of_any_length_is_whole(count: int, tmp_path: Path) -> None:
     labels = [f"mergetune:base=clipfit,weight={'0' * 3 * n}{n}" for n in range(count)]
     points = [Point(label, at, at + n, "") for n, label in enumerate(labels) for at in (0, 1)]
     check_picture(drawn(line_chart("n", "t", points, looks_of(labels), x="x", y="y"), tmp_path))
+
+
+@pytest.mark.parametrize("labels", [["clipfit"], [f"full:lr={'0' * 20}{n}" for n in range(5)]])
+@pytest.mark.parametrize("count", [1, 24])
+def test_examples_are_whole(labels: list[str], count: int, tmp_path: Path) -> None:
+    picture = data_url(Image.new("RGB", (48, 20), "white"))
+    given = [Prediction(when, "a long name " * 3, when == "before", 99.6) for when in WHEN]
+    examples = [
+        Example(picture, f"class {n}", n, dict.fromkeys(labels, given)) for n in range(count)
+    ]
+    check_picture(drawn(Gallery(examples), tmp_path))
 
 
 def test_many_classes_stand_side_by_side() -> None:

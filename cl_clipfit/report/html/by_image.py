@@ -48,6 +48,27 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """The examples as a figure.
+
+    Attributes:
+        examples: images, and what each method predicted.
+        name: of its file, without a suffix.
+        title: what it shows.
+    """
+
+    examples: Sequence[Example]
+    name: str = "examples"
+    title: str = "test images and what each method predicted"
+
+    @property
+    def alt(self) -> str:
+        """Return the figure in words."""
+        names = ", ".join(f"{example.name} (task {example.task})" for example in self.examples)
+        return f"{self.title}; images of {names}"
+
+
+@dataclass(frozen=True)
 class ByImage:
     """What the kept predictions of all runs of a protocol tell.
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from cl_clipfit.report.html.by_image import Gallery
 from cl_clipfit.report.html.charts import Chart
+from cl_clipfit.report.html.gallery_drawing import gallery_drawing
 from cl_clipfit.report.html.heat import Heat
 from cl_clipfit.report.html.heat_drawing import heat_drawing
 from cl_clipfit.report.html.legend import LIGHT, Line
-from cl_clipfit.report.html.parts import Protocol
+from cl_clipfit.report.html.parts import Figure, Protocol
 from cl_clipfit.report.html.svg import MARGIN, Drawing, cut, document, text, text_width
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.manifest import adding, run_around
@@ -51,9 +53,9 @@ def write_figures(protocols: Sequence[Protocol], folder: Path) -> list[Path]:
         ]
 
 
-def named_figures(protocol: Protocol) -> dict[str, Chart | Heat]:
+def named_figures(protocol: Protocol) -> dict[str, Figure]:
     """Return the figures of a part of the page by the names of their files, without suffix."""
-    named: dict[str, Chart | Heat] = {}
+    named: dict[str, Figure] = {}
     taken: set[str] = set()  # as file systems see names that ignore case
     for figure in protocol.figures:
         name = file_name(figure.name)
@@ -66,13 +68,19 @@ def named_figures(protocol: Protocol) -> dict[str, Chart | Heat]:
     return named
 
 
-def figure_svg(figure: Chart | Heat) -> str:
+def figure_svg(figure: Figure) -> str:
     """Return a figure of the page as an SVG file: on white ground, without a title in sight."""
-    drawing = heat_drawing(figure) if isinstance(figure, Heat) else _with_legend(figure)
+    match figure:
+        case Heat():
+            drawing = heat_drawing(figure)
+        case Gallery():
+            drawing = gallery_drawing(figure)
+        case Chart():
+            drawing = _with_legend(figure)
     return document(drawing, f"{figure.name}: {figure.title}", figure.alt)
 
 
-def _write(figure: Chart | Heat, path: Path) -> tuple[Path, Path]:
+def _write(figure: Figure, path: Path) -> tuple[Path, Path]:
     import vl_convert  # starts a JavaScript engine
 
     drawing = figure_svg(figure)

@@ -9,7 +9,8 @@ from cl_clipfit.report.style import LINES, MARKERS, PALETTE
 Looks = Mapping[str, Mapping[str, Any]]  # of `style.looks_of`
 # The variables of the style sheet on a light ground, which files of single figures have too.
 LIGHT = {
-    "ink": "#1b1f24", "grid": "#e3e6ea", "rule": "#9aa3ad", "zero-shot": "#595959",
+    "paper": "#fff", "ink": "#1b1f24", "soft": "#5a636e", "grid": "#e3e6ea", "rule": "#9aa3ad",
+    "link": "#0059a3", "good": "#00684a", "bad": "#a33c00", "zero-shot": "#595959",
     **{f"c{at}": colour for at, colour in enumerate(PALETTE)},
 }  # fmt: skip
 

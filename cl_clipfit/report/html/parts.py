@@ -9,7 +9,7 @@ from cl_clipfit.errors import printable
 from cl_clipfit.report.columns import by_strategy, columns
 from cl_clipfit.report.figures import by_tower
 from cl_clipfit.report.grid import Grid, grid
-from cl_clipfit.report.html.by_image import ByImage, by_image, class_names
+from cl_clipfit.report.html.by_image import ByImage, Gallery, by_image, class_names
 from cl_clipfit.report.html.charts import Chart
 from cl_clipfit.report.html.comparison import difference_table
 from cl_clipfit.report.html.curves import (
@@ -28,6 +28,8 @@ from cl_clipfit.report.html.provenance import Table, commands, costs, facts, war
 from cl_clipfit.report.results import Results, protocol_name
 from cl_clipfit.report.style import ZERO_SHOT, looks_of
 from cl_clipfit.storage.result import Content, Result
+
+Figure = Chart | Heat | Gallery
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,16 @@ class Protocol:
     warnings: Sequence[str]
 
     @property
-    def figures(self) -> list[Chart | Heat]:
+    def figures(self) -> list[Figure]:
         """Return every figure, in the order of the page."""
         classes = [self.by_image.classes] if self.by_image.classes else []
+        examples = self.by_image.examples
         return [
             *self.curves,
             *(table for _, tables in self.matrices for table in tables),
             *classes,
             *(table for _, table in self.by_image.confusion),
+            *([Gallery(examples)] if examples else []),
             *self.layers,
             *(table for _, tables in self.layer_tables for table in tables),
             *(chart for landscape in self.landscapes for chart in landscape.charts),

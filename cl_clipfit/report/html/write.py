@@ -9,7 +9,7 @@ from typing import Any
 from cl_clipfit._version import __version__
 from cl_clipfit.errors import UserError
 from cl_clipfit.report.html.figure_files import write_figures
-from cl_clipfit.report.html.heat import style_sheet
+from cl_clipfit.report.html.heat import MOST_COLUMNS, style_sheet
 from cl_clipfit.report.html.legend import LIGHT
 from cl_clipfit.report.html.parts import Protocol, protocol
 from cl_clipfit.report.results import Results, by_protocol
@@ -84,4 +84,6 @@ def _subscripts(formula: str) -> Any:
 
 def _beside(columns: int) -> int:
     """Return how many tables of so many columns stand beside each other on a wide screen."""
+    if columns > MOST_COLUMNS:  # pictures, whatever is in them
+        return 2
     return 3 if columns <= 5 else 2 if columns <= 11 else 1
