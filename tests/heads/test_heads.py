@@ -1,7 +1,8 @@
 """Closed-form heads against NumPy, scikit-learn and brute force."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -27,19 +28,6 @@ from cl_clipfit.heads.recursive import RecursiveRidge
 from cl_clipfit.heads.statistics import Statistics
 
 CLASSES, DIM = 5, 7
-Heads = dict[str, tuple[Callable[[Statistics], LinearHead], Callable[..., Tensor]]]
-HEADS: Heads = {
-    "class means": (class_mean_head, leave_one_out.class_mean_scores),
-    "lda": (lda_head, leave_one_out.lda_scores),
-    "lda, much shrunk": (
-        lambda s: lda_head(s, 0.9),
-        lambda *given: leave_one_out.lda_scores(*given, 0.9),
-    ),
-    "ridge": (
-        lambda s: ridge_head(s, 0.7),
-        lambda *given: leave_one_out.ridge_scores(*given, 0.7),
-    ),
-}
 
 
 def data(number: int = 40, seed: int = 0, dim: int = DIM) -> tuple[Tensor, Tensor]:
@@ -183,11 +171,12 @@ def test_class_means_and_the_gaussian_head_by_hand() -> None:
     np.testing.assert_allclose(head.bias, -(weight * means.numpy()).sum(1) / 2, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", [*HEADS, "gda"])
-def test_a_class_without_features_is_never_chosen(name: str) -> None:
+@pytest.mark.parametrize(
+    "fit", [class_mean_head, lda_head, partial(ridge_head, penalty=0.7), gda_head]
+)
+def test_a_class_without_features_is_never_chosen(fit: Callable[[Statistics], LinearHead]) -> None:
     x, y = data()
-    head = {**{k: v[0] for k, v in HEADS.items()}, "gda": gda_head}[name](Statistics.of(x, 2 * y))
-    scores = head(x)
+    scores = fit(Statistics.of(x, 2 * y))(x)
     assert (scores[:, 1::2] == -math.inf).all() and scores[:, ::2].isfinite().all()
     assert set(scores.argmax(1).tolist()) <= set((2 * y).tolist())
 
@@ -203,43 +192,46 @@ def test_without_scatter_the_covariance_is_the_identity(x: Tensor) -> None:
 # ---- leave one out -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize(("number", "dim"), [(40, DIM), (0, DIM), (3, 20)])
-def test_leave_one_out_is_that_of_brute_force(name: str, number: int, dim: int) -> None:
-    fit, scores = HEADS[name]
-    x, y = data(number, seed=number + dim, dim=dim)
-    statistics = Statistics.of(x, y)
-    closed = scores(statistics, x, y)
+def without_each(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Statistics]]:
+    """Yield every feature (1, D), and the statistics of all others."""
     for row in range(len(y)):
         rest = torch.arange(len(y)) != row
-        brute = fit(Statistics.of(x[rest], y[rest], CLASSES))(x[row : row + 1])
-        torch.testing.assert_close(closed[row : row + 1], brute, rtol=1e-9, atol=1e-9)
+        yield x[row : row + 1], Statistics.of(x[rest], y[rest], CLASSES)
 
 
 @pytest.mark.parametrize(("number", "dim"), [(40, DIM), (3, 40)])
-def test_errors_of_many_penalties_are_those_of_each(number: int, dim: int) -> None:
+def test_errors_of_ridge_regression_left_out_are_those_of_brute_force(
+    number: int, dim: int
+) -> None:
     x, y = data(number, dim=dim)
-    statistics, penalties = Statistics.of(x, y, CLASSES + 1), (0.01, 1.0, 30.0)
-    losses = leave_one_out.ridge_losses(statistics, x[::2], y[::2], penalties)
+    penalties = (0.01, 1.0, 30.0)
+    losses = leave_one_out.ridge_losses(Statistics.of(x, y, CLASSES + 1), x, y, penalties)
+    targets = F.one_hot(y, CLASSES)
     for loss, penalty in zip(losses, penalties, strict=True):
-        scores = leave_one_out.ridge_scores(statistics, x[::2], y[::2], penalty)[:, :CLASSES]
-        expected = (scores - torch.nn.functional.one_hot(y[::2], CLASSES)).square().sum()
+        scores = [ridge_head(others, penalty)(one) for one, others in without_each(x, y)]
+        expected = (torch.cat(scores) - targets).square().sum()
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(("number", "dim"), [(40, DIM), (0, DIM), (3, 20)])
-def test_distances_are_mahalanobis_and_left_out_by_brute_force(number: int, dim: int) -> None:
-    x, y = data(number, dim=dim)
+def test_scores_and_distances_left_out_are_those_of_brute_force(number: int, dim: int) -> None:
+    x, y = data(number, seed=number + dim, dim=dim)
+    shrinkages = (0.3, 0.9)
+    results = leave_one_out.lda_scores_and_distances(Statistics.of(x, y), x, y, shrinkages)
+    for (scores, distances), shrinkage in zip(results, shrinkages, strict=True):
+        for i, (one, others) in enumerate(without_each(x, y)):
+            head = lda_head(others, shrinkage)
+            torch.testing.assert_close(scores[i], head(one)[0], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(distances[i], head.distances(one)[0], rtol=1e-9, atol=0)
+
+
+def test_distances_are_mahalanobis() -> None:
+    x, y = data()
     statistics = Statistics.of(x, y)
     inverse = torch.linalg.inv(shrunk_covariance(statistics, 0.3))
     v = x[:, None] - statistics.means()
     expected = torch.einsum("nkd,de,nke->nk", v, inverse, v).amin(1)
     torch.testing.assert_close(lda_head(statistics).distances(x), expected)
-    ((_, left_out),) = leave_one_out.lda_scores_and_distances(statistics, x, y, [0.3])
-    for i in range(len(y)):
-        rest = torch.arange(len(y)) != i
-        head = lda_head(Statistics.of(x[rest], y[rest]))
-        torch.testing.assert_close(left_out[i], head.distances(x[i : i + 1])[0], rtol=1e-9, atol=0)
 
 
 def test_a_lone_feature_of_a_class_cannot_be_left_out() -> None:
