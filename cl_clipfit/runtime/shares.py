@@ -21,7 +21,7 @@ from torch import Tensor
 from cl_clipfit.runtime import processes
 from cl_clipfit.runtime.out_of_memory import fits, in_batches, out_of_memory
 
-TOGETHER = 256  # images that stay together if many are divided: features of other batches round
+TOGETHER = 256  # images that stay together if many are divided: other batches round otherwise
 _WHOLE = slice(None)
 
 
