@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.report.columns import asked_metrics, best_method, by_strategy, columns
+from cl_clipfit.report.csv_tables import comparison_csv
 from cl_clipfit.report.display import ConsoleDisplay, drawing, literal, say
 from cl_clipfit.report.grid import grid, latex, markdown
 from cl_clipfit.report.kept_metrics import without_predictions
@@ -20,14 +22,7 @@ from cl_clipfit.report.results import (
     protocol_name,
     protocol_of,
 )
-from cl_clipfit.report.tables import (
-    asked_metrics,
-    best_method,
-    by_strategy,
-    columns,
-    comparison_csv,
-    results_table,
-)
+from cl_clipfit.report.tables import results_table
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.result import Result
 

@@ -8,9 +8,10 @@ import numpy as np
 from rich.table import Table
 
 from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.report.columns import by_strategy
 from cl_clipfit.report.grid import grid, latex, markdown, page
 from cl_clipfit.report.kept_metrics import Metric, measured
-from cl_clipfit.report.tables import by_strategy, results_table
+from cl_clipfit.report.tables import results_table
 from cl_clipfit.storage.files import sha256
 from cl_clipfit.storage.result import RESULT, Result, read_result
 from cl_clipfit.storage.run_folder import file_name, stream_name

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cl_clipfit.errors import printable
+from cl_clipfit.report.columns import by_strategy, columns
 from cl_clipfit.report.figures import by_tower
 from cl_clipfit.report.grid import Grid, grid
 from cl_clipfit.report.html.by_image import ByImage, Gallery, by_image, class_names
@@ -26,7 +27,6 @@ from cl_clipfit.report.html.legend import Line, Looks, colour_of, lines_of
 from cl_clipfit.report.html.provenance import Table, commands, costs, facts, warnings
 from cl_clipfit.report.results import Results, protocol_name
 from cl_clipfit.report.style import ZERO_SHOT, looks_of
-from cl_clipfit.report.tables import by_strategy, columns
 from cl_clipfit.storage.result import Content, Result
 
 Figure = Chart | Heat | Gallery
