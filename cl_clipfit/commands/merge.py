@@ -30,9 +30,10 @@ from cl_clipfit.experiment.reopen import FinishedRun, open_run, was_deterministi
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.methods.continued import ContinuedStrategy
+from cl_clipfit.report.csv_tables import modes_csv
 from cl_clipfit.report.display import ConsoleDisplay, say
 from cl_clipfit.report.results import Results
-from cl_clipfit.report.tables import modes_csv, modes_table
+from cl_clipfit.report.tables import modes_table
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.files import read_bytes, sha256, write_atomic, write_json

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.errors import UserError
+from cl_clipfit.report.csv_tables import comparison_csv
 from cl_clipfit.report.display import drawing, tolerating
 from cl_clipfit.report.results import Results
-from cl_clipfit.report.tables import comparison_csv
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.lock import hold_when_free

@@ -17,7 +17,8 @@ from cl_clipfit.heads.projection import random_features, random_projection
 from cl_clipfit.heads.recursive import RecursiveRidge
 from cl_clipfit.heads.statistics import Statistics
 from cl_clipfit.runtime.out_of_memory import encode_images
-from cl_clipfit.runtime.processes import alone, gathered, share, summed
+from cl_clipfit.runtime.processes import alone, summed
+from cl_clipfit.runtime.shares import gathered, share
 from cl_clipfit.training.features import read_samples
 from cl_clipfit.training.strategy import CLIPStrategy
 

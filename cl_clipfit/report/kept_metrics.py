@@ -9,7 +9,7 @@ from typing import Any
 from cl_clipfit.errors import UserError
 from cl_clipfit.metrics.predictions import Predictions
 from cl_clipfit.registry import Entry, Registry, describe_file
-from cl_clipfit.report.tables import ASKED, LOWER
+from cl_clipfit.report.columns import ASKED, LOWER
 from cl_clipfit.storage.predictions import has_predictions, read_predictions
 from cl_clipfit.storage.result import Result
 

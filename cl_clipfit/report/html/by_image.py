@@ -48,6 +48,27 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """The examples as a figure.
+
+    Attributes:
+        examples: images, and what each method predicted.
+        name: of its file, without a suffix.
+        title: what it shows.
+    """
+
+    examples: Sequence[Example]
+    name: str = "examples"
+    title: str = "test images and what each method predicted"
+
+    @property
+    def alt(self) -> str:
+        """Return the figure in words."""
+        names = ", ".join(f"{example.name} (task {example.task})" for example in self.examples)
+        return f"{self.title}; images of {names}"
+
+
+@dataclass(frozen=True)
 class ByImage:
     """What the kept predictions of all runs of a protocol tell.
 
@@ -100,7 +121,7 @@ def by_image(runs: Sequence[Result], names: Sequence[str]) -> ByImage:
             first[run.label] = rows
             pictures |= _pictures(run, missing)
     classes, omitted = _classes(before, of_class, names, runs[0].content)
-    tables = [(label, _confusion_table(np.mean(t, 0))) for label, t in of_task.items()]
+    tables = [(label, _confusion_table(label, np.mean(t, 0))) for label, t in of_task.items()]
     return ByImage(classes, omitted, tables, _examples(first, pictures, names), " ".join(missing))
 
 
@@ -166,10 +187,13 @@ def _confusion(row: Predictions, home: NDArray[Any]) -> NDArray[Any]:
     return 100 * np.divide(counts, total, out=np.full((tasks, tasks), np.nan), where=total > 0)
 
 
-def _confusion_table(shares: NDArray[Any]) -> Heat:
+def _confusion_table(label: str, shares: NDArray[Any]) -> Heat:
     numbers = [str(task + 1) for task in range(len(shares))]
     title = "what the images of a task are taken for (%)"
-    return heat(title, shares, numbers, numbers, corner="image of task / taken for task")
+    return heat(
+        f"confusion-{label}", title, shares, numbers, numbers,
+        corner="image of task / taken for task", unit="share of the images (%)",
+    )  # fmt: skip
 
 
 def _classes(
@@ -188,13 +212,9 @@ def _classes(
     tasks = [""] * len(names) if home is None else [f" (task {t + 1})" for t in home]
     rows = [printable(names[at]) + tasks[at] for at in shown]
     table = heat(
-        "accuracy of each class at the end (%)",
-        values[shown],
-        rows,
-        list(columns),
-        corner="class",
-        as_table=True,
-    )
+        "classes", "accuracy of each class at the end (%)", values[shown], rows, list(columns),
+        corner="class", unit="accuracy (%)", as_table=True,
+    )  # fmt: skip
     return table, len(names) - len(shown)
 
 
