@@ -26,6 +26,7 @@ from benchmarks import timing
 from benchmarks.growth import make_step
 from cl_clipfit import create_classifier
 from cl_clipfit.runtime import processes
+from cl_clipfit.runtime.shares import fit_everywhere
 from cl_clipfit.strategies.clipfit import ClipFitOptions
 
 
@@ -44,7 +45,7 @@ def measure_one(given: argparse.Namespace) -> dict[str, Any]:
     images = torch.randn(given.images, 3, *model.preprocess.size)
 
     def shared() -> None:
-        processes.fit_everywhere(partial(step, 1))
+        fit_everywhere(partial(step, 1))
 
     steps = _seconds(shared, given)
     cpu = _seconds(shared, given, time.process_time)

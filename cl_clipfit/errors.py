@@ -82,6 +82,22 @@ def is_file(path: str | Path, or_folder: bool = False) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a folder exists; False for a name that no folder can have."""
+    return is_file(path, or_folder=True) and not is_file(path)
+
+
+def shown_first(text: str) -> str:
+    """Return a sentence as it reads within another one.
+
+    Example:
+        >>> shown_first("Folder of a run."), shown_first("CSV file to write.")
+        ('folder of a run', 'CSV file to write')
+    """
+    begins = text[:1].lower() if text[1:2].islower() else text[:1]
+    return begins + text[1:].removesuffix(".")
+
+
 def program() -> str:
     """Return how to start this program, for the commands that messages show: they can be pasted."""
     script = Path(sys.argv[0])

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from cl_clipfit import RunConfig, run
-from cl_clipfit.cli.app import app, commands, main
+from cl_clipfit.cli.app import app, main
 from cl_clipfit.cli.habits import meet_habits
+from cl_clipfit.cli.mistakes import commands
 from cl_clipfit.config.command import read_config
 from cl_clipfit.experiment.names import check_names
 
@@ -123,7 +124,7 @@ def check_command(line: str) -> None:
     if words in (["--help"], ["--help-all"]):
         return
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-    if not words or words[0] not in [*commands(), "--install-completion"]:
+    if not words or words[0] not in [*commands(app), "--install-completion"]:
         config = bound.arguments.get("config") or RunConfig()
         given = read_config(config.config) if config.config else {}
         check_names(RunConfig(**{**given, **config.model_dump(exclude_unset=True)}))

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -25,8 +25,9 @@ from cl_clipfit.cli.finished import (
     report,
     verify,
 )
-from cl_clipfit.cli.habits import instead, meant, meet_habits
+from cl_clipfit.cli.habits import meet_habits
 from cl_clipfit.cli.help import ALL, asks_for_help, show_help
+from cl_clipfit.cli.mistakes import commands, explain_mistake
 from cl_clipfit.commands.resume import check_output, check_plugins, resumed_settings
 from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.config.options import explain
@@ -184,11 +185,6 @@ app.command(export)
 app.command(extend)
 
 
-def commands(within: App = app) -> list[str]:
-    """Return the names of commands, without the switches that cyclopts counts among them."""
-    return [name for name in within if not name.startswith("-")]
-
-
 def _quiet_libraries() -> None:
     """Silence warnings of dependencies that users cannot act on, and those shown elsewhere."""
     logging.basicConfig(level=logging.ERROR)
@@ -212,20 +208,6 @@ def install_completion(
         print(line)
 
 
-def _unexpected(error: Any, words: list[str]) -> str:
-    """Say what is wrong with a word that is neither a command nor a value."""
-    word, chain = error.unused_tokens[0], error.command_chain or ()
-    within = app["bank"] if chain[:1] == ("bank",) else app
-    names = ", ".join(commands(within))
-    options = [w.partition("=")[0] for w in words[: words.index(word)] if w.startswith("--")]
-    if options:
-        text = f"'{word}' is one value too many for {options[-1]}"
-        return text if chain else f"{text}, and no command: commands are {names}"
-    if chain and chain != ("bank",):
-        return f"{' '.join(chain)}: '{word}' is one argument too many"
-    return f"unknown command '{' '.join([*chain, word])}', commands are {names}{meant(word)}"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 on bad input, 130 or 143 on a signal."""
     _quiet_libraries()
@@ -234,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     gc.set_threshold(_GC_THRESHOLD)
     words, lost = meet_habits(sys.argv[1:] if argv is None else argv), False
     try:
-        if asks_for_help(words, names := commands()):
+        if asks_for_help(words, names := commands(app)):
             screen = console()
             screen.width = screen.width if screen.is_terminal else 80
             show_help(screen, {name: app[name].help for name in names}, ALL in words)
@@ -251,12 +233,12 @@ def main(argv: list[str] | None = None) -> int:
         return stopped.exit_code
     except ValidationError as error:
         message = explain(error)
-    except (cyclopts.UnknownCommandError, cyclopts.UnusedCliTokensError) as error:
-        message = _unexpected(error, words)
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
         message = (
-            explain(cause, "--") if isinstance(cause, ValidationError) else instead(str(error))
+            explain(cause, "--")
+            if isinstance(cause, ValidationError)
+            else explain_mistake(app, error, words)
         )
     except UserError as error:
         if os.environ.get("CL_CLIPFIT_DEBUG"):

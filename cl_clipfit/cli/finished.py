@@ -149,11 +149,14 @@ def report(
         Path | None,
         Parameter(help="File to write; default report.html in the folder that is named."),
     ] = None,
+    figures: Annotated[
+        Path | None, Parameter(help="Folder for every figure of the page as SVG and PNG.")
+    ] = None,
 ) -> None:
     """Write a page that shows finished runs: curves, matrices, classes, examples, commands."""
     from cl_clipfit.commands.report import report as report_runs
 
-    report_runs(folders(runs), *consoles(), output=output)
+    report_runs(folders(runs), *consoles(), output=output, figures=figures)
 
 
 def export(

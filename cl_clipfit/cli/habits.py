@@ -21,16 +21,14 @@ _INSTEAD = {
 }  # fmt: skip
 
 
-def instead(message: str) -> str:
-    """Return a message that names an unknown option with what other frameworks' are called here.
+def instead(option: str) -> str | None:
+    """Return what an option of other frameworks is called here, or None.
 
     Example:
-        >>> instead("Unknown option: --gpu. Did you mean --plugin?")
-        'Unknown option: --gpu. Here it is --device cuda.'
+        >>> instead("--gpu"), instead("--n_tasks"), instead("--gpux")
+        ('--device cuda', '--tasks', None)
     """
-    found = re.match(r"Unknown option: (--[\w-]+)", message)
-    name = found[1].replace("_", "-").lower() if found else ""
-    return f"Unknown option: {name}. Here it is {_INSTEAD[name]}." if name in _INSTEAD else message
+    return _INSTEAD.get(option.replace("_", "-").lower())
 
 
 def meant(word: str) -> str:

@@ -110,23 +110,23 @@ def fitted(text: str, room: int) -> str:
 
 
 def _option(name: str, field: FieldInfo) -> str:
-    return f"--{name.replace('_', '-')} {_value(field.annotation)}".rstrip()
+    return f"--{name.replace('_', '-')} {placeholder(field.annotation)}".rstrip()
 
 
-def _value(kind: Any) -> str:
-    """Return a placeholder for an option's value: "N" for a number, "" for a switch."""
+def placeholder(kind: Any) -> str:
+    """Return what stands for an option's value: "N" for a number, "" for a switch."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is bool:
         return ""
     if origin is list:
-        return f"{_value(arguments[0])} ..."
+        return f"{placeholder(arguments[0])} ..."
     if origin is Literal:
         return "|".join(map(str, arguments))
     if origin in (Union, UnionType):
-        parts = [_value(argument) for argument in arguments if argument is not type(None)]
+        parts = [placeholder(argument) for argument in arguments if argument is not type(None)]
         return "|".join(dict.fromkeys(parts))
     if arguments and hasattr(kind, "__metadata__"):
-        return _value(arguments[0])
+        return placeholder(arguments[0])
     return _VALUES.get(kind, "TEXT")
 
 

@@ -20,7 +20,7 @@ from cl_clipfit.clip.prompts import (
     ensemble,
     tokenize,
 )
-from cl_clipfit.runtime.processes import divided
+from cl_clipfit.runtime.shares import divided
 
 _SHARED_FROM = 16  # prompts' names for each process: fewer are encoded by all of them
 

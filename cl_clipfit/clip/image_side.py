@@ -14,7 +14,7 @@ from cl_clipfit.clip.encoders.towers import Pass, Precision, Towers
 from cl_clipfit.clip.preprocess import Preprocess
 from cl_clipfit.clip.tunable import TunableModule
 from cl_clipfit.errors import UserError
-from cl_clipfit.runtime.processes import divided, own_rows
+from cl_clipfit.runtime.shares import divided, own_rows
 
 
 class ImageSide(TunableModule):

@@ -3,28 +3,28 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.report.columns import asked_metrics, best_method, by_strategy, columns
+from cl_clipfit.report.csv_tables import comparison_csv
 from cl_clipfit.report.display import ConsoleDisplay, drawing, literal, say
 from cl_clipfit.report.grid import grid, latex, markdown
 from cl_clipfit.report.kept_metrics import without_predictions
 from cl_clipfit.report.paired import differences
-from cl_clipfit.report.results import Results, by_protocol, load_results, protocol_of
-from cl_clipfit.report.tables import (
-    asked_metrics,
-    best_method,
-    by_strategy,
-    columns,
-    comparison_csv,
-    results_table,
+from cl_clipfit.report.results import (
+    Results,
+    by_protocol,
+    load_results,
+    protocol_name,
+    protocol_of,
 )
-from cl_clipfit.storage.files import sha256, write_atomic
+from cl_clipfit.report.tables import results_table
+from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.result import Result
-from cl_clipfit.storage.run_folder import file_name
 
 _CODE = re.compile(r" \([0-9a-f]{4}\)$")  # of `load_results`
 Form = Literal["table", "markdown", "latex", "csv"]
@@ -167,9 +167,7 @@ def _write(group: Results, output: Path, display: ConsoleDisplay) -> list[Path]:
     """Write the figure and the CSV of a table; return their paths."""
     from cl_clipfit.report.figures import plot_comparison  # Matplotlib is slow to import
 
-    protocol: dict[str, Any] = protocol_of(group[0].content)
-    digest = sha256(repr(protocol).encode())[:4]
-    path = output / f"{file_name(group[0].content['scenario'])}-{digest}"
+    path = output / protocol_name(group[0].content)
     output.mkdir(parents=True, exist_ok=True)
     table = path.with_name(f"{path.name}.csv")
     write_atomic(table, comparison_csv(group.contents, [str(result.path) for result in group]))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cl_clipfit.bank.delta import LazyValues
 from cl_clipfit.bank.per_sample_norms import mixable, mixed_image_features
-from cl_clipfit.bank.routing import route
+from cl_clipfit.bank.routing import TaskRouter
 from cl_clipfit.config.merge_settings import BY_NAME, ESTIMATES, ModeSettings
 from cl_clipfit.data.source import Source
 from cl_clipfit.errors import UserError
@@ -173,7 +173,8 @@ class BankEvaluation:
             if features is None:
                 choices = torch.where(true_tasks < task, true_tasks, self.tasks)
             else:
-                choices = self._route(features, statistics[:task])
+                route = self._router(statistics[:task])
+                choices = route(features)
             scores = scorer(
                 self.strategy, candidates, choices, test.images,
                 self.strategy.model.text_features, self.strategy.score_all,
@@ -181,7 +182,7 @@ class BankEvaluation:
             # Probes belong to no task: an oracle leaves them to zero-shot CLIP.
             probes = self._zero_shot.probes
             for name, source in sources.items():
-                routes = self._route(seen[name], statistics[:task])
+                routes = route(seen[name])
                 probes = {**probes, name: self._probe(source, routes, scorer, candidates)}
             result.board.add(Scores(scores, probes))
             result.chosen.add(Scores(self._within(scores, choices), probes))
@@ -204,12 +205,13 @@ class BankEvaluation:
             )
         return statistics
 
-    def _route(self, features: Tensor, statistics: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    def _router(self, statistics: Sequence[Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
+        """Return the function that chooses a task for each image by its features."""
         if len(statistics) == 1:  # there is nothing to choose
-            return torch.zeros(len(features), dtype=torch.long, device=features.device)
-        rule, shrinkage = self.settings.rule, self.settings.shrinkage
+            return lambda features: torch.zeros(len(features), dtype=torch.long)
         try:
-            return route(features, statistics, rule, shrinkage)  # type: ignore[arg-type]
+            rule, shrinkage = self.settings.rule, self.settings.shrinkage
+            return TaskRouter(statistics, rule, shrinkage).route  # type: ignore[arg-type]
         except ValueError as error:
             raise UserError(f"--mode routed: {error}") from error
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
+from cl_clipfit.commands import summary
 from cl_clipfit.commands.train import SAME_COMMAND, execute
 from cl_clipfit.data.streams import Scenario
-from cl_clipfit.errors import UserError
+from cl_clipfit.errors import UserError, is_folder
 from cl_clipfit.evaluation.frozen_features import FrozenImages
 from cl_clipfit.experiment.continuation import Continuation
 from cl_clipfit.experiment.identity import config_of
@@ -20,11 +21,13 @@ from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.methods.prompt import PromptStrategy
 from cl_clipfit.report.display import ConsoleDisplay, describe_stream, say
-from cl_clipfit.report.tables import results_table
+from cl_clipfit.report.results import Results
 from cl_clipfit.runtime import processes
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.lock import hold
+from cl_clipfit.storage.result import Result
+from cl_clipfit.storage.run_folder import REPORT
 
 
 def extend_run(
@@ -54,6 +57,9 @@ def extend_run(
     """
     if not folders:
         raise UserError("extend: name a folder of images with --data-dir")
+    for folder in folders:
+        if not is_folder(folder):  # before the run is opened, which takes longer
+            raise UserError(f"--data-dir {folder}: there is no such folder")
     if processes.world() > 1:
         raise UserError("extend: a run is extended by one process: start it without torchrun")
     path, display = path.resolve(), ConsoleDisplay(err)
@@ -65,8 +71,11 @@ def extend_run(
         raise
     finally:
         display.stop()
-    out.print(results_table([result]))
-    say(out, f"run folder: {folder}")
+    results = Results([Result(folder, result)])
+    summary.write_report(folder / REPORT, [results], display)
+    out.print(results.table())
+    for line in (f"run folder: {folder}", *summary.named(folder / REPORT)):
+        say(out, line)
     return folder
 
 
@@ -81,6 +90,10 @@ def _extend(
     """Return the result of the extended run, and its folder."""
     finished = open_run(path, display, device)
     earlier, config = Continuation(finished), finished.prepared.command.config
+    if config.blurry is not None:
+        raise UserError(
+            f"{path}: this run mixed the images of all tasks (--blurry): no task can follow it"
+        )
     names, templates = finished.scenario.class_names, finished.scenario.templates
     before = [templates if isinstance(t, str) else t for t, _ in zip(cycle(templates), names)]
     del finished  # its images

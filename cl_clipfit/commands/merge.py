@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from cl_clipfit.bank.index import INDEX
+from cl_clipfit.commands import summary
 from cl_clipfit.commands.evaluate import BankEvaluation, ModeResult
 from cl_clipfit.commands.train import SAME_COMMAND, execute
 from cl_clipfit.config.merge_settings import (
@@ -29,14 +30,17 @@ from cl_clipfit.experiment.reopen import FinishedRun, open_run, was_deterministi
 from cl_clipfit.experiment.run import Run
 from cl_clipfit.experiment.run_plan import RunPlan
 from cl_clipfit.methods.continued import ContinuedStrategy
+from cl_clipfit.report.csv_tables import modes_csv
 from cl_clipfit.report.display import ConsoleDisplay, say
-from cl_clipfit.report.tables import modes_csv, modes_table, results_table
+from cl_clipfit.report.results import Results
+from cl_clipfit.report.tables import modes_table
 from cl_clipfit.runtime.determinism import deterministic
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.files import read_bytes, sha256, write_atomic, write_json
 from cl_clipfit.storage.lock import hold
 from cl_clipfit.storage.manifest import adding
-from cl_clipfit.storage.run_folder import BANK_EVAL, MERGED_FROM
+from cl_clipfit.storage.result import Result
+from cl_clipfit.storage.run_folder import BANK_EVAL, MERGED_FROM, REPORT
 from cl_clipfit.training.strategy import CLIPStrategy
 
 MERGETUNE = "mergetune"
@@ -53,6 +57,8 @@ def evaluate_bank(
     Raises:
         UserError: there is no finished run, a mode is unknown, or no mode can be computed.
     """
+    if not modes:
+        raise UserError(f"--mode: expected at least one of {', '.join(ALL)}, or all")
     modes = ALL if list(modes) == ["all"] else modes
     for mode in modes:
         find_mode(mode)
@@ -151,8 +157,11 @@ def _merge(
         else:
             folder.checkpoints(display.warn).clear()  # left if it was killed while clearing
             display.note(f"{folder.path.name}: complete, shown again (--fresh repeats it)")
-    out.print(results_table([finished.result, result]))
-    say(out, f"run folder: {folder.path}")
+    results = Results([Result(finished.path, finished.result), Result(folder.path, result)])
+    summary.write_report(folder.path / REPORT, [results], display)
+    out.print(results.table())
+    for line in (f"run folder: {folder.path}", *summary.named(folder.path / REPORT)):
+        say(out, line)
     return result
 
 

@@ -9,8 +9,8 @@ from cl_clipfit.data.formats.folders import images_below
 from cl_clipfit.data.images.decode import check_images
 from cl_clipfit.errors import UserError, printable
 from cl_clipfit.experiment.load import Labels, LoadedRun, load_run
+from cl_clipfit.report.csv_tables import text_cell
 from cl_clipfit.report.display import ConsoleDisplay, say
-from cl_clipfit.report.tables import text_cell
 from cl_clipfit.storage.calibration import read_threshold
 from cl_clipfit.storage.files import csv_text, write_atomic
 

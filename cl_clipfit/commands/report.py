@@ -14,15 +14,17 @@ from cl_clipfit.storage.run_folder import REPORT
 
 
 def report(
-    paths: Sequence[Path], out: Console, err: Console, *, output: Path | None = None
-) -> None:
+    paths: Sequence[Path], out: Console, err: Console, *, output: Path | None = None,
+    figures: Path | None = None,
+) -> None:  # fmt: skip
     """Write the report of finished runs, with a part for each protocol.
 
     Args:
         paths: folders of runs, or folders that hold some.
-        out: where the last line goes, which names the file.
+        out: where the last lines go, which name what was written.
         err: where notes go.
         output: the file; default: `report.html` in the folder, or the one that holds all of them.
+        figures: a folder for every figure of the page as SVG and PNG.
 
     Raises:
         UserError: no finished run is found, one is damaged, or the file cannot be written.
@@ -32,9 +34,11 @@ def report(
     if file.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {file}: expected a file name that ends with .html")
     check_output(file.parent)
+    if figures is not None:
+        check_output(figures / "figure.svg")
     say(err, f"{len(results)} run{'s' if len(results) > 1 else ''}")
     try:
-        results.write_report(file)
+        results.write_report(file, figures=figures)
     except UserError:
         raise
     except Exception as error:  # a result from anywhere may hold anything
@@ -44,7 +48,9 @@ def report(
             f"{file}: these results cannot be shown ({type(error).__name__}: {error}): check each"
             " run with verify"
         ) from error
-    say(out, f"Report: {file}")
+    if figures is not None:
+        say(out, f"figures: {figures}")
+    say(out, f"report: {file}")
 
 
 def _folder(paths: Sequence[Path]) -> Path:

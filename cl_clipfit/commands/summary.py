@@ -1,13 +1,14 @@
 """What a command leaves beside its runs: the figure and the table of all, and the report."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from cl_clipfit.config.command import RunConfig
 from cl_clipfit.errors import UserError
+from cl_clipfit.report.csv_tables import comparison_csv
 from cl_clipfit.report.display import drawing, tolerating
 from cl_clipfit.report.results import Results
-from cl_clipfit.report.tables import comparison_csv
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.files import write_atomic
 from cl_clipfit.storage.lock import hold_when_free
@@ -34,11 +35,19 @@ def compare(config: RunConfig, results: Results, progress: Progress) -> None:
             progress.warn(str(error))
 
 
-def write_report(config: RunConfig, results: Results, progress: Progress) -> None:
-    """Write the page that shows a command's runs; without it, the command has succeeded too."""
-    file, done = _report_file(config, results), False
+def write_report(file: Path, groups: Sequence[Results], progress: Progress) -> None:
+    """Write the page that shows a command's runs; without it, the command has succeeded too.
+
+    Args:
+        file: the page.
+        groups: the runs; each group has a part of the page.
+        progress: receives a warning if the page cannot be written.
+    """
+    done = False
     with tolerating(f"the report {file.name} is", progress.warn):
-        results.write_report(file, mixed=True)
+        from cl_clipfit.report.html.write import write_page  # slow to import
+
+        write_page(groups, file)
         done = True
     if not done and file.exists():  # of an earlier command
         around = run_around(file)
@@ -53,11 +62,15 @@ def written(config: RunConfig, results: Results) -> list[str]:
     """Return the lines that name the comparison and the report, as far as they were written."""
     files = [_comparison(config, results, kind) for kind in ("png", "csv")]
     found = [f"comparison: {file}" for file in files if file.exists()]  # no figure without numbers
-    report = _report_file(config, results)
-    return [*found[:1], *([f"Report: {report}"] if report.exists() else [])]
+    return [*found[:1], *named(report_file(config, results))]
 
 
-def _report_file(config: RunConfig, results: Results) -> Path:
+def named(report: Path) -> list[str]:
+    """Return the line that names a report, if there is one."""
+    return [f"report: {report}"] if report.exists() else []
+
+
+def report_file(config: RunConfig, results: Results) -> Path:
     """Return the page of a command: in its run's folder, or beside the folders of several."""
     if len(results) == 1:
         return results[0].path / REPORT

@@ -8,17 +8,19 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from cl_clipfit.commands import summary
 from cl_clipfit.commands.resume import check_output, check_plugins
 from cl_clipfit.commands.sweep_work import work
 from cl_clipfit.errors import UserError
 from cl_clipfit.experiment.identity import code_has_changed
 from cl_clipfit.report.display import ConsoleDisplay, literal, say
-from cl_clipfit.report.results import Results, protocol_of
+from cl_clipfit.report.results import Results, by_protocol, protocol_of
 from cl_clipfit.report.sweep_board import SweepBoard
 from cl_clipfit.report.tables import results_table
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.runtime.signals import Stopped
 from cl_clipfit.storage.result import RESULT, Result, read_result
+from cl_clipfit.storage.run_folder import REPORT, file_name
 from cl_clipfit.sweep.engines import Engine, Share, share_out, visible_gpus
 from cl_clipfit.sweep.file import Cell, SweepFile, read_sweep
 from cl_clipfit.sweep.job import Job, Outcome
@@ -72,8 +74,15 @@ def sweep_command(request: Request, out: Console, err: Console) -> None:
         _show_plan(jobs, Index(request.output), out)
         return
     results, failed = run_jobs(jobs, request, sweep, err)
-    show_results([results[job.key] for job in jobs if job.key in results], out)
+    done = Results(results[job.key] for job in jobs if job.key in results)
+    groups = by_protocol(done, across_orders=True)
+    show_results(groups, out)
     say(out, f"{len(results)} of {len(jobs)} runs are finished, in {request.output}")
+    if groups:
+        page = request.output / f"{file_name(request.file.stem)}-{REPORT}"
+        summary.write_report(page, groups, ConsoleDisplay(err, request.quiet))
+        for line in summary.named(page):
+            say(out, line)
     if failed:
         first = next(iter(failed.values()))
         raise UserError(
@@ -201,18 +210,16 @@ def _show_plan(jobs: Sequence[Job], index: Index, out: Console) -> None:
     out.print(table)
 
 
-def show_results(results: Sequence[Result], out: Console) -> None:
+def show_results(groups: Sequence[Results], out: Console) -> None:
     """Print a table for each protocol: mean and 95 % interval over seeds and class orders."""
-    groups: dict[tuple[tuple[str, str], ...], Results] = {}
-    for result in results:
-        protocol = protocol_of(result.content)
-        del protocol["class order"]
-        groups.setdefault(tuple(protocol.items()), Results()).append(result)
-    for protocol_items, group in groups.items():
+    protocols = [protocol_of(group[0].content) for group in groups]
+    for protocol, group in zip(protocols, groups, strict=True):
         differing = [
             value if name == "cut" else f"{name} {value}"
-            for at, (name, value) in enumerate(protocol_items)
-            if name != "stream" and value and len({key[at] for key in groups}) > 1
+            for name, value in protocol.items()
+            if name not in ("stream", "class order")
+            and value
+            and len({other[name] for other in protocols}) > 1
         ]
         if differing:  # the table's title does not say it
             say(out, f"{', '.join(differing)}:")

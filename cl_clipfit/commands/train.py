@@ -100,7 +100,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> Results:
             results = run_each(config, progress)
             if launch.writes():
                 summary.compare(config, results, progress)
-                summary.write_report(config, results, progress)
+                page = summary.report_file(config, results)
+                summary.write_report(page, [results], progress)
             return results
     except Stopped as stopped:
         stopped.advice = stopped.advice or SAME_COMMAND

@@ -185,10 +185,12 @@ class OutputSettings(BaseModel):
         [], description="write the history of every run for these too, into OUTPUT/logs"
     )
     no_predictions: bool = Field(
-        False, description="do not keep the answers to every test image in the run's folder"
+        False, description="do not keep the predictions for every test image in the run's folder"
     )
     quiet: bool = Field(False, description="print only the results")
-    dry_run: bool = Field(False, description="show what would run, and where; train nothing")
+    dry_run: bool = Field(
+        False, description="show what would run, where, how long and how large; train nothing"
+    )
     print_config: bool = Field(False, description="print the settings as YAML for --config")
 
     @field_validator("resume", "force_resume")

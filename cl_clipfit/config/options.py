@@ -155,6 +155,8 @@ def explain(error: ValidationError, prefix: str = "", names: Any = ()) -> str:
             continue
         message = detail["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
+        if detail["type"] == "too_short":  # of a list
+            message = f"expected at least {detail['ctx']['min_length']} value"
         given = detail["input"]
         given = f" (given: {shortened(given)})" if not isinstance(given, dict) else ""
         sentences.append(f"{name}: {message}{given}")

@@ -17,22 +17,28 @@ from cl_clipfit.data.streams import Scenario
 from cl_clipfit.errors import UserError
 from cl_clipfit.evaluation.feature_cache import FeatureCache, images_key
 from cl_clipfit.runtime import launch
-from cl_clipfit.runtime.out_of_memory import encode_images, in_batches
-from cl_clipfit.runtime.processes import all_have, gathered, share
+from cl_clipfit.runtime.out_of_memory import encode_images
+from cl_clipfit.runtime.processes import all_have
 from cl_clipfit.runtime.progress import Progress
-
-BATCH = 256  # as in evaluation
+from cl_clipfit.runtime.shares import TOGETHER, in_shared_batches
 
 
 def with_features(
     scenario: Scenario, probes: Mapping[str, Source], encode: Callable[[Any], Tensor]
 ) -> tuple[Scenario, dict[str, Source]]:
     """Replace the test images of a stream and of probes by `encode(images)`."""
-    encoded = {
+    scenario = scenario.with_images(scenario.train.images, encode(scenario.test.images))
+    return scenario, encoded_probes(probes, encode)
+
+
+def encoded_probes(
+    probes: Mapping[str, Source], encode: Callable[[Any], Tensor]
+) -> dict[str, Source]:
+    """Replace the images of probes by `encode(images)`."""
+    return {
         name: replace(p, test=replace(p.test, images=encode(p.test.images)))
         for name, p in probes.items()
     }
-    return scenario.with_images(scenario.train.images, encode(scenario.test.images)), encoded
 
 
 class FrozenImages:
@@ -48,7 +54,7 @@ class FrozenImages:
         cache: where features are kept between commands.
 
     Attributes:
-        batch_size: images at a time; fewer than `BATCH` once memory ran out.
+        batch_size: images at a time; fewer than `TOGETHER` once memory ran out.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class FrozenImages:
     ) -> None:
         self.model, self.device, self.display = model, device, display
         self.cache = cache or FeatureCache()
-        self.batch_size = BATCH
+        self.batch_size = TOGETHER
         self._known: dict[tuple[str, int], Tensor] = {}
         self._keeps = True  # until the cache refuses features
 
@@ -99,16 +105,21 @@ class FrozenImages:
             return images
         found_by = images_key(images), class_tokens
         if found_by not in self._known:
-            key = {**self._key(), "images": found_by[0]}
-            key |= {"class_tokens": class_tokens} if class_tokens else {}
+            key = self._key_of(*found_by)
             features = self.cache.get(key, len(images))
             if not all_have(features is not None) or features is None:
                 features = encode_images(self, images, class_tokens)
                 # The last bits of smaller batches differ.
-                if self._keeps and self.batch_size == BATCH and launch.writes():
+                if self._keeps and self.batch_size == TOGETHER and launch.writes():
                     self._keep(key, features)
             self._known[found_by] = features
         return self._known[found_by]
+
+    def is_kept(self, images: Any, class_tokens: int = 0) -> bool:
+        """Return whether an earlier command has encoded images, or they are features already."""
+        if isinstance(images, Tensor) and images.dim() == 2:
+            return True
+        return self.cache.has(self._key_of(images_key(images), class_tokens))
 
     def _keep(self, key: dict[str, Any], features: Tensor) -> None:
         try:
@@ -116,6 +127,10 @@ class FrozenImages:
         except UserError as error:  # only the next command has to encode them again
             self._keeps = False
             self.display.note(f"features are not kept: {error}")
+
+    def _key_of(self, images: str, class_tokens: int) -> dict[str, Any]:
+        tokens = {"class_tokens": class_tokens} if class_tokens else {}
+        return {**self._key(), "images": images, **tokens}
 
     def _key(self) -> dict[str, Any]:
         identity = self.model.identity
@@ -137,11 +152,8 @@ class FrozenImages:
         Raises:
             UserError: there is not memory enough for one image.
         """
-        count = len(images)
-        if (mine := share(count, BATCH)) != slice(None):
-            images = images[mine]
         try:
-            results, size = in_batches(
+            results, size = in_shared_batches(
                 function, images, self.device, self.batch_size,
                 progress=partial(self.display.count, "encoding images"),
             )  # fmt: skip
@@ -153,4 +165,4 @@ class FrozenImages:
                 f"out of memory in encoding: {size} images at a time from now on; their features"
                 " are not kept for other commands"
             )
-        return gathered(results, count, BATCH)
+        return results

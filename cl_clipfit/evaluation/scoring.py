@@ -16,7 +16,7 @@ from cl_clipfit.evaluation.feature_reuse import (
     scores_as_zero_shot,
     scores_in_batches,
 )
-from cl_clipfit.evaluation.frozen_features import FrozenImages, with_features
+from cl_clipfit.evaluation.frozen_features import FrozenImages, encoded_probes, with_features
 from cl_clipfit.evaluation.joint_scoring import JointScorer
 from cl_clipfit.evaluation.scoreboard import Scores
 from cl_clipfit.metrics.tables import accuracy
@@ -117,6 +117,8 @@ class Scorer:
         scenario, probes = self._encoded(values, 1)
         if not probes:
             return score(strategy, scenario, {}, values)
+        if self.encoder is not None:  # the strategy may not read features, zero-shot CLIP does
+            probes = encoded_probes(probes, self.encoder.features)
         tasks = range(scenario.trained_tasks + 1)
         scorer = JointScorer(strategy, scenario, probes, tasks)
         text = {n: pretrained.encode_names(p.class_names, p.templates) for n, p in probes.items()}

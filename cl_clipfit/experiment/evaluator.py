@@ -67,7 +67,7 @@ class Evaluator:
                 boards[name].add(scores)
 
     def _add(self, scores: Scores) -> None:
-        """Add the scores of the strategy's current weights, and keep its answers."""
+        """Add the scores of the strategy's current weights, and keep its predictions."""
         row = len(self.record.board.tables.seen)
         self.record.board.add(scores)
         self.keep(row, scores.test)

@@ -1,4 +1,4 @@
-"""Keep what a run answers to every test image, as its tables are filled."""
+"""Keep what a run predicts for every test image, as its tables are filled."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ class PredictionWriter:
             )
 
     def append(self, row: int, scores: Tensor) -> None:
-        """Write the answers of a row.
+        """Write the predictions of a row.
 
         Args:
             row: 0 before training, t after task t.

@@ -63,7 +63,7 @@ class StreamPlan:
         model: model name.
         compute: how the machine computes.
         on_nan: on a NaN or infinite loss: "stop", or "skip" the step.
-        keeps_predictions: whether a run's folder holds its answers to the test images.
+        keeps_predictions: whether a run's folder holds its predictions for the test images.
         plugins: plug-in files that were imported, including unused ones.
     """
 

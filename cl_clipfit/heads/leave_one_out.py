@@ -1,6 +1,7 @@
 """Exact scores of each feature by the head that was fitted without it, in closed form."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,79 +76,90 @@ def ridge_losses(
     return torch.stack(losses)
 
 
-Eigen = tuple[Tensor, Tensor]  # values (D,) and vectors (D, D), by column
-
-
-def scatter_eigen(statistics: Statistics) -> Eigen:
-    """Return the eigenvalues and eigenvectors of the scatter within classes, for `lda_scores`."""
-    values, vectors = torch.linalg.eigh(statistics.scatter())
-    return values, vectors
-
-
 def lda_scores(
-    statistics: Statistics,
-    features: Tensor,
-    labels: Tensor,
-    shrinkage: float = 0.3,
-    eigen: Eigen | None = None,
+    statistics: Statistics, features: Tensor, labels: Tensor, shrinkage: float = 0.3
 ) -> Tensor:
-    """Return the leave-one-out scores (N, K) alone of `lda_scores_and_distances`."""
-    return lda_scores_and_distances(statistics, features, labels, shrinkage, eigen)[0]
+    """Return the leave-one-out scores (N, K) of `linear.lda_head`."""
+    ((scores, _),) = lda_scores_and_distances(statistics, features, labels, [shrinkage])
+    return scores
 
 
 def lda_scores_and_distances(
-    statistics: Statistics,
-    features: Tensor,
-    labels: Tensor,
-    shrinkage: float = 0.3,
-    eigen: Eigen | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return what `linear.lda_head` gives each feature if it is fitted without it.
+    statistics: Statistics, features: Tensor, labels: Tensor, shrinkages: Sequence[float]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return what `linear.lda_head` gives each feature if it is fitted without it, by shrinkage.
 
     Without x of class y, with v = x - mu_y: mu_y loses v / (n_y - 1), the scatter W loses
     n_y / (n_y - 1) v v', and N - K falls by 1. The trace of W changes too, so that Sigma changes by
     a multiple of the identity besides the rank-one term; both are followed exactly through the
-    eigenvalues of W.
+    eigenvalues of W. One eigendecomposition of W serves all shrinkages.
 
     Args:
         statistics: of all features, these among them.
         features: (N, D), each of a class with at least two.
         labels: (N,).
-        shrinkage: as in `linear.lda_head`.
-        eigen: the result of `scatter_eigen`, to share it between several shrinkages.
+        shrinkages: as in `linear.lda_head`.
 
     Returns:
         scores (N, K), and squared Mahalanobis distances (N,) to the nearest mean.
     """
     x, means = features.double(), statistics.means()
-    free = statistics.number - int(statistics.seen.sum()) - 1
-    values, vectors = eigen or scatter_eigen(statistics)
     counts = statistics.counts[labels].double()
-    v = x - means[labels]
     loss = counts / (counts - 1)
-    trace = values.sum() - loss * (v * v).sum(1)  # (N,), of the scatter without x
+    values, vectors = torch.linalg.eigh(statistics.scatter())
+    trace = values.sum() - loss * (x - means[labels]).square().sum(1)  # of the scatter without x
+    free = statistics.number - int(statistics.seen.sum()) - 1
     if free <= 0 or bool((trace <= 0).any()):
-        return _by_fitting(statistics, x, labels, shrinkage)
-    ridge = shrinkage * trace / statistics.dim  # times 1 / free, as everything below
-    # In the basis of eigenvectors: A = (1 - s) diag(values) + ridge I, minus a rank-one term.
-    inverse = 1 / ((1 - shrinkage) * values + ridge[:, None])  # (N, D)
-    xe, ve, me = x @ vectors, v @ vectors, means @ vectors
-    scale = (1 - shrinkage) * loss
-    av = inverse * ve
-    gain = scale / (1 - scale * (ve * av).sum(1))  # Sherman and Morrison 1950
+        return [_by_fitting(statistics, x, labels, shrinkage) for shrinkage in shrinkages]
+    without = _Without(values, trace, loss, x @ vectors, means @ vectors, labels)
+    results = []
+    for shrinkage in shrinkages:
+        scores, lengths = without.products(shrinkage)
+        scores = free * scores + unseen_bias(statistics)
+        results.append((scores, free * lengths - 2 * scores.amax(1)))
+    return results
 
-    def products(left: Tensor, right: Tensor) -> Tensor:
-        """Return left' Sigma^-1 right for rows of (N, D)."""
-        plain = (left * inverse * right).sum(1)
-        return free * (plain + gain * (left * av).sum(1) * (right * av).sum(1))
 
-    mx = (xe * inverse) @ me.T + gain[:, None] * (xe * av).sum(1, keepdim=True) * (av @ me.T)
-    mm = inverse @ (me * me).T + gain[:, None] * (av @ me.T) ** 2
-    scores = free * (mx - mm / 2) + unseen_bias(statistics)
-    without = me[labels] - ve / (counts - 1)[:, None]
-    own = products(without, xe) - products(without, without) / 2
-    scores = scores.scatter(1, labels[:, None], own[:, None])
-    return scores, products(xe, xe) - 2 * scores.amax(1)
+class _Without(NamedTuple):
+    """Features (N, D) and means (K, D) in the basis where the scatter is diagonal.
+
+    Attributes:
+        values: the scatter's eigenvalues (D,).
+        trace: of the scatter without each feature (N,).
+        loss: n_y / (n_y - 1) of its class (N,).
+        x: the features.
+        means: of all classes.
+        labels: (N,).
+    """
+
+    values: Tensor
+    trace: Tensor
+    loss: Tensor
+    x: Tensor
+    means: Tensor
+    labels: Tensor
+
+    def products(self, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """Return scores (N, K) and x' Sigma^-1 x (N,) without each feature, for N - K = 1.
+
+        Sigma is A = (1 - s) diag(values) + s trace / D I, minus a rank-one term. The mean of the
+        feature's own class without it is x - loss v.
+        """
+        x, means, loss = self.x, self.means, self.loss
+        ridge = shrinkage * self.trace / len(self.values)
+        inverse = 1 / ((1 - shrinkage) * self.values + ridge[:, None])  # A^-1, (N, D)
+        v = x - means[self.labels]
+        ax, av = inverse * x, inverse * v
+        xx, xv, vv = (torch.einsum("nd,nd->n", *pair) for pair in ((ax, x), (ax, v), (av, v)))
+        scale = (1 - shrinkage) * loss
+        gain = scale / (1 - scale * vv)  # Sherman and Morrison 1950
+        mv = av @ means.T
+        mx = ax @ means.T + (gain * xv)[:, None] * mv
+        mm = inverse @ means.square().T + gain[:, None] * mv.square()
+        ox, ov = xx - loss * xv, xv - loss * vv  # of the own mean o
+        own = ox + gain * ov * xv - (ox - loss * ov + gain * ov.square()) / 2
+        scores = (mx - mm / 2).scatter(1, self.labels[:, None], own[:, None])
+        return scores, xx + gain * xv.square()
 
 
 def _by_fitting(

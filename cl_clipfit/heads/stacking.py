@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_clipfit.heads.fusion import POWERS, best_powers, fused, loss_tables
-from cl_clipfit.heads.leave_one_out import lda_scores_and_distances, scatter_eigen, several
+from cl_clipfit.heads.leave_one_out import lda_scores_and_distances, several
 from cl_clipfit.heads.linear import GaussianHead, lda_head
 from cl_clipfit.heads.membership import OTHER, SEEN, Membership, text_odds
 from cl_clipfit.heads.projection import random_features, random_projection
@@ -156,9 +156,8 @@ class StackedHead:
         heads: dict[tuple[int, int], Tensor] = {}
         near = torch.empty(0)
         for space, (x, statistics) in enumerate(zip(embedded, self.statistics, strict=True)):
-            eigen = scatter_eigen(statistics)
-            for i, shrinkage in enumerate(SHRINKAGES):
-                head, far = lda_scores_and_distances(statistics, x, labels, shrinkage, eigen)
+            results = lda_scores_and_distances(statistics, x, labels, SHRINKAGES)
+            for i, (head, far) in enumerate(results):
                 heads[space, i] = head[:, seen]
                 near = far if (space, i) == NEAR else near
         targets = (seen.cumsum(0) - 1)[labels]
@@ -216,6 +215,11 @@ class StackedHead:
             fitted = lda_head(self.statistics[space], SHRINKAGES[shrinkage])
             self._heads[space, shrinkage] = fitted
         return self._heads[space, shrinkage]
+
+    def size(self, classes: int) -> int:
+        """Return about how many bytes `state_dict` holds once there are so many classes."""
+        spaces = (self.features, self.width)
+        return 8 * self.losses.numel() + sum(Statistics.size(dim, classes) for dim in spaces)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums, from which everything else follows."""

@@ -17,7 +17,8 @@ from cl_clipfit.heads.projection import random_features, random_projection
 from cl_clipfit.heads.recursive import RecursiveRidge
 from cl_clipfit.heads.statistics import Statistics
 from cl_clipfit.runtime.out_of_memory import encode_images
-from cl_clipfit.runtime.processes import alone, gathered, share, summed
+from cl_clipfit.runtime.processes import alone, summed
+from cl_clipfit.runtime.shares import gathered, share
 from cl_clipfit.training.features import read_samples
 from cl_clipfit.training.strategy import CLIPStrategy
 
@@ -80,6 +81,11 @@ class ClosedFormStrategy(CLIPStrategy):
     def head_options(self) -> Any:
         """The settings of the head; those of the method, unless another one trains the tower."""
         return self.options
+
+    @property
+    def head_width(self) -> int:
+        """M, the length of a feature of the head; that of an image unless `embed` changes it."""
+        return self.model.zero_shot_text_features.shape[1]
 
     @abstractmethod
     def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
@@ -161,6 +167,10 @@ class StatisticsStrategy(ClosedFormStrategy):
         """Return the statistics, from which the head is fitted again."""
         return {} if self.statistics is None else self.statistics.state_dict()
 
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return the size of the statistics."""
+        return Statistics.size(self.head_width, len(self.model.class_names))
+
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the statistics and the head."""
         if state:
@@ -180,6 +190,11 @@ class RandomFeaturesStrategy(ClosedFormStrategy):
 
     options_class = RandomFeaturesOptions
     _projection: Tensor | None = None
+
+    @property
+    def head_width(self) -> int:
+        """M, the number of random features."""
+        return int(self.head_options.width)
 
     def projection(self, dim: int) -> Tensor:
         """Return R (dim, width)."""
@@ -261,6 +276,10 @@ class RecursiveStrategy(RandomFeaturesStrategy):
         """Return the tensors of the solution."""
         state = vars(self.solution) if self.solution else {}
         return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return the size of the solution: as large as statistics."""
+        return Statistics.size(self.head_width, len(self.model.class_names))
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the solution and the head."""

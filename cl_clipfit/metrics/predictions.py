@@ -1,4 +1,4 @@
-"""What a method answered to every test image: its five best classes in one label space."""
+"""What a method predicted for every test image: its five best classes in one label space."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ NONE = -1  # in place of a class, where the label space has fewer
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers to all N test images of a stream after a task, or before training.
+    """The predictions for all N test images of a stream after a task, or before training.
 
     The label space is that of `accuracy_matrix`: in row t the classes seen after task t, also for
     the images of later tasks, whose class is not among them; in row 0 all classes of the stream.
@@ -41,7 +41,7 @@ class Predictions:
         return self.top[:, 0] == self.labels
 
     def of(self, images: NDArray[np.bool_]) -> "Predictions":
-        """Return the answers to some of the images.
+        """Return the predictions for some of the images.
 
         Args:
             images: bool (N,).
@@ -92,7 +92,7 @@ def predictions(
 
 
 def learned(rows: Sequence[Predictions]) -> Predictions:
-    """Return the answers after the last task to the images of the tasks learned.
+    """Return the predictions after the last task for the images of the tasks learned.
 
     Their accuracy is the metric `last_accuracy`.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cl_clipfit.errors import UserError
+from cl_clipfit.report.columns import by_strategy, columns, value
 from cl_clipfit.report.display import remove_figure
 from cl_clipfit.report.style import (
     STYLE,
@@ -19,13 +20,7 @@ from cl_clipfit.report.style import (
     run_title,
     save_figure,
 )
-from cl_clipfit.report.tables import (
-    by_strategy,
-    columns,
-    confidence_interval,
-    mean_of,
-    value,
-)
+from cl_clipfit.report.tables import confidence_interval, mean_of
 from cl_clipfit.runtime.lean_imports import any_backend
 
 with any_backend():

@@ -8,15 +8,9 @@ from typing import Any
 
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
+from cl_clipfit.report.columns import best_by_column, by_strategy, columns, value
 from cl_clipfit.report.published import published_beside
-from cl_clipfit.report.tables import (
-    best_by_column,
-    by_strategy,
-    cell,
-    columns,
-    title_of,
-    value,
-)
+from cl_clipfit.report.tables import cell, title_of
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",

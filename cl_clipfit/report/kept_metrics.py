@@ -1,4 +1,4 @@
-"""Apply metrics of single answers to finished runs, from the predictions that they keep."""
+"""Apply metrics of single predictions to finished runs, from the predictions that they keep."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from cl_clipfit.errors import UserError
 from cl_clipfit.metrics.predictions import Predictions
 from cl_clipfit.registry import Entry, Registry, describe_file
-from cl_clipfit.report.tables import ASKED, LOWER
+from cl_clipfit.report.columns import ASKED, LOWER
 from cl_clipfit.storage.predictions import has_predictions, read_predictions
 from cl_clipfit.storage.result import Result
 
@@ -18,7 +18,7 @@ Metric = Callable[[Sequence[Predictions], Mapping[str, Any]], float | None]
 
 @dataclass(frozen=True)
 class KeptMetric:
-    """A metric of the answers that runs keep.
+    """A metric of the predictions that runs keep.
 
     Attributes:
         name: what `result.metrics` calls it.

@@ -8,12 +8,13 @@ import numpy as np
 from rich.table import Table
 
 from cl_clipfit.errors import UserError, nearest
+from cl_clipfit.report.columns import by_strategy
 from cl_clipfit.report.grid import grid, latex, markdown, page
 from cl_clipfit.report.kept_metrics import Metric, measured
-from cl_clipfit.report.tables import by_strategy, results_table
+from cl_clipfit.report.tables import results_table
 from cl_clipfit.storage.files import sha256
 from cl_clipfit.storage.result import RESULT, Result, read_result
-from cl_clipfit.storage.run_folder import stream_name
+from cl_clipfit.storage.run_folder import file_name, stream_name
 
 if TYPE_CHECKING:
     import pandas
@@ -125,13 +126,16 @@ class Results(list[Result]):
             raise ValueError("no run has a curve with a value")
         return figure
 
-    def write_report(self, path: Path | str, *, mixed: bool = False) -> Path:
+    def write_report(
+        self, path: Path | str, *, mixed: bool = False, figures: Path | str | None = None
+    ) -> Path:
         """Write a page of everything there is to see of the runs, in one file that needs no other.
 
         Args:
             path: the file, or a folder, which gets a `report.html`.
             mixed: show runs of several class orders together, as a command's tables do; otherwise,
                 runs of unlike protocols have a part of the page each.
+            figures: a folder, which gets every figure of the page as SVG and PNG.
 
         Returns:
             the file.
@@ -141,7 +145,8 @@ class Results(list[Result]):
         """
         from cl_clipfit.report.html.write import write_report
 
-        return write_report(self, Path(path), mixed=mixed)
+        folder = None if figures is None else Path(figures)
+        return write_report(self, Path(path), mixed=mixed, figures=folder)
 
 
 def load_results(*paths: Path | str) -> Results:
@@ -169,11 +174,19 @@ def load_results(*paths: Path | str) -> Results:
     return Results(_distinct_labels(list(found.values())))
 
 
-def by_protocol(results: Results) -> list[Results]:
-    """Return the runs of each protocol, whose numbers are comparable, in order of appearance."""
+def by_protocol(results: Results, across_orders: bool = False) -> list[Results]:
+    """Return the runs of each protocol, whose numbers are comparable, in order of appearance.
+
+    Args:
+        results: the runs.
+        across_orders: put class orders together, whose runs differ as those of seeds do.
+    """
     groups: dict[tuple[str, ...], Results] = {}
     for result in results:
-        groups.setdefault(tuple(protocol_of(result.content).values()), Results()).append(result)
+        protocol = protocol_of(result.content)
+        if across_orders:
+            del protocol["class order"]
+        groups.setdefault(tuple(protocol.values()), Results()).append(result)
     return list(groups.values())
 
 
@@ -194,6 +207,11 @@ def protocol_of(content: Mapping[str, Any]) -> dict[str, str]:
         "weights": f"{model['architecture']} {model['pretrained']} {model['weights_sha256'][:8]}",
         "scored on": content["scored_on"],
     }
+
+
+def protocol_name(content: Mapping[str, Any]) -> str:
+    """Return a name for the files of a run's protocol: its stream, and four digits."""
+    return f"{file_name(content['scenario'])}-{_digest(protocol_of(content))[:4]}"
 
 
 def _distinct_labels(results: list[Result]) -> list[Result]:

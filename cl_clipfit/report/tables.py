@@ -1,126 +1,38 @@
-"""The table at the end of a command and its CSV; the protocol determines the columns."""
+"""The table at the end of a command, and that of the modes of a bank."""
 
 import statistics
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cl_clipfit.errors import printable
 from cl_clipfit.report.baselines import MARK, below_baselines
 from cl_clipfit.report.captions import PUBLISHED, captions
+from cl_clipfit.report.columns import (
+    MOST_PROBES,
+    PROBE,
+    WIDE,
+    best_by_column,
+    by_strategy,
+    columns,
+    compared,
+    probe_names,
+    value,
+)
 from cl_clipfit.report.display import literal
-from cl_clipfit.report.fitted import FittedTable, best_of, means_of
+from cl_clipfit.report.fitted import FittedTable
 from cl_clipfit.report.published import published_beside
-from cl_clipfit.storage.files import csv_text
 from cl_clipfit.storage.run_folder import stream_name
 
-COLUMNS = {
-    "average_accuracy": "average\naccuracy",
-    "last_accuracy": "last\naccuracy",
-    "learning_accuracy": "learning\naccuracy",
-    "forgetting_all_classes": "forgetting\n(all classes)",
-    "probe_accuracy": "mean over\nprobes",
-    "retention": "retention",
-}
-# Only shown where there are probes; definitions in `metrics.functional`.
-_JOINT = {"joint_accuracy": "joint\naccuracy", "joint_retention": "joint\nretention"}
-# For protocols other than class-incremental and domain-incremental streams.
-_COLUMNS = {
-    "mtil": {
-        "transfer": "Transfer\ntask-aware",
-        "mtil_average": "Average\ntask-aware",
-        "mtil_last": "Last\ntask-aware",
-        "last_accuracy": "last, all\nclasses seen",
-        "probe_accuracy": "mean over\nprobes",
-        "retention": "retention",
-    },
-    "x-tail": {
-        "x_tail_transfer": "Transfer\nall classes",
-        "x_tail_average": "Average\nall classes",
-        "x_tail_last": "Last\nall classes",
-        "last_accuracy": "last, all\nimages",
-        "probe_accuracy": "mean over\nprobes",
-        "retention": "retention",
-    },
-    "base-to-novel": {
-        "base": "base",
-        "novel": "novel",
-        "harmonic_mean": "harmonic\nmean",
-        "probe_accuracy": "mean over\nprobes",
-        "retention": "retention",
-    },
-}
 _COSTS = ("trainable\nparameters", "seconds\nper run")
-ASKED = "asked_metrics"  # key in a result's content: titles of the metrics asked for, by name
-LOWER = "lower_is_better"  # key in a result's content: names of metrics
-_PROBE = "probe: "  # prefix of a column that is a probe's last accuracy, not a metric
 # Where there is no room for all columns: which of them go, the first of them first.
 _DROPPED = (
     "probe_accuracy", "learning_accuracy", "joint_accuracy", "retention",
     "joint_retention", "forgetting_all_classes",
 )  # fmt: skip
-_MOST_PROBES = 6
-_WIDE = 6  # with more columns, intervals go below their means; rules and cost columns are dropped
 _NARROW: Any = {"box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
-
-
-def asked_metrics(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the names of the metrics that a comparison asks for besides its own."""
-    return [*results[0].get(ASKED, ())]
-
-
-def columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the columns of the results' protocol: titles by metric or probe.
-
-    If a comparison asks for metrics, these follow the first two.
-    """
-    shown = _protocol_columns(results)
-    if asked := results[0].get(ASKED):
-        shown = dict([*shown.items()][:2])
-        shown |= {name: literal(title.replace(" ", "\n")) for name, title in asked.items()}
-    return shown
-
-
-def _protocol_columns(results: Sequence[dict[str, Any]]) -> dict[str, str]:
-    protocol = results[0].get("protocol", "class-incremental")
-    scored = any(value(result, column) is not None for result in results for column in _JOINT)
-    joint = _JOINT if scored else {}
-    if protocol != "transfer":
-        return {**_COLUMNS.get(protocol, COLUMNS), **joint}
-    names = _probe_names(results)[:_MOST_PROBES]
-    letters = 12 if len(names) < _WIDE - 2 else 10
-    probes = {_PROBE + n: "\n".join(map(literal, textwrap.wrap(n, letters))) for n in names}
-    return {
-        "last_accuracy": "last\naccuracy",
-        "probe_accuracy": "mean over\nprobes",
-        **probes,
-        "retention": "retention",
-        **joint,
-    }
-
-
-def _probe_names(results: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for result in results for name in result["probes"]))
-
-
-def value(scored: dict[str, Any], column: str) -> float | None:
-    """Return the value of a column, for a result or any other mapping with metrics and probes."""
-    if column.startswith(_PROBE):
-        accuracies = scored["probes"].get(column.removeprefix(_PROBE))
-        return accuracies[-1] if accuracies else None
-    return scored["metrics"].get(column)
-
-
-def by_strategy(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Group results by strategy and its settings, in order of appearance."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(result["label"], []).append(result)
-    return groups
 
 
 def cell(values: Sequence[float | None], between: str = " ", deviation: bool = False) -> str:
@@ -165,7 +77,7 @@ def results_table(results: Sequence[dict[str, Any]], deviation: bool = False) ->
     `deviation`, the standard deviation stands beside the interval.
     """
     shown = columns(results)
-    wide = len(shown) > _WIDE
+    wide = len(shown) > WIDE  # intervals go below their means; rules and cost columns are dropped
     between = "\n" if wide else " "
     groups = by_strategy(results)
     below = below_baselines(groups)
@@ -206,39 +118,19 @@ def results_table(results: Sequence[dict[str, Any]], deviation: bool = False) ->
     return table
 
 
-def best_by_column(results: Sequence[dict[str, Any]]) -> dict[str, set[str]]:
-    """Return the methods with the best mean in each column of the results' table."""
-    less = {"forgetting_all_classes", "forgetting", *results[0].get(LOWER, ())}
-    groups = by_strategy(results)
-    return {key: best_of(values_of(groups, key), key in less) for key in columns(results)}
-
-
 def _header(title: str, wide: bool) -> str:
     return title.replace(" ", "\n") if wide else title
 
 
 def _dropped(headers: dict[str, str]) -> list[str]:
     """Return the headers that go first where a table is too wide: probes, from the last one."""
-    probes = [header for key, header in headers.items() if key.startswith(_PROBE)]
+    probes = [header for key, header in headers.items() if key.startswith(PROBE)]
     return [*reversed(probes), *(headers[key] for key in _DROPPED if key in headers)]
 
 
 def _marked(text: str, best: bool) -> Text | str:
     """Return a cell; in bold if it is the best of its column."""
     return Text(text, style="bold") if best else text
-
-
-def values_of(
-    groups: Mapping[str, Sequence[dict[str, Any]]], column: str
-) -> dict[str, list[float | None]]:
-    """Return the values of a column, of every run of each group."""
-    return {name: [value(r, column) for r in group] for name, group in groups.items()}
-
-
-def best_method(groups: Mapping[str, Sequence[dict[str, Any]]], column: str) -> str:
-    """Return the method with the highest mean in a column; of equal ones the first."""
-    means = means_of(values_of(groups, column))
-    return max(groups, key=lambda name: float("-inf") if (m := means[name]) is None else m)
 
 
 def title_of(results: Sequence[dict[str, Any]], deviation: bool = False) -> str:
@@ -268,50 +160,9 @@ def _stream(result: dict[str, Any]) -> str:
 
 def _left_out(results: Sequence[dict[str, Any]]) -> str:
     """Return the caption that names what a wide table omits."""
-    more = _probe_names(results)[_MOST_PROBES:]
+    more = probe_names(results)[MOST_PROBES:]
     costs = "trainable parameters, seconds"
     return f"also in result.json: {literal(', '.join([*more, costs]))}"
-
-
-def compared(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the scores of the weights that the runs are compared with, by name."""
-    others: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        for name, other in ((result.get("merge") or {}).get("compared") or {}).items():
-            others.setdefault(name, []).append(other)
-    return others
-
-
-def text_cell(text: str) -> str:
-    """Return a name as a CSV cell that no spreadsheet runs as a formula.
-
-    A name that starts like a formula gets a leading apostrophe, which marks it as text.
-
-    Example:
-        >>> text_cell("=1+1"), text_cell("clipfit")
-        ("'=1+1", 'clipfit')
-    """
-    text = printable(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
-
-
-def comparison_csv(results: Sequence[dict[str, Any]], folders: Sequence[str]) -> str:
-    """Return one line per run with all its metrics, and one for each model it is compared with.
-
-    In the protocol "transfer", every probe has a column.
-    """
-    names = list(dict.fromkeys(name for r in results for name in r["metrics"]))
-    if results[0].get("protocol") == "transfer":
-        names += [_PROBE + name for name in _probe_names(results)]
-    rows = []
-    for r, folder in zip(results, folders, strict=True):
-        scored = {r["label"]: r}
-        scored |= {f"{r['label']} / {name}": others[0] for name, others in compared([r]).items()}
-        for label, other in scored.items():
-            values = [value(other, name) for name in names]
-            scenario, strategy = text_cell(r["scenario"]), text_cell(label)
-            rows.append([scenario, strategy, r["seed"], *values, text_cell(folder)])
-    return csv_text(["scenario", "strategy", "seed", *map(text_cell, names), "folder"], rows)
 
 
 def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Table:
@@ -323,7 +174,7 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
     """
     shown = columns([result])
     title = f"{_stream(result)}, bank of {literal(result['label'])}, percent"
-    narrow = len(shown) >= _WIDE
+    narrow = len(shown) >= WIDE
     table = Table(
         title=title,
         caption=captions({result["label"]: [result]}),
@@ -344,18 +195,3 @@ def modes_table(result: dict[str, Any], modes: Sequence[dict[str, Any]]) -> Tabl
             cell([mode["routed"][-1]] if "routed" in mode else [None]),
         )
     return table
-
-
-def modes_csv(modes: Sequence[dict[str, Any]]) -> str:
-    """Return one line per mode with all its metrics."""
-    names = list(modes[0]["metrics"])
-    rows = [
-        [
-            text_cell(mode["mode"]),
-            *(mode["metrics"][name] for name in names),
-            mode["chosen_labels"]["metrics"]["last_accuracy"] if "chosen_labels" in mode else None,
-        ]
-        for mode in modes
-    ]
-    last = "last_accuracy_labels_of_chosen_task"
-    return csv_text(["mode", *map(text_cell, names), last], rows)

@@ -1,20 +1,12 @@
-"""Several processes that train one model: each encodes a share of the images and prompts.
+"""Several processes that work on one run: how they find each other, and what they exchange.
 
-Every process draws the same batch, encodes its share of it, and gathers the features of all, with
-gradients. What follows is computed by each on the whole batch: any loss is that of one process, be
-it a mean over the batch, a contrast within it, or a distance of weights. The backward pass of a
-gathered row multiplies its gradient by the number of processes, so that the mean of all processes'
-gradients is the gradient: terms that all have count once, a row counts where it was encoded.
-
-Each function here does nothing for a single process. Outside of `dividing`, training code runs in
-every process alike, and evaluation divides images by `share` and `gathered`.
+How they divide the work is in `shares`. Each function here does nothing for a single process.
 """
 
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -24,19 +16,15 @@ from torch import Tensor
 from cl_clipfit.errors import UserError
 from cl_clipfit.runtime import launch, signals
 from cl_clipfit.runtime.device import own_gpu
-from cl_clipfit.runtime.out_of_memory import fits, out_of_memory
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=2)  # the first process may have to download data
-_WHOLE = slice(None)
 
 
 class _State:
     group: Any = None
     rank, world = 0, 1
-    dividing = False  # whether encoders take shares, in the passes of a step
     alone = 0  # depth of blocks in which this process works on its own
-    told = False  # whether all processes know that memory ran out
     stopping = False  # whether a signal came to any process
     sent = 0
     groups = 0  # joined so far
@@ -118,124 +106,11 @@ def together() -> bool:
     return _State.world > 1 and not _State.alone
 
 
-@contextlib.contextmanager
-def dividing(divisible: bool = True) -> Iterator[None]:
-    """Let encoders take shares of what every process gives them, in a `with` block.
-
-    Args:
-        divisible: False for encoders whose output depends on the other rows, or on chance.
-    """
-    before, _State.dividing = _State.dividing, divisible
-    try:
-        yield
-    finally:
-        _State.dividing = before
-
-
-def shares(count: int, batch: int = 1) -> list[slice]:
-    """Return the rows of every process: consecutive, and the first have one more.
-
-    Args:
-        count: of rows.
-        batch: rows that are encoded at once: if there are many batches, none is divided.
-
-    Example:
-        >>> shares(5)
-        [slice(0, 5, None)]
-    """
-    pieces = -(-count // batch)
-    if pieces < 4 * _State.world:
-        pieces, batch = count, 1
-    small, more = divmod(pieces, _State.world)
-    ends = [0]
-    for number in range(_State.world):
-        ends.append(min(count, ends[-1] + batch * (small + (number < more))))
-    return [slice(a, b) for a, b in pairwise(ends)]
-
-
-def share(count: int, batch: int = 1) -> slice:
-    """Return the rows of this process; all of them if it is alone, or if some would have none."""
-    if not together() or count < _State.world:
-        return _WHOLE
-    return shares(count, batch)[_State.rank]
-
-
-def own_rows(count: int, least: int = 1) -> slice:
-    """Return the rows that an encoder encodes here: its share in `dividing`, else all.
-
-    Args:
-        count: of rows.
-        least: rows for each process; with fewer, nothing is divided.
-    """
-    return share(count) if _State.dividing and count >= least * _State.world else _WHOLE
-
-
-def divided(encode: Callable[[slice], Tensor], count: int, least: int = 1) -> Tensor:
-    """Encode this process's share in `dividing`, and gather all with gradients; else encode all.
-
-    If memory runs out in any process, it does so in all.
-
-    Args:
-        encode: returns a row for each of the rows given by a slice.
-        count: of rows.
-        least: as in `own_rows`.
-    """
-    mine = own_rows(count, least)
-    if mine == _WHOLE:
-        return encode(mine)
-    rows = None
-    try:
-        rows = encode(mine)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-    _tell(lacking=rows is None)
-    assert rows is not None
-    return gathered(rows, count)
-
-
-def gathered(rows: Tensor, count: int, batch: int = 1) -> Tensor:
-    """Return the rows of all processes in order, (count, ...), with gradients.
-
-    Args:
-        rows: those of `share(count, batch)`.
-        count: of all rows.
-        batch: as in `share`.
-    """
-    if share(count, batch) == _WHOLE:
-        return rows
-    if rows.requires_grad:
-        gathered_rows: Tensor = _Gather.apply(rows, count, batch)
-        return gathered_rows
-    return _gather(rows, count, batch)
-
-
-class _Gather(torch.autograd.Function):
-    """Gather rows; the gradient of a row is that of one process, times their number."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, count: int, batch: int) -> Tensor:
-        """Return all rows."""
-        ctx.mine = share(count, batch)
-        return _gather(rows, count, batch)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of this process's rows."""
-        return gradients[0][ctx.mine] * _State.world, None, None
-
-
-def _gather(rows: Tensor, count: int, batch: int) -> Tensor:
-    counts = [mine.stop - mine.start for mine in shares(count, batch)]
-    if rows[:1].numel() == 0:
-        return rows.new_empty((count, *rows.shape[1:]))
-    padded = rows.detach().new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows.detach()
-    flat = padded.view(-1).view(torch.uint8)  # any type, bit for bit
-    parts = [torch.empty_like(flat) for _ in counts]
+def all_gathered(flat: Tensor) -> list[Tensor]:
+    """Return tensors of equal shape from every process, in order."""
+    parts = [torch.empty_like(flat) for _ in range(_State.world)]
     _exchange(lambda: dist.all_gather(parts, flat, group=_State.group), flat)
-    whole = (part.view(rows.dtype).view_as(padded) for part in parts)
-    return torch.cat([part[:n] for part, n in zip(whole, counts, strict=True)])
+    return parts
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
@@ -267,37 +142,16 @@ def _add(tensor: Tensor) -> None:
     _exchange(lambda: dist.all_reduce(tensor, group=_State.group), tensor)
 
 
-def fit_everywhere(work: Callable[[], Any], divisible: bool = True) -> bool:
-    """Call `work`, whose encoders take shares; return False if memory ran out in any process.
-
-    Args:
-        work: the passes of a step; see `out_of_memory.fits`.
-        divisible: as in `dividing`.
-    """
-    if not together():
-        return fits(work)
-    _State.told = False
-    with dividing(divisible):
-        done = fits(work)
-    if _State.told:
-        return False
-    with contextlib.suppress(torch.OutOfMemoryError):
-        _tell(lacking=not done)
-    return not _State.told
-
-
-def _tell(lacking: bool) -> None:
+def tell(lacking: bool) -> bool:
     """Tell all processes whether memory ran out here and whether a signal came.
 
-    Raises:
-        torch.OutOfMemoryError: memory ran out in one of them.
+    Returns:
+        whether memory ran out in any of them.
     """
     flags = torch.tensor([lacking, signals.pending()], dtype=torch.uint8)
     _exchange(lambda: dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=_State.group), flags)
     _State.stopping = _State.stopping or bool(flags[1])
-    if flags[0]:
-        _State.told = True
-        raise torch.OutOfMemoryError("out of memory in one of the processes")
+    return bool(flags[0])
 
 
 def stopping() -> bool:

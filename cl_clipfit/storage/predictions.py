@@ -1,4 +1,4 @@
-"""`predictions/row-000.npz`, ...: a run's answers to every test image, a file per table row."""
+"""`predictions/row-000.npz`, ...: what a run predicts for every test image, a file per row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def row_file(run: Path, row: int) -> Path:
 
 
 def write_predictions(run: Path, row: int, predictions: Predictions) -> None:
-    """Write the answers of a row; equal answers give equal bytes.
+    """Write the predictions of a row; equal predictions give equal bytes.
 
     Raises:
         UserError: the folder cannot be written.
@@ -35,7 +35,7 @@ def has_predictions(run: Path, rows: int) -> bool:
 
 
 def read_predictions(run: Path | str, rows: Sequence[int] | None = None) -> list[Predictions]:
-    """Return what a run answered to every test image: before training, and after each task.
+    """Return what a run predicted for every test image: before training, and after each task.
 
     Args:
         run: its folder.

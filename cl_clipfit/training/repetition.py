@@ -9,6 +9,7 @@ from cl_clipfit.errors import UserError
 from cl_clipfit.runtime import processes
 from cl_clipfit.runtime.out_of_memory import NEEDS_LESS, release
 from cl_clipfit.runtime.rng import rng_state, set_rng_state
+from cl_clipfit.runtime.shares import fit_everywhere
 
 if TYPE_CHECKING:
     from cl_clipfit.training.loop import TrainingLoop
@@ -23,7 +24,7 @@ def repeat_until_it_fits(loop: "TrainingLoop", passes: Callable[[], None]) -> No
     assert loop.mbatch is not None
     batch, before = list(loop.mbatch), loop.model.micro_batch
     state = rng_state(loop, loop.device)
-    while not processes.fit_everywhere(passes, loop.divisible):
+    while not fit_everywhere(passes, loop.divisible):
         images = -(-len(batch[0]) // (processes.world() if loop.divisible else 1))
         loop.model.micro_batch = _fewer_images(
             loop.model.micro_batch, images, loop.micro_batch_given

@@ -8,11 +8,7 @@ from torch import Tensor
 
 from cl_clipfit.clip import CLIPClassifier
 from cl_clipfit.clip.prompts import TemplatesLike
-from cl_clipfit.runtime.out_of_memory import in_batches
-from cl_clipfit.runtime.processes import alone, gathered, share
-
-# Images that stay together if processes divide many: features of other batches round otherwise.
-_TOGETHER = 256
+from cl_clipfit.runtime.shares import in_shared_batches
 
 
 class Scoring:
@@ -84,12 +80,8 @@ class Scoring:
         Raises:
             UserError: there is not enough memory for one image.
         """
-        count = len(images)
-        if (mine := share(count, _TOGETHER)) != slice(None):
-            images, tensors = images[mine], tuple(tensor[mine] for tensor in tensors)
-        with alone():
-            rows, size = in_batches(function, images, self.device, self.eval_mb_size, *tensors)
+        rows, size = in_shared_batches(function, images, self.device, self.eval_mb_size, *tensors)
         if size != self.eval_mb_size:
             self.eval_mb_size = size
             self.warn(f"out of memory in evaluation: {size} images at a time from now on")
-        return gathered(rows, count, _TOGETHER)
+        return rows

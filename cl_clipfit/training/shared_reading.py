@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cl_clipfit.runtime import processes
+from cl_clipfit.runtime.shares import gathered, share
 
 
 class _OwnRows:
@@ -20,7 +20,7 @@ class _OwnRows:
         self.counts.clear()
         for batch in self.batches:
             self.counts.append(len(batch))
-            yield batch[processes.share(len(batch))]
+            yield batch[share(len(batch))]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -51,4 +51,4 @@ class SharedReading:
     def __iter__(self) -> Iterator[list[Tensor]]:
         for number, parts in enumerate(self.own):
             count = self.rows.counts[number]
-            yield [processes.gathered(part.contiguous(), count) for part in parts]
+            yield [gathered(part.contiguous(), count) for part in parts]

@@ -100,5 +100,5 @@ def test_a_run_needs_neither_a_home_nor_a_backend(tmp_path: Path) -> None:
     backend = "module://ipykernel.pylab.backend_inline"
     line = python(code, tmp_path, MPLBACKEND=backend)
     (run,) = tmp_path.glob("runs/*/")
-    assert line == f"Report: {run}/report.html"
+    assert line == f"report: {run}/report.html"
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]

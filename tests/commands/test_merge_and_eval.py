@@ -279,7 +279,7 @@ def test_a_mode_alone_that_cannot_be_computed_is_an_error(
 def test_one_task_needs_no_covariance_to_route_to_it(run: Path) -> None:
     statistics = [{"means": torch.zeros(1, 16)}]
     features = torch.randn(5, 16)
-    assert evaluation(run)._route(features, statistics).tolist() == [0] * 5
+    assert evaluation(run)._router(statistics)(features).tolist() == [0] * 5
 
 
 def test_a_merge_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ MISTAKES = {
     "--class-names nowhere.txt": "--class-names nowhere.txt: there is no such file",
     "--split nowhere.json": "--split nowhere.json: there is no such file",
     "--tasks nowhere.yaml": "--tasks nowhere.yaml: expected a number or a YAML file",
-    "--epoch 3": "Unknown option: --epoch. Did you mean --epochs?",
+    "--epoch 3": "unknown option --epoch: did you mean --epochs?",
 }
 
 

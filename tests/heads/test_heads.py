@@ -235,7 +235,7 @@ def test_distances_are_mahalanobis_and_left_out_by_brute_force(number: int, dim:
     v = x[:, None] - statistics.means()
     expected = torch.einsum("nkd,de,nke->nk", v, inverse, v).amin(1)
     torch.testing.assert_close(lda_head(statistics).distances(x), expected)
-    _, left_out = leave_one_out.lda_scores_and_distances(statistics, x, y)
+    ((_, left_out),) = leave_one_out.lda_scores_and_distances(statistics, x, y, [0.3])
     for i in range(len(y)):
         rest = torch.arange(len(y)) != i
         head = lda_head(Statistics.of(x[rest], y[rest]))

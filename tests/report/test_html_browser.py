@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,8 @@ addEventListener("load", () => {
   document.title = JSON.stringify({
     charts: tall(".chart svg").filter(r => r.height > 100 && r.width > 200).length,
     lines: document.querySelectorAll(".chart svg path[stroke-dasharray]").length,
+    scrolled: [...document.querySelectorAll(".heat .scroll")]
+      .filter(e => e.scrollWidth > e.clientWidth).length,
     wide: document.documentElement.scrollWidth - innerWidth,
     broken: [...document.images].filter(i => !i.naturalWidth).length,
     requests: performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")),
@@ -82,14 +85,30 @@ def test_a_browser_shows_it_without_an_error_or_a_request(page: Path, tmp_path: 
     assert requests(tmp_path) == ["http://127.0.0.1:9/a.png"]
 
 
-@needs_browser
-def test_charts_are_drawn_and_a_narrow_screen_is_not_scrolled(page: Path, tmp_path: Path) -> None:
-    asked = tmp_path / "asked.html"
+def probe(page: Path, folder: Path, width: int) -> dict[str, Any]:
+    """Return what a browser knows of a page in a window of some width."""
+    asked = folder / "asked.html"
     text = page.read_text(encoding="utf-8")
     policy, _, rest = text.partition('<meta http-equiv="Content-Security-Policy"')
     asked.write_text(policy + rest.partition(">")[2].replace("</body>", f"{PROBE}</body>"))
-    done = browse(asked, tmp_path, "--dump-dom", "--window-size=500,900")
-    found = json.loads(done.stdout.partition("<title>")[2].partition("</title>")[0])
+    done = browse(asked, folder, "--dump-dom", f"--window-size={width},900")
+    found: dict[str, Any] = json.loads(done.stdout.partition("<title>")[2].partition("</title>")[0])
+    return found
+
+
+@needs_browser
+def test_tables_of_many_layers_have_the_whole_width(tmp_path: Path) -> None:
+    tower = {f"clip.visual.transformer.resblocks.{n}": 0.1 for n in range(12)}
+    moved = [{**tower, "clip.visual.ln_pre": 0.1, "clip.visual.positional_embedding": 0.1}] * 3
+    save_run(tmp_path, whole_result("full", change_by_layer=moved))
+    page = load_results(tmp_path).write_report(tmp_path)
+    assert probe(page, tmp_path, 1250)["scrolled"] == 0
+    assert probe(page, tmp_path, 500)["scrolled"] > 0  # what is looked for would be found
+
+
+@needs_browser
+def test_charts_are_drawn_and_a_narrow_screen_is_not_scrolled(page: Path, tmp_path: Path) -> None:
+    found = probe(page, tmp_path, 500)
     assert found["charts"] >= 5
     assert found["lines"] >= 12
     assert found["wide"] <= 0
@@ -103,15 +122,15 @@ def test_a_command_ends_with_its_report(
 ) -> None:
     both = [*TINY, "--strategy", "zero-shot", "image-norms", *QUIET, "--output", str(tmp_path)]
     assert main(both) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {tmp_path}/tiny-stream-report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path}/tiny-stream-report.html"
     text = (tmp_path / "tiny-stream-report.html").read_text(encoding="utf-8")
     assert "image-norms, after task 2" in text
     assert "after its task" in text  # examples, with their pictures
     assert main([*TRAINED, *QUIET, "--output", str(tmp_path)]) == 0  # shown again
     (folder,) = tmp_path.glob("*image-norms*")
-    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder}/report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder}/report.html"
     assert main(["verify", str(folder)]) == 0
-    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder), "--figures", str(folder / "figures")]) == 0
     assert main(["verify", str(folder)]) == 0
 
 
@@ -129,13 +148,13 @@ def test_a_report_that_fails_ends_no_command(
     shown = capsys.readouterr()
     line = "warning: the report tiny-stream-report.html is missing: RuntimeError: of the library"
     assert line in shown.err
-    assert "Report:" not in shown.out
+    assert "report:" not in shown.out
     assert not (tmp_path / "tiny-stream-report.html").exists()
     (run,) = tmp_path.glob("*-zero-shot-*")
     with adding(run):
         (run / "report.html").write_text("of an earlier command")
     assert main(command) == 0
-    assert "Report:" not in capsys.readouterr().out
+    assert "report:" not in capsys.readouterr().out
     assert not (run / "report.html").exists()
     assert main(["verify", str(run)]) == 0
 

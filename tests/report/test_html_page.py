@@ -1,4 +1,4 @@
-"""The HTML report of runs: what it shows, from `result.json` and kept answers alone."""
+"""The HTML report of runs: what it shows, from `result.json` and kept predictions alone."""
 
 import html
 import re
@@ -68,7 +68,7 @@ def test_differences_are_paired_and_need_two_runs(page: str, tmp_path: Path) -> 
     )
     assert "full:ce_scope=task 2 -10.0 ± 0.0 0.000 -10.0 ± 0.0 0.000" in words(page)
     for label in ("clipfit", "full"):
-        save_run(tmp_path, whole_result(label), answers=False)
+        save_run(tmp_path, whole_result(label), predictions=False)
     once = load_results(tmp_path).write_report(tmp_path).read_text(encoding="utf-8")
     assert "Differences from" not in once
 
@@ -83,7 +83,7 @@ def test_a_method_has_one_colour(page: str) -> None:
     assert {legend, *dots} == {"var(--c0)"}
 
 
-def test_classes_confusion_and_examples_follow_from_the_answers(page: str) -> None:
+def test_classes_confusion_and_examples_follow_from_the_predictions(page: str) -> None:
     text = words(page)
     # Half of the 4 images of class "fox" are its task's first and, later, none other: 3 of 4.
     assert re.search(r"fox \(task 2\) 0 75 75 75", text)
@@ -105,6 +105,11 @@ def test_it_says_how_to_repeat_each_run_and_what_it_keeps(page: str) -> None:
     assert "A T accuracy on all classes after the last task" in text
 
 
+def test_one_word_names_what_a_run_keeps_of_each_image(page: str) -> None:
+    assert "predictions before training" in words(page)
+    assert "answer" not in page
+
+
 def test_every_picture_and_chart_has_words(page: str) -> None:
     assert all(re.search(r'alt="[^"]+"', tag) for tag in re.findall(r"<img [^>]*>", page))
     charts = re.findall(r'<div class="chart" role="img" aria-label="([^"]*)"', page)
@@ -119,17 +124,17 @@ def test_the_same_runs_give_the_same_bytes(runs: Path, page: str) -> None:
     assert again.read_text(encoding="utf-8") == page
 
 
-def test_without_answers_it_says_so(tmp_path: Path) -> None:
-    save_run(tmp_path, whole_result("clipfit"), answers=False)
+def test_without_predictions_it_says_so(tmp_path: Path) -> None:
+    save_run(tmp_path, whole_result("clipfit"), predictions=False)
     file = load_results(tmp_path).write_report(tmp_path)
     assert file == tmp_path / "report.html"
     text = words(file.read_text(encoding="utf-8"))
-    assert "kept no answers to single images" in text
+    assert "Some runs kept no predictions" in text
     assert "kept pictures of test images" in text
     assert "What moved" in text
 
 
-def test_damaged_answers_and_pictures_are_named_and_left_out(tmp_path: Path) -> None:
+def test_damaged_predictions_and_pictures_are_named_and_left_out(tmp_path: Path) -> None:
     run = save_run(tmp_path, whole_result("clipfit"))
     (run / "predictions" / "row-001.npz").write_bytes(b"junk")
     other = save_run(tmp_path, whole_result("lda"))
@@ -141,8 +146,8 @@ def test_damaged_answers_and_pictures_are_named_and_left_out(tmp_path: Path) -> 
 
 
 def test_unlike_protocols_have_a_part_each(tmp_path: Path) -> None:
-    save_run(tmp_path, whole_result("clipfit"), answers=False)
-    save_run(tmp_path, whole_result("lda", data={"sha256": "ef" * 32}), answers=False)
+    save_run(tmp_path, whole_result("clipfit"), predictions=False)
+    save_run(tmp_path, whole_result("lda", data={"sha256": "ef" * 32}), predictions=False)
     page = load_results(tmp_path).write_report(tmp_path).read_text(encoding="utf-8")
     assert page.count("<article>") == 2
     assert 'id="curves-2"' in page
@@ -153,7 +158,7 @@ def test_unlike_protocols_have_a_part_each(tmp_path: Path) -> None:
 def test_the_command_names_its_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "report.html").unlink(missing_ok=True)
     assert main(["report", str(runs)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {runs}/report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {runs}/report.html"
     assert "<article>" in (runs / "report.html").read_text(encoding="utf-8")
 
 
@@ -162,7 +167,7 @@ def test_what_the_command_refuses(refused: Callable[..., str], tmp_path: Path, r
     assert "ends with .html" in refused("report", runs, "--output", tmp_path / "page")
     (tmp_path / "file").touch()
     assert "not a folder" in refused("report", runs, "--output", tmp_path / "file" / "a.html")
-    save_run(tmp_path, whole_result("odd", environment="none"), answers=False)
+    save_run(tmp_path, whole_result("odd", environment="none"), predictions=False)
     assert "these results cannot be shown" in refused("report", tmp_path)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cl_clipfit.metrics.predictions import Predictions
-from cl_clipfit.report.html.answers import class_names
+from cl_clipfit.report.html.by_image import class_names
 from cl_clipfit.report.html.charts import Point, line_chart
 from cl_clipfit.report.html.curves import (
     barriers,
@@ -46,7 +46,7 @@ def test_a_chart_takes_colours_from_the_page_and_names_as_text() -> None:
         Point(label, task, 10.0 * task, f"{label}: {task}", half)
         for label, half in (("clipfit", 0.0), ("a</svg><script>", 1.0)) for task in (1, 2, 3)
     ]  # fmt: skip
-    chart = line_chart("accuracy", points, looks, x="tasks", y="%", low=0, high=100)
+    chart = line_chart("curve", "accuracy", points, looks, x="tasks", y="%", low=0, high=100)
     assert "<script" not in chart.svg
     assert chart.svg.count("</svg>") == 1
     assert chart.svg.count("<title>") == len(points)
@@ -58,17 +58,33 @@ def test_a_chart_takes_colours_from_the_page_and_names_as_text() -> None:
     assert "clipfit ends at 3" in chart.alt
 
 
+def test_small_numbers_on_the_axis_and_under_the_pointer_keep_their_digits() -> None:
+    points = [Point("full", at, 0.0123 + at / 1000, f"full: {0.0123 + at / 1000}") for at in (0, 1)]
+    svg = line_chart("n", "t", points, looks_of(["full"]), x="x", y="y").svg
+    assert "<title>full: 0.0123</title>" in svg
+    ticks = re.findall(r'text-anchor="end"[^>]*>([^<]+)</text>', svg)
+    assert len(ticks) == len({*ticks}) > 2
+    assert not re.search(r' (?:d|transform)="[^"]*\.\d{4}', svg)  # positions are rounded
+
+
+def test_numbers_below_an_axis_are_round() -> None:
+    points = [Point("full", at, 1.0 * at, "") for at in range(1, 101)]
+    svg = line_chart("n", "t", points, looks_of(["full"]), x="x", y="y").svg
+    shown = re.findall(r'text-anchor="middle"[^>]*>([^<]+)</text>', svg)
+    assert shown[:10] == [str(at) for at in range(10, 101, 10)]
+
+
 def test_a_line_is_thinner_than_those_below_it() -> None:
     looks = looks_of(["clipfit", "lda", "full"])
     points = [Point(label, at, 1.0, "") for label in looks for at in (0, 1)]
-    svg = line_chart("t", points, looks, x="x", y="y").svg
+    svg = line_chart("n", "t", points, looks, x="x", y="y").svg
     widths = [float(w) for w in re.findall(r'stroke-width="([\d.]+)"[^>]*stroke-dasharray', svg)]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > widths[1] + 1
 
 
 def test_cells_are_coloured_by_value_and_empty_ones_are_not() -> None:
-    table = heat("t", [[0, 50], [None, 100]], ["a", "b"], ["c", "d"], corner="x")
+    table = heat("n", "t", [[0, 50], [None, 100]], ["a", "b"], ["c", "d"], corner="x", unit="%")
     assert table.rows == [
         ("a", [("0", "h0"), ("50", "h10")]), ("b", [("", "none"), ("100", "h20")]),
     ]  # fmt: skip
@@ -86,11 +102,13 @@ def test_the_text_of_every_cell_can_be_read() -> None:
 
 def test_a_large_table_is_a_picture_with_a_dot_for_each_cell() -> None:
     names = [str(n) for n in range(40)]
-    table = heat("t", np.full((40, 40), 30.0), names, names, corner="x")
+    table = heat("n", "t", np.full((40, 40), 30.0), names, names, corner="x", unit="%")
     assert table.rows == ()
     assert table.picture.startswith("data:image/png;base64,")
     assert "40 rows and 40 columns" in table.alt and "30" in table.alt
-    assert heat("t", np.ones((40, 2)), names, names[:2], corner="x", as_table=True).rows
+    assert heat(
+        "n", "t", np.ones((40, 2)), names, names[:2], corner="x", unit="%", as_table=True
+    ).rows
 
 
 def test_what_became_of_an_answer() -> None:
@@ -140,7 +158,7 @@ def test_layers_are_in_the_order_of_the_model() -> None:
     }
     (chart,) = layer_charts(groups, looks_of(groups))
     assert [row[0] for row in chart.rows] == ["ln_pre", "2", "10", "ln_post"]
-    assert chart.head == ["layer (numbers are blocks)", "full", "lora"]
+    assert chart.head == ["layer of the image tower (numbers are blocks)", "full", "lora"]
 
 
 def test_lines_between_solutions_and_barriers(tmp_path: Path) -> None:
@@ -157,7 +175,7 @@ def test_lines_between_solutions_and_barriers(tmp_path: Path) -> None:
     (tmp_path / "landscape-task-003.json").write_text("{}")
     (tmp_path / "landscape-task-004.json").write_text("not JSON")
     (found,) = landscapes(tmp_path)
-    (loss, accuracy), looks = landscape_charts(found)
+    (loss, accuracy), looks = landscape_charts(found, "full-s0")
     assert [*looks] == [*lines]
     assert [row[1] for row in loss.rows] == ["2", "3", "1"]
     assert [row[2] for row in accuracy.rows] == ["50", "40", "80"]

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from cl_clipfit.report import figures
-from cl_clipfit.report.tables import COLUMNS, results_table
+from cl_clipfit.report.columns import COLUMNS
+from cl_clipfit.report.tables import results_table
 from tests.support import results
 from tests.support.tiny import PLOT_COMPARISON, PLOT_RUN
 

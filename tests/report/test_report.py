@@ -16,16 +16,11 @@ from cl_clipfit import metrics
 from cl_clipfit.errors import UserError
 from cl_clipfit.registry import Registry
 from cl_clipfit.report import figures
+from cl_clipfit.report.columns import COLUMNS
+from cl_clipfit.report.csv_tables import comparison_csv, modes_csv
 from cl_clipfit.report.display import ConsoleDisplay, drawing, say
 from cl_clipfit.report.style import looks_of
-from cl_clipfit.report.tables import (
-    COLUMNS,
-    comparison_csv,
-    confidence_interval,
-    modes_csv,
-    modes_table,
-    results_table,
-)
+from cl_clipfit.report.tables import confidence_interval, modes_table, results_table
 from tests.support.results import result
 from tests.support.tiny import PLOT_CHANGES, PLOT_COMPARISON, PLOT_RUN
 

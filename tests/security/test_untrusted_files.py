@@ -36,9 +36,10 @@ from cl_clipfit.data.images.decode import open_image
 from cl_clipfit.data.orders import read_tasks
 from cl_clipfit.data.source import ImageSet, Source
 from cl_clipfit.errors import UserError, printable
+from cl_clipfit.report.csv_tables import comparison_csv
 from cl_clipfit.report.display import ConsoleDisplay
 from cl_clipfit.report.figures import plot_run
-from cl_clipfit.report.tables import comparison_csv, results_table
+from cl_clipfit.report.tables import results_table
 from cl_clipfit.storage.files import seal, unseal
 from tests.support.banks import make
 from tests.support.feature_files import arrays

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from cl_clipfit.cli.app import main
 from cl_clipfit.errors import UserError
+from cl_clipfit.report.csv_tables import comparison_csv
 from cl_clipfit.report.figures import plot_changes, plot_comparison, plot_run
-from cl_clipfit.report.tables import comparison_csv, results_table
+from cl_clipfit.report.tables import results_table
 from cl_clipfit.storage.result import RESULT, read_result
 from tests.support.tiny import PLUGIN, TINY
 

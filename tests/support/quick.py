@@ -13,7 +13,7 @@ from cl_clipfit.clip.loading import factory
 from cl_clipfit.commands import summary
 from cl_clipfit.config.options import Options
 from cl_clipfit.data.source import DataRequest, Source
-from cl_clipfit.experiment import estimate, prepare
+from cl_clipfit.experiment import estimate, sources
 from cl_clipfit.registry import Entry
 from cl_clipfit.report import figures
 from cl_clipfit.report import landscape as landscapes
@@ -81,7 +81,7 @@ def _mini(patch: pytest.MonkeyPatch) -> None:
 
 def _streams(patch: pytest.MonkeyPatch) -> None:
     """Draw the images of a bundled stream once; every further command gets a copy."""
-    load, drawn = prepare.load_source, dict[tuple[str, str, bool], Source]()
+    load, drawn = sources.load_source, dict[tuple[str, str, bool], Source]()
 
     def load_once(entry: Entry, options: Options, request: DataRequest) -> Source:
         if not entry.module or entry.about.get("DOWNLOAD") != "none":
@@ -91,7 +91,7 @@ def _streams(patch: pytest.MonkeyPatch) -> None:
             drawn[key] = load(entry, options, request)
         return copy.deepcopy(drawn[key])
 
-    patch.setattr(prepare, "load_source", load_once)
+    patch.setattr(sources, "load_source", load_once)
 
 
 def _disk(patch: pytest.MonkeyPatch) -> None:

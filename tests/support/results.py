@@ -71,8 +71,8 @@ def whole_result(label: str, seed: int = 0, level: float = 80.0, **more: Any) ->
     }  # fmt: skip
 
 
-def save_run(folder: Path, content: dict[str, Any], answers: bool = True) -> Path:
-    """Write a run that looks finished: result, configuration, answers, pictures; return its folder.
+def save_run(folder: Path, content: dict[str, Any], predictions: bool = True) -> Path:
+    """Write what looks like a finished run, with predictions and pictures; return its folder.
 
     Of every task, 8 images: those of class 2t and 2t + 1 in turn. Training makes every class of the
     tasks seen right, but the first image of a task, which is taken for class 0, and from the task
@@ -82,7 +82,7 @@ def save_run(folder: Path, content: dict[str, Any], answers: bool = True) -> Pat
     write_json(run / "result.json", content)
     write_yaml(run / "config.yaml", {"scenario": "tiny", "strategy": [content["strategy"]],
                "seed": [content["seed"]], "set": [], "deterministic": True})  # fmt: skip
-    if not answers:
+    if not predictions:
         return run
     tasks = np.repeat(np.arange(TASKS, dtype=np.int32), 8)
     labels = (2 * tasks + np.tile(np.arange(8) % 2, TASKS)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Metrics of the answers to single images, a file each; `run.py compare --metric NAME` shows them.
+"""Metrics of single predictions, a file each; `run.py compare --metric NAME` shows them.
 
 A file has a docstring and a function `metric(rows, result)`: `rows` are the run's `Predictions`,
 before training and after each task, and `result` is the content of its `result.json`. It returns a

@@ -1,7 +1,7 @@
 """Macro F1 after the last task: the mean over the classes seen of 2PR / (P + R).
 
 P is the precision and R the recall of a class, by scikit-learn's `f1_score(average="macro")`; a
-class that is neither asked for nor answered counts 0.
+class that is neither true nor predicted of an image counts 0.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,20 +4,20 @@ The page's style sheet sets their colours (`var(--c0)`, ...), so that they fit l
 point's values are its `<title>`, which browsers show under the pointer.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cl_clipfit.errors import printable
-from cl_clipfit.report.style import LINES, MARKERS, PALETTE
+from cl_clipfit.report.html.legend import Line, Looks, colour_of, dash_of, lines_of, shape_of
 
-Looks = Mapping[str, Mapping[str, Any]]  # of `style.looks_of`
-_SHAPES = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "triangle-right")
-_DASHES = ([1, 0], [7, 3], [7, 2, 2, 2], [2, 2])
 _WIDTH, _HEIGHT = 400, 220  # pixels of the plotting area; the page scales the whole
+_MOST_TICKS = 12
 _CROWDED = 25  # positions beyond which lines are thinner
 _POINT = re.compile(r'<path aria-label="([^"]*)"([^>]*)/>')
+_GEOMETRY = re.compile(r' (?:d|transform|[xy]2?)="[^"]*"')
 _NUMBER = re.compile(r"-?\d+\.\d{4,}")
 
 
@@ -45,43 +45,32 @@ class Chart:
     """A chart for the page.
 
     Attributes:
+        name: of its file, without a suffix.
         title: what it shows.
         svg: the drawing.
+        lines: the legend of the lines in it.
         alt: the same in words, for readers who do not see it.
         head: titles of the columns of its table of numbers.
         rows: this table: the same numbers as text.
     """
 
+    name: str
     title: str
     svg: str
+    lines: Sequence[Line]
     alt: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
-def colour_of(look: Mapping[str, Any]) -> str:
-    """Return the variable of the style sheet that holds a method's colour."""
-    colour = look["color"]
-    return f"var(--c{PALETTE.index(colour)})" if colour in PALETTE else "var(--zero-shot)"
-
-
-def dash_of(look: Mapping[str, Any]) -> list[int]:
-    """Return a line's dashes in pixels, as SVG has them."""
-    return _DASHES[LINES.index(look["linestyle"])]
-
-
-def shape_of(look: Mapping[str, Any]) -> str:
-    """Return a marker by the name that Vega has for it."""
-    return _SHAPES[MARKERS.index(look["marker"])] if look["marker"] else "stroke"
-
-
 def line_chart(
-    title: str, points: Sequence[Point], looks: Looks, *, x: str, y: str,
+    name: str, title: str, points: Sequence[Point], looks: Looks, *, x: str, y: str,
     low: float | None = None, high: float | None = None,
 ) -> Chart:  # fmt: skip
     """Return a chart with a line for each label; positions are in the order of the points.
 
     Args:
+        name: of its file, without a suffix.
         title: what it shows.
         points: all values.
         looks: colour, marker and dashes by label.
@@ -91,14 +80,14 @@ def line_chart(
         high: its upper end.
     """
     drawn = {point.label for point in points}
-    labels = [label for label in looks if label in drawn]
-    spec = _spec(points, {label: looks[label] for label in labels}, x, y, low, high)
+    shown = {label: look for label, look in looks.items() if label in drawn}
+    spec = _spec(points, shown, x, y, low, high)
     domain = {key: end for key, end in (("domainMin", low), ("domainMax", high)) if end is not None}
     spec["encoding"]["y"]["scale"] = {"zero": False, "nice": low is None, **domain}
-    ends = [f"{label} ends at {_last(points, label).text.split(': ')[-1]}" for label in labels]
-    shown = f"{'; '.join(ends[:8])}{'; ...' if len(ends) > 8 else ''}"
-    alt = printable(f"{title}, {y}, over {x}, a line per method: {shown}.")
-    return Chart(title, _svg(spec), alt, *_numbers(points, labels, x))
+    ends = [f"{label} ends at {_last(points, label).text.split(': ')[-1]}" for label in shown]
+    told = f"{'; '.join(ends[:8])}{'; ...' if len(ends) > 8 else ''}"
+    alt = printable(f"{title}, {y}, over {x}, a line per method: {told}.")
+    return Chart(name, title, _svg(spec), lines_of(shown), alt, *_numbers(points, [*shown], x))
 
 
 def _last(points: Sequence[Point], label: str) -> Point:
@@ -171,6 +160,17 @@ def _spec(
     }  # fmt: skip
 
 
+def round_step(least: float) -> int:
+    """Return the smallest of 1, 2, 5, 10, 20, ... that is not below a number.
+
+    Example:
+        >>> round_step(0.2), round_step(2.1), round_step(60)
+        (1, 5, 100)
+    """
+    power = 10 ** max(0, math.floor(math.log10(least)))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= least)
+
+
 def _positions(points: Sequence[Point], title: str) -> dict[str, Any]:
     """Return the horizontal axis: names in order, counted things, or numbers."""
     places = list(dict.fromkeys(point.x for point in points))
@@ -179,8 +179,8 @@ def _positions(points: Sequence[Point], title: str) -> dict[str, Any]:
         axis["labelAngle"] = -45 if len(places) > 7 else 0
         return {"field": "x", "title": title, "type": "ordinal", "sort": places, "axis": axis}
     if all(float(place).is_integer() for place in places):
-        step = 1 + len(places) // 12
-        axis |= {"values": sorted(places)[::step], "format": "d"}
+        step = round_step(len(places) / _MOST_TICKS)
+        axis |= {"values": [at for at in sorted(places) if at % step == 0], "format": "d"}
     scale = {"zero": False, "nice": False}
     return {"field": "x", "title": title, "type": "quantitative", "axis": axis, "scale": scale}
 
@@ -193,8 +193,13 @@ _CONFIG = {
         "domainColor": "var(--rule)", "tickColor": "var(--rule)", "labelFontSize": 13,
         "labelFlush": False,
         "titleFontSize": 13, "titleFontWeight": "normal",
+        "titlePadding": 8,  # a reader's font may be wider than the one that is measured here
     },
 }  # fmt: skip
+
+
+def _hundredths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}"
 
 
 def _svg(spec: dict[str, Any]) -> str:
@@ -202,7 +207,7 @@ def _svg(spec: dict[str, Any]) -> str:
     import vl_convert  # starts a JavaScript engine
 
     drawing: str = vl_convert.vegalite_to_svg(spec)
-    drawing = _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", drawing)
+    drawing = _GEOMETRY.sub(lambda match: _NUMBER.sub(_hundredths, match[0]), drawing)
     drawing = _POINT.sub(r"<path\2><title>\1</title></path>", drawing)
     for attribute in ("role", "aria-roledescription", "aria-label", "aria-hidden"):
         drawing = re.sub(f' {attribute}="[^"]*"', "", drawing)

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from cl_clipfit.report.columns import best_method, columns
 from cl_clipfit.report.paired import Difference, differences
-from cl_clipfit.report.tables import best_method, columns
 from cl_clipfit.storage.result import Content
 
 Groups = Mapping[str, list[Content]]  # results by label

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from cl_clipfit.report.figures import PANELS, by_tower, check_lengths
-from cl_clipfit.report.html.charts import Chart, Looks, Point, line_chart
+from cl_clipfit.report.html.charts import Chart, Point, line_chart
+from cl_clipfit.report.html.legend import Looks
 from cl_clipfit.report.style import LINES, MARKERS, PALETTE, ZERO_SHOT
 from cl_clipfit.report.tables import confidence_interval
 from cl_clipfit.storage.files import read_bytes
@@ -31,12 +32,14 @@ def curve_charts(groups: Groups, looks: Looks) -> list[Chart]:
             points += _curve(ZERO_SHOT, first, "zero_shot")
         if len({point.x for point in points}) > 1:
             low, high = _limits(key, [point.y for point in points])
-            name, _, unit = title.rpartition(" (")
+            what, _, unit = title.rpartition(" (")
+            quantity = f"{key.replace('_', ' ')} ({unit}"
             charts.append(
                 line_chart(
-                    name, points, looks, x="tasks learned", y=unit.rstrip(")"), low=low, high=high
+                    key.replace("_", "-"), what, points, looks, x="tasks learned", y=quantity,
+                    low=low, high=high,
                 )
-            )
+            )  # fmt: skip
     return charts
 
 
@@ -80,11 +83,21 @@ def layer_charts(groups: Groups, looks: Looks) -> list[Chart]:
                     points.append(Point(label, name, mean, f"{label}, {name}: {mean:.3g}"))
         charts.append(
             line_chart(
-                f"{tower} after the last task", points, looks, x="layer (numbers are blocks)",
-                y="root mean square change",
+                layer_figure(tower), f"{tower} after the last task", points, looks,
+                x=f"layer of the {tower} (numbers are blocks)", y="root mean square change",
             )
         )  # fmt: skip
     return charts
+
+
+def layer_figure(tower: str) -> str:
+    """Return the name of the figures of how much a tower's layers moved.
+
+    Example:
+        >>> layer_figure("text tower")
+        'what-moved-text'
+    """
+    return f"what-moved-{tower.partition(' ')[0]}"
 
 
 def _last_change(result: Content) -> dict[str, float]:
@@ -140,11 +153,12 @@ def landscapes(run: Path) -> list[Content]:
     return found
 
 
-def landscape_charts(landscape: Content) -> tuple[list[Chart], Looks]:
+def landscape_charts(landscape: Content, run: str) -> tuple[list[Chart], Looks]:
     """Return charts of loss and accuracy on the lines between solutions, and the looks of these.
 
     Args:
         landscape: content of `landscape-task-NNN.json`.
+        run: what tells the run's figures from those of others.
     """
     lines = {
         name: line
@@ -165,7 +179,7 @@ def landscape_charts(landscape: Content) -> tuple[list[Chart], Looks]:
         ]
         title = f"{key} on test images after task {landscape['task']}"
         x = "way from the first to the second solution"
-        charts.append(line_chart(title, points, looks, x=x, y=unit))
+        charts.append(line_chart(f"landscape-{key}-{run}", title, points, looks, x=x, y=unit))
     return charts, looks
 
 

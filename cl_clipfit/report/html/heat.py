@@ -19,18 +19,24 @@ class Heat:
     """A coloured table.
 
     Attributes:
+        name: of its file, without a suffix.
         title: what it shows.
+        unit: of its values, in a few words.
         corner: what rows and columns are.
         head: names of the columns.
+        side: names of the rows.
         rows: the name of each row, and its cells as (text, class of the style sheet).
         picture: a data URL instead of rows, if the table is large; "" otherwise.
         alt: the picture in words.
         scale: the lowest and the highest colour as text.
     """
 
+    name: str
     title: str
+    unit: str
     corner: str
     head: Sequence[str]
+    side: Sequence[str]
     rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
     picture: str
     alt: str
@@ -38,17 +44,19 @@ class Heat:
 
 
 def heat(
-    title: str, values: Any, rows: Sequence[str], columns: Sequence[str], *, corner: str,
-    top: float = 100.0, digits: int = 0, as_table: bool = False,
+    name: str, title: str, values: Any, rows: Sequence[str], columns: Sequence[str], *,
+    corner: str, unit: str, top: float = 100.0, digits: int = 0, as_table: bool = False,
 ) -> Heat:  # fmt: skip
     """Return a table of values from 0 to `top`, with a colour for each.
 
     Args:
+        name: of its file, without a suffix.
         title: what it shows.
         values: (rows, columns); NaN or None where there is nothing.
         rows: their names.
         columns: their names.
         corner: what rows and columns are, such as "after task / on task".
+        unit: of the values, in a few words.
         top: the value of the last colour.
         digits: of the numbers in the cells.
         as_table: whatever its size, a table.
@@ -59,12 +67,13 @@ def heat(
         f"{title}: {len(rows)} rows and {len(columns)} columns ({corner}), {_range(table, digits)}"
     )
     if not as_table and max(table.shape) > MOST_COLUMNS:
-        return Heat(title, corner, columns, (), _picture(table, top), alt, ends)
+        picture = _picture(table, top)
+        return Heat(name, title, unit, corner, columns, rows, (), picture, alt, ends)
     body = [
-        (name, [_cell(value, top, digits) for value in row])
-        for name, row in zip(rows, table.tolist(), strict=True)
+        (row, [_cell(value, top, digits) for value in cells])
+        for row, cells in zip(rows, table.tolist(), strict=True)
     ]
-    return Heat(title, corner, columns, body, "", alt, ends)
+    return Heat(name, title, unit, corner, columns, rows, body, "", alt, ends)
 
 
 def style_sheet() -> str:
@@ -74,12 +83,22 @@ def style_sheet() -> str:
         >>> style_sheet().splitlines()[0]
         '.h0{background:#00224e;color:#fff}'
     """
-    rules = []
+    return "\n".join(f".{n}{{background:{a};color:{b}}}" for n, (a, b) in cell_colours().items())
+
+
+def cell_colours() -> dict[str, tuple[str, str]]:
+    """Return the colours of a cell and of the text in it by class of the style sheet.
+
+    Example:
+        >>> cell_colours()["h20"]
+        ('#fee838', '#000')
+    """
+    colours = {}
     for level in range(LEVELS + 1):
         red, green, blue = _colour(level / LEVELS)
         text = "#fff" if luminance(red, green, blue) < _GREY else "#000"
-        rules.append(f".h{level}{{background:#{red:02x}{green:02x}{blue:02x};color:{text}}}")
-    return "\n".join(rules)
+        colours[f"h{level}"] = f"#{red:02x}{green:02x}{blue:02x}", text
+    return colours
 
 
 def luminance(red: int, green: int, blue: int) -> float:
@@ -126,8 +145,8 @@ def _picture(table: np.ndarray, top: float) -> str:
     return data_url(Image.fromarray(colours))
 
 
-def data_url(image: Image.Image) -> str:
+def data_url(image: Image.Image, *, optimize: bool = True) -> str:
     """Return an image as a PNG inside a URL."""
     data = io.BytesIO()
-    image.save(data, "PNG", optimize=True)
+    image.save(data, "PNG", optimize=optimize)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,7 +1,8 @@
 """`thumbnails/`: small pictures of a few test images, for the examples of a report.
 
-They are chosen by what became of their answers, up to `_EACH` of each kind, so that a report shows
-what a method forgot, learned, kept and never knew. A file's name is the number of the test image.
+They are chosen by what became of their predictions, up to `_EACH` of each kind, so that a report
+shows what a method forgot, learned, kept and never knew. A file's name is the number of the test
+image.
 """
 
 import io
@@ -26,7 +27,7 @@ _LARGEST = 1 << 16  # bytes of each
 
 
 def fates(rows: Sequence[Predictions]) -> NDArray[np.int64]:
-    """Return what became of the answer to each image, (N,): an index of `FATES`.
+    """Return what became of the prediction for each image, (N,): an index of `FATES`.
 
     Forgotten: wrong at the end, but right before training or after the image's own task.
     """
@@ -36,7 +37,7 @@ def fates(rows: Sequence[Predictions]) -> NDArray[np.int64]:
 
 
 def after_own_task(rows: Sequence[Predictions]) -> Predictions:
-    """Return the answer to each image in the row after its own task, or the last row."""
+    """Return the prediction for each image in the row after its own task, or the last row."""
     own = np.minimum(rows[0].tasks + 1, len(rows) - 1)
     images = np.arange(len(own))
     top = np.stack([row.top for row in rows])[own, images]
@@ -57,11 +58,11 @@ def chosen(rows: Sequence[Predictions]) -> list[int]:
 
 
 def save_thumbnails(images: Any, rows: Sequence[Predictions], run: Path) -> None:
-    """Write the pictures of a run; nothing if it kept no answers or knows features only.
+    """Write the pictures of a run; nothing if it kept no predictions or knows features only.
 
     Args:
         images: the test images, uint8 (N, 3, H, W) or a stand-in; or features (N, d).
-        rows: the answers to them, one entry for each row of the tables.
+        rows: the predictions for them, one entry for each row of the tables.
         run: its folder.
 
     Raises:

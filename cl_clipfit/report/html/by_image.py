@@ -1,4 +1,4 @@
-"""What kept answers tell: accuracy per class, confusion between tasks, images right and wrong."""
+"""What kept predictions tell: accuracy per class, confusion of tasks, images right and wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ WHEN = ("before", "after its task", "at the end")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answer to an image at one time."""
+class Prediction:
+    """The best class of an image at one time."""
 
     when: str
     name: str
@@ -32,30 +32,51 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """A test image and what each method answered.
+    """A test image and what each method predicted.
 
     Attributes:
         picture: a data URL.
         name: its class.
         task: its task, from 1.
-        answers: by label, before training, after its task, and at the end.
+        predictions: by label, before training, after its task, and at the end.
     """
 
     picture: str
     name: str
     task: int
-    answers: dict[str, list[Answer]]
+    predictions: dict[str, list[Prediction]]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the kept answers of all runs of a protocol tell.
+class Gallery:
+    """The examples as a figure.
+
+    Attributes:
+        examples: images, and what each method predicted.
+        name: of its file, without a suffix.
+        title: what it shows.
+    """
+
+    examples: Sequence[Example]
+    name: str = "examples"
+    title: str = "test images and what each method predicted"
+
+    @property
+    def alt(self) -> str:
+        """Return the figure in words."""
+        names = ", ".join(f"{example.name} (task {example.task})" for example in self.examples)
+        return f"{self.title}; images of {names}"
+
+
+@dataclass(frozen=True)
+class ByImage:
+    """What the kept predictions of all runs of a protocol tell.
 
     Attributes:
         classes: accuracy of each class, before training and at the end of each method.
         omitted: number of classes that are not shown.
         confusion: for each method, the share of a task's images taken for another task's.
-        examples: images, and what each method answered.
+        examples: images, and what each method predicted.
         missing: why something is not shown; "" if all is.
     """
 
@@ -66,8 +87,8 @@ class Answers:
     missing: str
 
 
-def answers(runs: Sequence[Result], names: Sequence[str]) -> Answers:
-    """Read the kept answers of runs of one protocol.
+def by_image(runs: Sequence[Result], names: Sequence[str]) -> ByImage:
+    """Read the kept predictions of runs of one protocol.
 
     Args:
         runs: with the label that each is shown under.
@@ -85,7 +106,7 @@ def answers(runs: Sequence[Result], names: Sequence[str]) -> Answers:
     for run in runs:
         if run.content["class_order"] != order:
             continue
-        # Of further seeds, only the last answers are shown.
+        # Of further seeds, only the last predictions are shown.
         needed = [0, len(run.accuracy_matrix) - 1] if run.label in first else None
         rows = _rows(run, len(names), needed, missing)
         if not rows:
@@ -100,8 +121,8 @@ def answers(runs: Sequence[Result], names: Sequence[str]) -> Answers:
             first[run.label] = rows
             pictures |= _pictures(run, missing)
     classes, omitted = _classes(before, of_class, names, runs[0].content)
-    tables = [(label, _confusion_table(np.mean(t, 0))) for label, t in of_task.items()]
-    return Answers(classes, omitted, tables, _examples(first, pictures, names), " ".join(missing))
+    tables = [(label, _confusion_table(label, np.mean(t, 0))) for label, t in of_task.items()]
+    return ByImage(classes, omitted, tables, _examples(first, pictures, names), " ".join(missing))
 
 
 def class_names(content: Content) -> list[str]:
@@ -126,18 +147,18 @@ def _homes(content: Content) -> NDArray[Any] | None:
 def _rows(
     run: Result, classes: int, needed: list[int] | None, missing: dict[str, None]
 ) -> list[Predictions]:
-    """Return the answers of a run; none, with a reason in `missing`, if they cannot be used."""
+    """Return the predictions of a run; none, with a reason in `missing`, if they cannot be used."""
     try:
         rows = read_predictions(run.path, needed)
     except UserError as error:
         missing[f"{error}."] = None
         return []
     if not rows:
-        missing["Some runs kept no answers to single images, and are left out below."] = None
+        missing["Some runs kept no predictions, and are left out below."] = None
     elif (
         len(rows) != len(needed or run.accuracy_matrix) or max(r.top.max() for r in rows) >= classes
     ):
-        missing[f"{run.path.name}: its answers are not those of its result.json."] = None
+        missing[f"{run.path.name}: its predictions are not those of its result.json."] = None
         return []
     return rows
 
@@ -166,10 +187,13 @@ def _confusion(row: Predictions, home: NDArray[Any]) -> NDArray[Any]:
     return 100 * np.divide(counts, total, out=np.full((tasks, tasks), np.nan), where=total > 0)
 
 
-def _confusion_table(shares: NDArray[Any]) -> Heat:
+def _confusion_table(label: str, shares: NDArray[Any]) -> Heat:
     numbers = [str(task + 1) for task in range(len(shares))]
     title = "what the images of a task are taken for (%)"
-    return heat(title, shares, numbers, numbers, corner="image of task / taken for task")
+    return heat(
+        f"confusion-{label}", title, shares, numbers, numbers,
+        corner="image of task / taken for task", unit="share of the images (%)",
+    )  # fmt: skip
 
 
 def _classes(
@@ -188,13 +212,9 @@ def _classes(
     tasks = [""] * len(names) if home is None else [f" (task {t + 1})" for t in home]
     rows = [printable(names[at]) + tasks[at] for at in shown]
     table = heat(
-        "accuracy of each class at the end (%)",
-        values[shown],
-        rows,
-        list(columns),
-        corner="class",
-        as_table=True,
-    )
+        "classes", "accuracy of each class at the end (%)", values[shown], rows, list(columns),
+        corner="class", unit="accuracy (%)", as_table=True,
+    )  # fmt: skip
     return table, len(names) - len(shown)
 
 
@@ -220,7 +240,7 @@ def _examples(
             data_url(pictures[n]), printable(names[labels.labels[n]]), int(labels.tasks[n]) + 1,
             {
                 label: [
-                    _answer(when, row, n, names)
+                    _prediction(when, row, n, names)
                     for when, row in zip(WHEN, (rows[0], own[label], rows[-1]), strict=True)
                 ]
                 for label, rows in first.items()
@@ -230,6 +250,6 @@ def _examples(
     ]  # fmt: skip
 
 
-def _answer(when: str, row: Predictions, image: int, names: Sequence[str]) -> Answer:
+def _prediction(when: str, row: Predictions, image: int, names: Sequence[str]) -> Prediction:
     name = printable(names[row.top[image, 0]])
-    return Answer(when, name, bool(row.right[image]), 100 * float(row.scores[image, 0]))
+    return Prediction(when, name, bool(row.right[image]), 100 * float(row.scores[image, 0]))
