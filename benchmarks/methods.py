@@ -31,10 +31,10 @@ COLUMNS = {
 }
 
 
-def record(content: dict[str, Any], order: str) -> dict[str, Any]:
-    """Return the part of `result.json` that the tables need, in its own form, and the order."""
+def record(content: dict[str, Any], stream: str, order: str) -> dict[str, Any]:
+    """Return the part of `result.json` that the tables need, in its own form, and what was run."""
     return {
-        "scenario": content["scenario"],
+        "scenario": stream,
         "order": order,
         "label": content["label"],
         "seed": content["seed"],
@@ -56,7 +56,7 @@ def read_records(file: Path) -> dict[tuple[str, str, str, int], dict[str, Any]]:
 
 def run_missing(
     file: Path, stream: str, orders: Sequence[str], labels: Sequence[str], seeds: Sequence[int],
-    output: Path,
+    output: Path, model: str | None = None,
 ) -> None:  # fmt: skip
     """Run what a file has no record of, and append a record as each run ends."""
     have = read_records(file)
@@ -69,11 +69,12 @@ def run_missing(
             strategy=[label],
             seed=[seed],
             class_order=[order] * (order != DEFAULT),
+            model=model,
             output=output,
         )
         for result in run(config):
             with file.open("a") as lines:
-                lines.write(json.dumps(record(result.content, order)) + "\n")
+                lines.write(json.dumps(record(result.content, stream, order)) + "\n")
 
 
 def row(label: str, contents: Sequence[dict[str, Any]], below: bool = False) -> str:
@@ -118,12 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--orders", nargs="+", default=[DEFAULT], help="class orders")
     parser.add_argument("--strategies", nargs="+", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", help="default: that of each stream")
     parser.add_argument("--output", type=Path, default=Path("runs/methods"))
     parser.add_argument("--records", type=Path, default=RECORDS)
     given = parser.parse_args(arguments)
     labels = given.strategies or [entry.name for entry in Registry().entries("strategies")]
     for stream in given.streams:
-        run_missing(given.records, stream, given.orders, labels, given.seeds, given.output)
+        run_missing(
+            given.records, stream, given.orders, labels, given.seeds, given.output, given.model
+        )
     records = read_records(given.records)
     for stream in given.streams:
         for order in given.orders:

@@ -180,6 +180,10 @@ class MgClip(FactoredStrategy):
         """Return the vectors of classes."""
         return {} if self.head is None else {"head": self.head}
 
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return the size of the vectors of classes."""
+        return 4 * self.model.zero_shot_text_features.numel()
+
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the vectors of classes."""
         self.head = state["head"].to(self.device) if state else None

@@ -66,6 +66,12 @@ class RAIL(RecursiveStrategy):
         """Map rows (N, d) to random features; in the dual form they stay as they are."""
         return super().embed(rows) if self.options.form == "primal" else rows
 
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return the size of the solution; in the dual form, that of all features and labels."""
+        if self.options.form == "primal":
+            return super().head_bytes(images, classes)
+        return images * (4 * self.model.zero_shot_text_features.shape[1] + 8)
+
     def scores(self, images: Tensor) -> Tensor:
         """Score images (B, ...): (B, K)."""
         features = self.model.image_features(images)

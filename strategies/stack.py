@@ -171,6 +171,10 @@ class Stack(CLIPStrategy):
         """Return the head's sums."""
         return self.gaussian.state_dict() if self.gaussian else {}
 
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return the size of the head's sums."""
+        return self._empty_head().size(len(self.model.class_names))
+
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the head."""
         self.gaussian = self._empty_head() if state else None

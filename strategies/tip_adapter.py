@@ -78,6 +78,11 @@ class TipAdapter(ClosedFormStrategy):
             return {}
         return {"keys": self.keys, "labels": self.key_labels}
 
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return the size of the memory, if no class has less than its share of images."""
+        keys = min(images, self.options.shots * classes)
+        return keys * (4 * self.head_width + 8)
+
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the memory."""
         if state:

@@ -188,7 +188,9 @@ class OutputSettings(BaseModel):
         False, description="do not keep the predictions for every test image in the run's folder"
     )
     quiet: bool = Field(False, description="print only the results")
-    dry_run: bool = Field(False, description="show what would run, and where; train nothing")
+    dry_run: bool = Field(
+        False, description="show what would run, where, how long and how large; train nothing"
+    )
     print_config: bool = Field(False, description="print the settings as YAML for --config")
 
     @field_validator("resume", "force_resume")

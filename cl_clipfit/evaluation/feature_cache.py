@@ -72,6 +72,13 @@ class FeatureCache:
         intact = header == {"key": text, "sha256": _digest(features)}
         return features if intact and features.dim() == 2 and len(features) == rows else None
 
+    def has(self, key: Mapping[str, Any]) -> bool:
+        """Return whether there is a file for a key, which `get` may still find to be damaged."""
+        try:
+            return self._file(_text(key)).is_file()
+        except UserError:  # there is no folder for data
+            return False
+
     def put(self, key: Mapping[str, Any], features: Tensor) -> None:
         """Store features (N, d).
 

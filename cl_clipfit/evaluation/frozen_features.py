@@ -105,8 +105,7 @@ class FrozenImages:
             return images
         found_by = images_key(images), class_tokens
         if found_by not in self._known:
-            key = {**self._key(), "images": found_by[0]}
-            key |= {"class_tokens": class_tokens} if class_tokens else {}
+            key = self._key_of(*found_by)
             features = self.cache.get(key, len(images))
             if not all_have(features is not None) or features is None:
                 features = encode_images(self, images, class_tokens)
@@ -116,12 +115,22 @@ class FrozenImages:
             self._known[found_by] = features
         return self._known[found_by]
 
+    def is_kept(self, images: Any, class_tokens: int = 0) -> bool:
+        """Return whether an earlier command has encoded images, or they are features already."""
+        if isinstance(images, Tensor) and images.dim() == 2:
+            return True
+        return self.cache.has(self._key_of(images_key(images), class_tokens))
+
     def _keep(self, key: dict[str, Any], features: Tensor) -> None:
         try:
             self.cache.put(key, features)
         except UserError as error:  # only the next command has to encode them again
             self._keeps = False
             self.display.note(f"features are not kept: {error}")
+
+    def _key_of(self, images: str, class_tokens: int) -> dict[str, Any]:
+        tokens = {"class_tokens": class_tokens} if class_tokens else {}
+        return {**self._key(), "images": images, **tokens}
 
     def _key(self) -> dict[str, Any]:
         identity = self.model.identity

@@ -20,6 +20,8 @@ from cl_clipfit.training.strategy import CLIPStrategy
 
 _TIMED_IMAGES = 32
 _TIMED_PROMPTS = 32
+PASSES = 3  # forward passes that a training step of a tower costs
+GROUNDS = f"{_TIMED_IMAGES} images and {_TIMED_PROMPTS} prompts"
 _BYTES_PER_SECOND = 1e8  # of a checkpoint: copied, packed, hashed and synced
 
 
@@ -67,16 +69,34 @@ def estimate_seconds(
     return total + _training(plan.recipe, scenario, strategy, train, prompt, statistics, fixed)
 
 
+@torch.no_grad()
+def encoding_seconds(strategy: CLIPStrategy, images: Any) -> float | None:
+    """Estimate how long all images take to encode once by the pretrained tower.
+
+    Args:
+        strategy: any, on its device, before it has trained.
+        images: uint8 (N, 3, H, W) or a stand-in; or features (N, d), which take no time.
+
+    Returns:
+        seconds; None if memory runs out with one image.
+    """
+    if images.dim() == 2 or not len(images):
+        return 0.0
+    one = _per_image(strategy, images)
+    return None if one is None else one * len(images) + _decoding(images)
+
+
 def _training(
     recipe: Recipe, scenario: Scenario, strategy: CLIPStrategy, image: float, prompt: float,
     statistics: int, fixed: bool,
 ) -> float:  # fmt: skip
     """Return the seconds of training, from those to encode an image and a prompt.
 
-    A step costs 3 forward passes of a trained tower, and one more if activations are recomputed.
+    A step costs `PASSES` forward passes of a trained tower, and one more if activations are
+    recomputed.
     """
     work, counts = strategy.workload(), scenario.train_samples[: scenario.trained_tasks]
-    factor = 3 + (strategy.model.recompute or strategy.model.micro_batch is not None)
+    factor = PASSES + (strategy.model.recompute or strategy.model.micro_batch is not None)
     samples = (*work.sampled, (1, statistics))
     sampled = sum(passes * min(most, n) for passes, most in samples for n in counts)
     spans = [tasks_in_reach(strategy.reach, task, len(counts)) for task in range(len(counts))]

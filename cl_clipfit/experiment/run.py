@@ -19,6 +19,7 @@ from cl_clipfit.experiment.calibration import measure_threshold
 from cl_clipfit.experiment.continuation import Continuation, keep_state
 from cl_clipfit.experiment.estimate import estimate_seconds
 from cl_clipfit.experiment.evaluator import Evaluator
+from cl_clipfit.experiment.footprint import bank_bytes
 from cl_clipfit.experiment.learner import Learner
 from cl_clipfit.experiment.prediction_writer import PredictionWriter
 from cl_clipfit.experiment.record import RunRecord, build_result
@@ -321,8 +322,6 @@ class Run:
                 f"{name}: about {seconds / 60:.0f} minutes on {where}, estimated from a few images"
                 " and prompts"
             )
-        values = sum(p.numel() for p in self.strategy.selection.values())
-        copies = 2 if self.plan.repeats_images else 1  # the host's weights are kept too
-        gigabytes = 4 * values * copies * self.scenario.trained_tasks / 1e9
+        gigabytes = sum(bank_bytes(self.strategy, self.scenario)) / 1e9
         if gigabytes > 1:
             self.progress.note(f"{name}: its bank will take about {gigabytes:.1f} GB")

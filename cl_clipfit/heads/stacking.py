@@ -216,6 +216,11 @@ class StackedHead:
             self._heads[space, shrinkage] = fitted
         return self._heads[space, shrinkage]
 
+    def size(self, classes: int) -> int:
+        """Return about how many bytes `state_dict` holds once there are so many classes."""
+        spaces = (self.features, self.width)
+        return 8 * self.losses.numel() + sum(Statistics.size(dim, classes) for dim in spaces)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums, from which everything else follows."""
         parts = zip(SPACES, self.statistics, strict=False)  # no statistics before the first task

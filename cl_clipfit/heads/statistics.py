@@ -118,6 +118,11 @@ class Statistics:
         """Bool (K,): the classes that have features."""
         return self.counts > 0
 
+    @staticmethod
+    def size(dim: int, classes: int) -> int:
+        """Return the bytes of the statistics of features (N, dim) of so many classes."""
+        return 8 * (dim * dim + classes * dim + classes)
+
     @property
     def bytes(self) -> int:
         """The size of all tensors."""

@@ -82,6 +82,11 @@ class ClosedFormStrategy(CLIPStrategy):
         """The settings of the head; those of the method, unless another one trains the tower."""
         return self.options
 
+    @property
+    def head_width(self) -> int:
+        """M, the length of a feature of the head; that of an image unless `embed` changes it."""
+        return self.model.zero_shot_text_features.shape[1]
+
     @abstractmethod
     def add(self, features: Tensor, labels: Tensor, classes: int) -> None:
         """Learn from features (N, M) of the head with labels (N,), of `classes` in the stream."""
@@ -162,6 +167,10 @@ class StatisticsStrategy(ClosedFormStrategy):
         """Return the statistics, from which the head is fitted again."""
         return {} if self.statistics is None else self.statistics.state_dict()
 
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return the size of the statistics."""
+        return Statistics.size(self.head_width, len(self.model.class_names))
+
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the statistics and the head."""
         if state:
@@ -181,6 +190,11 @@ class RandomFeaturesStrategy(ClosedFormStrategy):
 
     options_class = RandomFeaturesOptions
     _projection: Tensor | None = None
+
+    @property
+    def head_width(self) -> int:
+        """M, the number of random features."""
+        return int(self.head_options.width)
 
     def projection(self, dim: int) -> Tensor:
         """Return R (dim, width)."""
@@ -262,6 +276,10 @@ class RecursiveStrategy(RandomFeaturesStrategy):
         """Return the tensors of the solution."""
         state = vars(self.solution) if self.solution else {}
         return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return the size of the solution: as large as statistics."""
+        return Statistics.size(self.head_width, len(self.model.class_names))
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the solution and the head."""

@@ -299,6 +299,15 @@ class CLIPStrategy(Scoring, TrainingLoop):
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the head that `head_state` described; default: there is none."""
 
+    def head_bytes(self, images: int, classes: int) -> int:
+        """Return about how large `head_state` is, for `--dry-run`; default 0.
+
+        Args:
+            images: training images of all tasks so far.
+            classes: of all tasks so far.
+        """
+        return 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the method other than weights and RNG state, for checkpoints.
 

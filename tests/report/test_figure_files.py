@@ -187,6 +187,18 @@ def test_examples_are_whole(labels: list[str], count: int, tmp_path: Path) -> No
     check_picture(drawn(Gallery(examples), tmp_path))
 
 
+def test_names_from_anywhere_are_text() -> None:
+    name = "</text><script>\x1b\x00\ud800&amp;$"
+    looks = {name: looks_of(["clipfit"])["clipfit"]}
+    points = [Point(name, at, 1.0, name) for at in (0, 1)]
+    chart = line_chart("n", name, points, looks, x="x", y="y")
+    drawing = figure_svg(chart)
+    ET.fromstring(drawing.encode())
+    assert "<script" not in drawing
+    table = of_size(2, 2)
+    ET.fromstring(figure_svg(dataclasses.replace(table, head=[name, name], unit=name)).encode())
+
+
 def test_many_classes_stand_side_by_side() -> None:
     svg = ET.fromstring(figure_svg(of_size(100, 5, "class {}", as_table=True)))
     assert int(svg.attrib["height"]) < int(svg.attrib["width"])

@@ -5,6 +5,7 @@ from xml.sax.saxutils import escape
 
 from rich.cells import cell_len
 
+from cl_clipfit.errors import printable
 from cl_clipfit.report.html.legend import LIGHT
 
 MARGIN = 8  # pixels around a drawing
@@ -61,7 +62,12 @@ def text(
     where = f'x="{x:g}" y="{y + 0.35 * size:g}"'  # `dominant-baseline` is not drawn everywhere
     turn = f' transform="rotate({turned} {x:g} {y:g})"' if turned else ""
     style = f'text-anchor="{anchor}" font-size="{size:g}" fill="{colour}"'
-    return f"<text {where} {style}{turn}>{escape(content)}</text>"
+    return f"<text {where} {style}{turn}>{_escaped(content)}</text>"
+
+
+def _escaped(content: str) -> str:
+    """Return a text as XML, which has no control characters."""
+    return escape(printable(content))
 
 
 def rectangle(x: float, y: float, width: float, height: float, style: str) -> str:
@@ -81,7 +87,8 @@ def document(drawing: Drawing, title: str, words: str) -> str:
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         f' width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img"'
-        f' font-family="{_FONTS}">\n<title>{escape(title)}</title><desc>{escape(words)}</desc>\n'
+        f' font-family="{_FONTS}">\n'
+        f"<title>{_escaped(title)}</title><desc>{_escaped(words)}</desc>\n"
         f'<rect width="{width}" height="{height}" fill="#fff"/>\n'
         f'<g transform="translate({MARGIN},{MARGIN})">{drawing.body}</g>\n</svg>\n'
     )
