@@ -27,7 +27,7 @@ from cl_clipfit.cli.finished import (
 )
 from cl_clipfit.cli.habits import meet_habits
 from cl_clipfit.cli.help import ALL, asks_for_help, show_help
-from cl_clipfit.cli.mistakes import commands, explain_mistake
+from cl_clipfit.cli.mistakes import bare_list, commands, explain_mistake
 from cl_clipfit.commands.resume import check_output, check_plugins, resumed_settings
 from cl_clipfit.config.command import RunConfig, read_config
 from cl_clipfit.config.options import explain
@@ -221,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
             screen.width = screen.width if screen.is_terminal else 80
             show_help(screen, {name: app[name].help for name in names}, ALL in words)
             return 0
+        if bare := "" if words[:1] and words[0] in names else bare_list(words):
+            raise UserError(bare)
         with graceful():
             refuse_several(words, names)
             app(words, exit_on_error=False, print_error=False, result_action="return_value")

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
 import cyclopts
@@ -9,6 +10,7 @@ from cyclopts import App
 
 from cl_clipfit.cli.habits import instead, meant
 from cl_clipfit.cli.help import ALL, placeholder
+from cl_clipfit.config.command import RunConfig
 from cl_clipfit.errors import program, shown_first
 
 _EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number"}
@@ -36,6 +38,27 @@ def explain_mistake(app: App, error: cyclopts.CycloptsError, words: Sequence[str
     if isinstance(error, cyclopts.CoercionError):
         return _no_value(error)
     return str(error)
+
+
+def bare_list(words: Sequence[str]) -> str:
+    """Return what is wrong with an option of a run that takes values and has none; "" if nothing.
+
+    cyclopts takes it as an empty list. `--probe` alone is one: no probes.
+
+    Example:
+        >>> bare_list(["--seed", "1", "--log"])[:17], bare_list(["--probe", "--seed", "1"])
+        ('--log needs a val', '')
+    """
+    for word, following in pairwise([*words, "--"]):
+        name = word.removeprefix("--").replace("-", "_")
+        field = RunConfig.model_fields.get(name) if word.startswith("--") else None
+        if field is None or not following.startswith("--") or name == "probe":
+            continue
+        kinds = (field.annotation, *get_args(field.annotation))
+        if any(get_origin(kind) is list for kind in kinds):
+            about = shown_first(field.description or "")
+            return f"{word} needs a value ({about}): {word} {placeholder(field.annotation)}"
+    return ""
 
 
 def _unexpected(app: App, error: Any, words: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ class StreamSettings(CutSettings):
         None, description="prompt with {} for the class name; several make an ensemble"
     )
     probe: list[str] | None = Field(
-        None, description="scenarios whose test set shows what is retained"
+        None, description="scenarios whose test set shows what is retained; without a name: none"
     )
 
     @field_validator("class_order", mode="before")
