@@ -22,7 +22,7 @@ _TIMED_IMAGES = 32
 _TIMED_PROMPTS = 32
 PASSES = 3  # forward passes that a training step of a tower costs
 GROUNDS = f"{_TIMED_IMAGES} images and {_TIMED_PROMPTS} prompts"
-_BYTES_PER_SECOND = 1e8  # of a checkpoint: copied, packed, hashed and synced
+_BYTES_PER_SECOND = 3e8  # of a checkpoint: copied, packed, hashed and synced
 
 
 @torch.no_grad()
