@@ -18,7 +18,7 @@ class DerOptions(RehearsalOptions):
     """Settings of DER++; other settings of its label go to the host."""
 
     alpha: NotNegative = Field(
-        0.1, description="weight of the squared distance of logits; Avalanche's default"
+        0.03, description="weight of the squared distance of logits; Avalanche: 0.1"
     )
     beta: NotNegative = Field(
         0.5, description="weight of the loss on old labels, 0 for DER; Avalanche's default"

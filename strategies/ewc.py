@@ -29,7 +29,7 @@ _DRAW_SEED = 3_000_029  # makes the drawn labels independent of the order of the
 class EWCOptions(HostOptions):
     """Settings of EWC; other settings of its label go to the host."""
 
-    hold: NotNegative = Field(10_000.0, description="lambda")
+    hold: NotNegative = Field(30_000.0, description="lambda")
     decay: Share = Field(1.0, description="factor on the Fisher of earlier tasks after each task")
     labels: Literal["drawn", "given"] = Field(
         "drawn", description="of the Fisher: the model's own draws, or those of the images"

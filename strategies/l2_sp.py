@@ -15,7 +15,7 @@ NEEDS = "what its host keeps"
 class L2SPOptions(HostOptions):
     """Settings of L2-SP; other settings of its label go to the host."""
 
-    pull: NotNegative = Field(1.0, description="lambda")
+    pull: NotNegative = Field(3.0, description="lambda")
 
 
 class L2SP(HostedStrategy):

@@ -30,7 +30,7 @@ PUBLISHED = {"host": "full", "distil": 1.0, "temperature": 2.0}
 class LwFOptions(HostOptions):
     """Settings of LwF; other settings of its label go to the host."""
 
-    distil: NotNegative = Field(10.0, description="its weight; published 1")
+    distil: NotNegative = Field(30.0, description="its weight; published 1")
     temperature: Positive = Field(2.0, description="of the distilled distributions")
 
 

@@ -12,7 +12,7 @@ NAME = "mma"
 GROUP = "adapters"
 PAPER = "Yang et al. 2024, Multi-Modal Adapter (CVPR), and its code, ZjjConan/Multi-Modal-Adapter"
 NEEDS = "nothing of earlier tasks"
-RECIPE = {"lr": 3e-3}
+RECIPE = {"lr": 9e-3}
 PUBLISHED = {  # few-shot, base to novel; on ImageNet with batches of 128
     "optimizer": "sgd", "lr": 1.5e-3, "weight_decay": 5e-4, "batch_size": 16, "epochs": 5,
     "schedule": "epoch-cosine", "augmentation": "crop-flip", "scale": 1e-3,

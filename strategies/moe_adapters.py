@@ -15,7 +15,7 @@ NAME = "moe-adapters"
 GROUP = "exemplar-free, for CLIP"
 PAPER = "Yu et al. 2024, arXiv 2403.11549 (CVPR), and its code, JiazuoYu/MoE-Adapters4CL"
 NEEDS = "nothing of earlier tasks"
-RECIPE = {"lr": 3e-3}
+RECIPE = {"lr": 9e-3}
 PUBLISHED = {  # without its warm-up of 30 steps
     "optimizer": "adamw", "lr": 1e-3, "batch_size": 128, "epochs": 1, "schedule": "cosine",
 }  # fmt: skip

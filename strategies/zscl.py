@@ -31,7 +31,7 @@ NAME = "zscl"
 GROUP = "regularisation"
 PAPER = "Zheng et al. 2023, arXiv 2303.06628 (ICCV)"
 NEEDS = "reference images and texts; the mean of the task's weights so far"
-RECIPE = {"lr": 1e-4}
+RECIPE = {"lr": 3e-5}
 RECIPES = {
     "split-digits": {"reference": "split-shapes100"},
     "split-shapes100": {"reference": "split-digits"},
