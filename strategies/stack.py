@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cl_clipfit import CLIPStrategy, Count, Options, Workload, encode_images, read_samples
+from cl_clipfit.heads.fusion import add_namesakes
 from cl_clipfit.heads.stacking import StackedHead
 
 NAME = "stack"
@@ -19,6 +20,7 @@ PAPER = "this project (docs/method.md); stacking: Wolpert 1992, Neural Networks 
 NEEDS = "sums of zero-shot features and their products (statistics), and what its base keeps"
 
 _CHUNK = 2000  # images whose features and scores are in memory together
+_ONE_NAME = 1 - 1e-5  # cosine of text features that are of the same prompts
 _MOST_KEPT = 20_000  # images whose rows are kept for the next evaluation
 
 
@@ -161,11 +163,19 @@ class Stack(CLIPStrategy):
         return rows[:, : self.model.zero_shot_text_features.shape[1]]
 
     def joint_scores(self, images: Tensor, names: Tensor) -> Tensor:
-        """Score images against all K classes and other names (P, d) together: (B, K + P)."""
+        """Score images against all K classes and other names (P, d) together: (B, K + P).
+
+        The images may be of any domain: far from what was learned, zero-shot CLIP classifies. A
+        name that is a class and another name too has the probability of both.
+        """
         rows = self._zero_shot_rows(images)  # once: to find them costs a hash of the images
-        named = self.model.logits(self._features_of(rows), names)
+        classes, features = self.model.zero_shot_text_features, self._features_of(rows)
+        named = self.model.logits(features, names)
         scores = torch.cat([super().scores(images), named], 1)
-        return scores if self.gaussian is None else self.gaussian(scores, rows)
+        if self.gaussian is None:
+            return scores
+        joint = self.gaussian(scores, rows, self.model.logits(features, classes))
+        return add_namesakes(joint, classes @ names.T > _ONE_NAME)
 
     def head_state(self) -> dict[str, Tensor]:
         """Return the head's sums."""

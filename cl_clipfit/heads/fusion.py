@@ -44,6 +44,29 @@ def reranked(scores: Tensor, order: Tensor, members: Tensor) -> Tensor:
     return result
 
 
+def add_namesakes(scores: Tensor, same: Tensor) -> Tensor:
+    """Return log-probabilities (N, K + P) of names: a class and another of its name have the sum.
+
+    Args:
+        scores: (N, K + P) log-probabilities of K classes and P other names.
+        same: bool (K, P), which of them have one name; two classes are never taken for one.
+
+    Example:
+        >>> log = torch.tensor([[0.2, 0.5, 0.3]]).log()  # of two classes and another name
+        >>> add_namesakes(log, torch.tensor([[True], [False]])).exp()
+        tensor([[0.5000, 0.5000, 0.5000]])
+    """
+    result, classes = scores.clone(), len(same)
+    for label in same.any(1).nonzero().flatten().tolist():
+        others = scores[:, classes:][:, same[label]]
+        result[:, label] = torch.cat([scores[:, [label]], others], 1).logsumexp(1)
+    for name in same.any(0).nonzero().flatten().tolist():
+        labels = scores[:, :classes][:, same[:, name]]
+        column = classes + name
+        result[:, column] = torch.cat([scores[:, [column]], labels], 1).logsumexp(1)
+    return result
+
+
 def loss_tables(
     first: Tensor, seconds: Iterable[Tensor], labels: Tensor, powers: Sequence[float] = POWERS
 ) -> Tensor:

@@ -17,6 +17,7 @@ from cl_clipfit.heads.fusion import POWERS
 WIDTHS = tuple(5 * 2.0 ** (exponent / 2) for exponent in range(-6, 7))
 DEFAULT = WIDTHS.index(5.0)
 OTHER, SEEN = 0, 1
+FAMILIAR = 4.0  # images of a class seen from its domain, for one from another
 TINY = 1e-12
 
 
@@ -88,6 +89,15 @@ class Membership:
         if not self.deviation:
             return text
         return text + self.nearness(distances).to(text) + _offset(self.width(power))
+
+    def domain_odds(self, distances: Tensor, power: float) -> Tensor:
+        """Return log-odds (N,) that an image of a class seen is of the domain it was seen in.
+
+        As `odds` has them, without text, and with that domain `FAMILIAR` times as likely before.
+        """
+        if not self.deviation:
+            return torch.full_like(distances, math.inf)
+        return self.nearness(distances) + _offset(FAMILIAR * self.width(power))
 
     @property
     def deviation(self) -> float:

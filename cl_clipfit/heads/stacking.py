@@ -178,7 +178,7 @@ class StackedHead:
         best = int(self.losses.flatten(1).amin(1).argmin())
         return Choice(CANDIDATES[best], best_powers(self.losses[best]))
 
-    def __call__(self, scores: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, scores: Tensor, rows: Tensor, elsewhere: Tensor | None = None) -> Tensor:
         """Return log-probabilities (N, C) of the classes seen and of others.
 
         Others are classes of the stream without features yet, and any other names. Whether an image
@@ -189,6 +189,8 @@ class StackedHead:
         Args:
             scores: (N, C) of the other classifier; the first columns are the classes of the stream.
             rows: (N, D).
+            elsewhere: (N, K) scores of the stream's classes for images that look like none that was
+                learned; default: the images are taken to be of the stream's domain.
         """
         if not self.statistics:
             return scores
@@ -203,11 +205,25 @@ class StackedHead:
         if member.all():
             return both
         far = self._head(*NEAR).distances(spaces[NEAR[0]])
+        if elsewhere is not None:
+            both = self._in_any_domain(both, elsewhere[:, classes.to(scores.device)], far)
         odds = self.membership.odds(text_odds(scores, member, powers[:1])[0], far, powers[0])
         result = torch.empty_like(scores)
         result[:, member] = both + F.logsigmoid(odds)[:, None]
         result[:, ~member] = scores[:, ~member].log_softmax(1) + F.logsigmoid(-odds)[:, None]
         return result
+
+    def _in_any_domain(self, both: Tensor, elsewhere: Tensor, far: Tensor) -> Tensor:
+        """Return log-probabilities (N, S) of the classes seen, of images of any domain.
+
+        Args:
+            both: log-probabilities of an image of the stream's domain.
+            elsewhere: scores of an image of another one.
+            far: (N,) distances to the nearest class seen.
+        """
+        near = self.membership.domain_odds(far, self.choice.powers[0]).to(both)[:, None]
+        other = elsewhere.log_softmax(1) + F.logsigmoid(-near)
+        return torch.logaddexp(both + F.logsigmoid(near), other)
 
     def _head(self, space: int, shrinkage: int) -> GaussianHead:
         """Return the head on a space, fitted once."""
