@@ -87,3 +87,14 @@ def test_the_state_restores_the_choice_and_nothing_else_does() -> None:
     assert again.width(0.25) == membership.width(0.25)
     with pytest.raises(ValueError, match="membership"):
         again.load_state_dict({**membership.state_dict(), "numbers": torch.zeros(3)})
+
+
+def test_a_class_seen_is_usually_in_the_domain_it_was_seen_in() -> None:
+    membership, power = fitted(4.0), POWERS[0]
+    typical = distances(4000, 1.0, 2)
+    odds = membership.domain_odds(typical, power)
+    expected = membership.odds(torch.zeros(4000, dtype=torch.float64), typical, power)
+    torch.testing.assert_close(odds, expected + math.log(4))
+    assert float(odds.sigmoid().mean()) > 0.8
+    assert float(membership.domain_odds(distances(1, 6.0, 2), power).sigmoid()) < 1e-6
+    assert Membership().domain_odds(typical, power).eq(math.inf).all()  # nothing was measured

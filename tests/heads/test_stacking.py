@@ -128,6 +128,24 @@ def test_other_names_count_as_classes_not_seen() -> None:
     torch.testing.assert_close(joint[:, 4:], swapped[:, 4:].flip(1))
 
 
+def test_far_from_every_class_seen_the_scores_of_another_domain_decide_among_these() -> None:
+    rows, labels = images(240, noise=0.3)
+    stack = learned(rows, labels, other(rows))
+    new, scores = images(120, noise=0.3, seed=7)[0], other(rows[:120])
+    elsewhere = other(rows[:120], seed=5)
+    for images_, weight in ((new, None), (new + 30, 0.0), (rows, None)):
+        n = min(len(images_), 120)
+        images_, given = images_[:n], scores[:n]
+        plain, mixed = stack(given, images_), stack(given, images_, elsewhere[:n])
+        torch.testing.assert_close(mixed.exp().sum(1), torch.ones(n))
+        torch.testing.assert_close(mixed[:, 4:], plain[:, 4:])  # of others nothing changes
+        far = stack._head(*NEAR).distances(stack.embed(images_, NEAR[0]))
+        odds = stack.membership.domain_odds(far, stack.choice.powers[0])
+        near = odds.sigmoid()[:, None].float() if weight is None else torch.full((n, 1), weight)
+        expected = near * plain[:, :4].softmax(1) + (1 - near) * elsewhere[:n, :4].softmax(1)
+        torch.testing.assert_close(mixed[:, :4].softmax(1), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_what_is_far_from_every_class_seen_is_another() -> None:
     rows, labels = images(240, noise=0.3)
     stack = head()

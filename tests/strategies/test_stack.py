@@ -228,3 +228,22 @@ def test_options_of_the_base_are_its_own(tiny: Build, source: Source) -> None:
     stack: Any = cls(model=tiny(), class_names=names, base_options=ClipFitOptions(kd_weight=3))
     assert stack.options.kd_weight == 3
     assert stack.stacking.width == 1000
+
+
+def test_a_class_and_another_of_its_name_are_as_probable_as_both(
+    tiny: Build, source: Source
+) -> None:
+    stack, scenario = learn(Stack.over(BASES["clipfit"]), tiny, source)
+    images, classes = scenario.test.images, len(scenario.class_names)
+    text = stack.model.zero_shot_text_features
+    other, another = torch.eye(2, text.shape[1])
+    names = torch.stack([text[2], other])
+    with torch.no_grad():
+        joint = stack.joint_scores(images, names)
+        apart = stack.joint_scores(images, torch.stack([another, other]))
+    assert torch.equal(joint[:, 2], joint[:, classes])  # of one name: as the class among ties
+    others = [c for c in range(classes + 2) if c not in (2, classes)]
+    total = joint[:, others].exp().sum(1) + joint[:, 2].exp()
+    torch.testing.assert_close(total, torch.ones(len(images)), rtol=1e-4, atol=1e-4)
+    total = apart.exp().sum(1)
+    torch.testing.assert_close(total, torch.ones(len(images)), rtol=1e-4, atol=1e-4)
