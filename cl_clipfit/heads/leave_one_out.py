@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_clipfit.heads.linear import lda_head, unseen_bias
+from cl_clipfit.heads.linear import lda_head, ridge_factor, unseen_bias
 from cl_clipfit.heads.statistics import Statistics
 
 
@@ -16,14 +16,43 @@ def several(statistics: Statistics, labels: Tensor) -> Tensor:
     return statistics.counts[labels] > 1
 
 
+def class_mean_scores(statistics: Statistics, features: Tensor, labels: Tensor) -> Tensor:
+    """Return the leave-one-out scores (N, K) of `linear.class_mean_head`.
+
+    Args:
+        statistics: of all features, these among them.
+        features: (N, D), each of a class with at least two.
+        labels: (N,).
+    """
+    x, means = features.double(), statistics.means()
+    scores = x @ F.normalize(means, dim=1).T + unseen_bias(statistics)
+    without = means[labels] - (x - means[labels]) / (statistics.counts[labels] - 1)[:, None]
+    own = (x * F.normalize(without, dim=1)).sum(1)
+    return scores.scatter(1, labels[:, None], own[:, None])
+
+
+def ridge_scores(
+    statistics: Statistics, features: Tensor, labels: Tensor, penalty: float
+) -> Tensor:
+    """Return the leave-one-out scores (N, K) of `linear.ridge_head`.
+
+    With h = x' (G + penalty I)^-1 x, the score of target y becomes (score - h y) / (1 - h): the
+    PRESS statistic (Allen 1974).
+    """
+    x = features.double()
+    solved = torch.cholesky_solve(x.T, ridge_factor(statistics, penalty))  # (D, N)
+    leverage = (x * solved.T).sum(1, keepdim=True)
+    targets = F.one_hot(labels, len(statistics.counts)).double()
+    scores = solved.T @ statistics.sums.T
+    return (scores - leverage * targets) / (1 - leverage) + unseen_bias(statistics)
+
+
 def ridge_losses(
     statistics: Statistics, features: Tensor, labels: Tensor, penalties: Sequence[float]
 ) -> Tensor:
-    """Return the sum of squared leave-one-out errors of `linear.ridge_head`, by penalty.
+    """Return the sum of squared errors of `ridge_scores` over the classes seen, by penalty.
 
-    With h = x' (G + penalty I)^-1 x, the score of target y becomes (score - h y) / (1 - h): the
-    PRESS statistic (Allen 1974). Errors are summed over the classes seen. One eigendecomposition of
-    G serves all penalties.
+    One eigendecomposition of G serves all penalties.
 
     Args:
         statistics: of all features, these among them.

@@ -199,6 +199,24 @@ def without_each(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Statistics]]:
         yield x[row : row + 1], Statistics.of(x[rest], y[rest], CLASSES)
 
 
+@pytest.mark.parametrize(("number", "dim"), [(40, DIM), (0, DIM), (3, 20)])
+@pytest.mark.parametrize(
+    ("fit", "scores"),
+    [
+        (class_mean_head, leave_one_out.class_mean_scores),
+        (partial(ridge_head, penalty=0.7), partial(leave_one_out.ridge_scores, penalty=0.7)),
+    ],
+    ids=["class means", "ridge"],
+)
+def test_scores_left_out_are_those_of_brute_force(
+    fit: Callable[[Statistics], LinearHead], scores: Callable[..., Tensor], number: int, dim: int
+) -> None:
+    x, y = data(number, seed=number + dim, dim=dim)
+    closed = scores(Statistics.of(x, y), x, y)
+    for i, (one, others) in enumerate(without_each(x, y)):
+        torch.testing.assert_close(closed[i], fit(others)(one)[0], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("number", "dim"), [(40, DIM), (3, 40)])
 def test_errors_of_ridge_regression_left_out_are_those_of_brute_force(
     number: int, dim: int
