@@ -208,6 +208,9 @@ def install_completion(
         print(line)
 
 
+_COMMANDS = commands(app)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 2 on bad input, 130 or 143 on a signal."""
     _quiet_libraries()
@@ -216,15 +219,15 @@ def main(argv: list[str] | None = None) -> int:
     gc.set_threshold(_GC_THRESHOLD)
     words, lost = meet_habits(sys.argv[1:] if argv is None else argv), False
     try:
-        if asks_for_help(words, names := commands(app)):
+        if asks_for_help(words, _COMMANDS):
             screen = console()
             screen.width = screen.width if screen.is_terminal else 80
-            show_help(screen, {name: app[name].help for name in names}, ALL in words)
+            show_help(screen, {name: app[name].help for name in _COMMANDS}, ALL in words)
             return 0
-        if bare := "" if words[:1] and words[0] in names else bare_list(words):
+        if bare := "" if words[:1] and words[0] in _COMMANDS else bare_list(words):
             raise UserError(bare)
         with graceful():
-            refuse_several(words, names)
+            refuse_several(words, _COMMANDS)
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except Stopped as stopped:

@@ -43,7 +43,7 @@ def test_a_record_has_what_a_table_needs_and_seeds_are_averaged() -> None:
         "model": {"trainable_parameters": 1234, "parameters": 9}, "kept": {"what": "sums"},
         "environment": {"cl_clipfit_sha256": "abc"}, "accuracy_matrix": [],
     }  # fmt: skip
-    one = methods.record(content, "seed:3")
+    one = methods.record(content, "tiny", "seed:3")
     assert (one["order"], one["curves"]) == ("seed:3", {"zero_shot": [60.0]})
     assert one["timings"] == {"train_seconds": [3.2]} and "accuracy_matrix" not in one
     other = {**one, "seed": 2, "metrics": {**one["metrics"], "average_accuracy": 73.0}}
