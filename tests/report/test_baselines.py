@@ -73,6 +73,9 @@ def test_published_numbers_are_those_of_the_same_protocol() -> None:
     assert {p.metrics["average_accuracy"] for p in published(fifty) if p.strategy == "vis"} == {
         87.17
     }
+    birds = cifar(scenario="split-cub200", class_order=class_order("pycil-1993", 200))
+    found = {paper.strategy: paper for paper in published(birds)}
+    assert found["simplecil"].metrics == {"average_accuracy": 83.81, "last_accuracy": 77.52}
 
 
 @pytest.mark.parametrize(
