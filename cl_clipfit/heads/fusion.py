@@ -56,14 +56,15 @@ def add_namesakes(scores: Tensor, same: Tensor) -> Tensor:
         >>> add_namesakes(log, torch.tensor([[True], [False]])).exp()
         tensor([[0.5000, 0.5000, 0.5000]])
     """
-    result, classes = scores.clone(), len(same)
-    for label in same.any(1).nonzero().flatten().tolist():
-        others = scores[:, classes:][:, same[label]]
-        result[:, label] = torch.cat([scores[:, [label]], others], 1).logsumexp(1)
-    for name in same.any(0).nonzero().flatten().tolist():
-        labels = scores[:, :classes][:, same[:, name]]
-        column = classes + name
-        result[:, column] = torch.cat([scores[:, [column]], labels], 1).logsumexp(1)
+    labels, names = same.any(1), same.any(0)
+    peak = scores.amax(1, keepdim=True)
+    of_class, of_name = scores.split([len(same), scores.shape[1] - len(same)], 1)
+    joins = same[labels][:, names].to(scores)
+    shared = of_class[:, labels], of_name[:, names]
+    own, other = ((part - peak).exp() for part in shared)
+    result = scores.clone()
+    result[:, : len(same)][:, labels] = torch.logaddexp(shared[0], (other @ joins.T).log() + peak)
+    result[:, len(same) :][:, names] = torch.logaddexp(shared[1], (own @ joins).log() + peak)
     return result
 
 

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from cl_clipfit.heads import leave_one_out
-from cl_clipfit.heads.fusion import POWERS, best_powers, fused, loss_tables
+from cl_clipfit.heads.fusion import POWERS, add_namesakes, best_powers, fused, loss_tables
 from cl_clipfit.heads.linear import (
     LinearHead,
     class_mean_head,
@@ -311,3 +311,17 @@ def test_what_one_classifier_excludes_stays_excluded() -> None:
     assert fused(one, two, (0.0, 1.0)).tolist() == [[0.5, -math.inf, 1.0]]
     with pytest.raises(ValueError, match="finite"):
         best_powers(torch.full((2, 2), math.inf), [1.0, 2.0])
+
+
+def test_namesakes_have_the_sum_of_both_and_nothing_else_changes() -> None:
+    scores = torch.randn(30, 9, generator=torch.Generator().manual_seed(4)).mul(20).log_softmax(1)
+    same = torch.zeros(5, 4, dtype=torch.bool)
+    same[1, 0] = same[1, 3] = same[2, 2] = same[4, 2] = True  # one of two names, one of two classes
+    expected, classes, names = scores.clone(), scores[:, :5], scores[:, 5:]
+    for label, name in same.nonzero().tolist():
+        expected[:, label] = torch.logaddexp(expected[:, label], names[:, name])
+        expected[:, 5 + name] = torch.logaddexp(expected[:, 5 + name], classes[:, label])
+    torch.testing.assert_close(add_namesakes(scores, same), expected)
+    assert torch.equal(add_namesakes(scores, torch.zeros_like(same)), scores)
+    far = torch.tensor([[-200.0, 0.0, -300.0]])  # too small to count
+    assert torch.equal(add_namesakes(far, torch.tensor([[True], [False]])), far)
