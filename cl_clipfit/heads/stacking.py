@@ -206,7 +206,7 @@ class StackedHead:
             return both
         far = self._head(*NEAR).distances(spaces[NEAR[0]])
         if elsewhere is not None:
-            both = self._in_any_domain(both, elsewhere[:, classes.to(scores.device)], far)
+            both = self._in_any_domain(both, elsewhere[:, member[: elsewhere.shape[1]]], far)
         odds = self.membership.odds(text_odds(scores, member, powers[:1])[0], far, powers[0])
         result = torch.empty_like(scores)
         result[:, member] = both + F.logsigmoid(odds)[:, None]

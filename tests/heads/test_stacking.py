@@ -146,6 +146,17 @@ def test_far_from_every_class_seen_the_scores_of_another_domain_decide_among_the
         torch.testing.assert_close(mixed[:, :4].softmax(1), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_classes_that_follow_the_stream_are_not_seen_in_any_domain() -> None:
+    rows, labels = images()
+    scores = other(rows)
+    stack = learned(rows, labels, scores)
+    elsewhere = other(rows, seed=5)
+    before = stack(scores, rows, elsewhere)
+    more = torch.full((len(rows), 2), -50.0)
+    after = stack(torch.cat([scores, more], 1), rows, torch.cat([elsewhere, more + 99], 1))
+    torch.testing.assert_close(after[:, :4].log_softmax(1), before[:, :4].log_softmax(1))
+
+
 def test_what_is_far_from_every_class_seen_is_another() -> None:
     rows, labels = images(240, noise=0.3)
     stack = head()
