@@ -66,12 +66,19 @@ def dry_run(config: RunConfig, out: Console, err: Console) -> None:
     Raises:
         UserError: a name, file or value is wrong, or a strategy cannot be built.
     """
-    for one in config.by_class_order():
-        _plan(one, out, ConsoleDisplay(err, config.quiet))
+    progress = ConsoleDisplay(err, config.quiet)
+    orders = [_plan(one, out, progress) for one in config.by_class_order()]
+    if len(orders) > 1:
+        to_do = [cost for costs, _ in orders for cost in costs]
+        say(out, f"all {len(orders)} class orders: {_totals(to_do, sum(n for _, n in orders))}")
 
 
-def _plan(config: RunConfig, out: Console, progress: ConsoleDisplay) -> None:
-    """Print the runs of a command with one class order."""
+def _plan(config: RunConfig, out: Console, progress: ConsoleDisplay) -> tuple[list[Cost], int]:
+    """Print the runs of a command with one class order.
+
+    Returns:
+        what each run that is to be done takes, and how many runs there are.
+    """
     prepared = prepare(config, progress)
     runs = distinct_runs(prepared, progress)
     scenario = prepared.scenario(runs[0][0].seed)
@@ -91,8 +98,10 @@ def _plan(config: RunConfig, out: Console, progress: ConsoleDisplay) -> None:
     out.print(table)
     to_do = [plan.label for plan, folder in runs if _state(folder) != _COMPLETE]
     out.print(_costs(costs, to_do))
-    say(out, _totals([costs[label] for label in to_do], len(runs)))
+    taken = [costs[label] for label in to_do]
+    say(out, f"in all: {_totals(taken, len(runs))}")
     say(out, _data(scenario, scored))
+    return taken, len(runs)
 
 
 def _table(*titles: str, title: str, caption: str) -> Table:
@@ -168,7 +177,7 @@ def _costs(costs: dict[str, Cost], to_do: Sequence[str]) -> Table:
 def _totals(costs: Sequence[Cost], runs: int) -> str:
     """Return a line on all runs that are to be done; those of a method share their cost."""
     if not costs:
-        return f"in all: none of {runs} runs is to be done"
+        return f"none of {runs} runs is to be done"
     encoding: dict[str, float | None] = {}
     for cost in costs:
         encoding |= cost.encoding
@@ -178,7 +187,7 @@ def _totals(costs: Sequence[Cost], runs: int) -> str:
     most = max(cost.size.checkpoints for cost in costs)
     checkpoints = f", and up to {file_size(most)} of checkpoints" if most else ""
     return (
-        f"in all: {len(costs)} of {runs} runs to do: {_time(seconds)}{shared if encoding else ''},"
+        f"{len(costs)} of {runs} runs to do: {_time(seconds)}{shared if encoding else ''},"
         f" about {file_size(disk)} on disk{checkpoints}"
     )
 

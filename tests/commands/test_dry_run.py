@@ -109,3 +109,14 @@ def test_data_are_counted_decoded_and_no_feature_is_kept(
 def test_a_mistake_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--strategy", "full:epoch=3", "--dry-run"]) == 2
     assert "epoch" in capsys.readouterr().err
+
+
+def test_several_class_orders_are_counted_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = ["--class-order", "natural", "seed:1"]
+    command = [*TINY, "--strategy", "lda", "full", *orders, "--output", str(tmp_path), "--dry-run"]
+    assert main(command) == 0
+    totals = [line for line in capsys.readouterr().out.splitlines() if "runs to do:" in line]
+    counted = [line.partition(" runs to do")[0] for line in totals]
+    assert counted == ["in all: 2 of 2", "in all: 2 of 2", "all 2 class orders: 4 of 4"]
