@@ -351,14 +351,10 @@ class CLIPStrategy(Scoring, TrainingLoop):
         return {name: p.detach().clone() for name, p in self.selection.items()}
 
     def _spread(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
-        """Put columns for `classes` at their labels: (B, C) to (B, K), -inf elsewhere.
-
-        A step has no columns of a stream that follows: they would change how the sum over classes
-        is vectorised, and so the last bits of its loss.
-        """
-        known = self.model.classes_until(max(classes)) if self.is_training else None
-        width = known or len(self.model.class_names)
-        full = logits.new_full((len(logits), width), -torch.inf)
+        """Put columns for `classes` at their labels: (B, C) to (B, K), -inf elsewhere."""
+        # A step has none of a stream that follows: more columns would change its last bits.
+        last = max(classes) if self.is_training else len(self.model.class_names) - 1
+        full = logits.new_full((len(logits), self.model.classes_until(last)), -torch.inf)
         return full.index_copy(1, label_index(classes, logits.device), logits)
 
     def task_sample(
