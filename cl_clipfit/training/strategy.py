@@ -221,7 +221,7 @@ class CLIPStrategy(Scoring, TrainingLoop):
         """Encode images and text once and keep them in `self.features`.
 
         Returns:
-            logits (B, K) for all K classes; -inf outside of `label_space()`.
+            logits (B, K) for the classes of the streams so far; -inf outside of `label_space()`.
         """
         classes = list(self.text_space())
         image = self.model.image_features(images)
@@ -236,7 +236,7 @@ class CLIPStrategy(Scoring, TrainingLoop):
         """Return the scalar loss of a step.
 
         Args:
-            logits: (B, K) for all K classes; -inf outside of `label_space()`.
+            logits: (B, K), as `training_logits` returns them.
             labels: (B,).
         """
         return self.term("cross-entropy", F.cross_entropy(logits, labels))
