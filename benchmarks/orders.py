@@ -4,7 +4,7 @@
 
 The first has the mean over class orders with its 95 % interval, the second the differences of one
 method to the others, paired by class order. The seeds of an order are averaged before, and a method
-is in a table if it has all seeds of every order.
+is in a table if it has all seeds of every order. One that was asked for and has not is an error.
 """
 
 import argparse
@@ -78,10 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         labels = given.strategies or sorted({key[2] for key in records if key[0] == stream})
         rows = {n: by_order(records, stream, n, given.orders, given.seeds) for n in labels}
         rows = {label: values for label, values in rows.items() if values}
+        wanted = {*(given.strategies or ()), given.against} if rows or given.strategies else set()
+        if missing := sorted(wanted - rows.keys()):
+            parser.error(f"{stream}: no records of every order and seed of {', '.join(missing)}")
+        if not rows:
+            print(f"## {stream}\n\nno method has records of every order and seed\n")
+            continue
         print(f"## {stream}\n\n{table(rows)}\n")
-        if one := rows.pop(given.against, None):
-            against = {label: differences(one, values) for label, values in rows.items()}
-            print(f"{given.against} minus\n\n{table(against, signed=True)}\n")
+        one = rows.pop(given.against)
+        against = {label: differences(one, values) for label, values in rows.items()}
+        print(f"{given.against} minus\n\n{table(against, signed=True)}\n")
     return 0
 
 

@@ -43,3 +43,15 @@ def test_means_and_paired_differences_are_over_orders(
     assert cells >= {("old", "56.0 ± 63.5", "-"), ("new", "58.5 ± 69.9", "-")}
     assert ("old", "+2.5 ± 6.4", "-") in cells  # differences 2 and 3
     assert not [line for line in rows if "half" in line]  # a seed is missing
+
+
+@pytest.mark.parametrize("asked", [["--against", "half"], ["--strategies", "old", "unknown"]])
+def test_a_method_without_all_records_is_named(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _records(tmp_path / "runs.jsonl")
+    command = ["--streams", "tiny", "--orders", "seed:1", "seed:2", "--seeds", "0", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        orders.main([*command, "--against", "old", *asked, "--records", str(file)])
+    assert stopped.value.code == 2
+    assert f"tiny: no records of every order and seed of {asked[-1]}" in capsys.readouterr().err
