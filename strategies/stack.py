@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -96,19 +96,24 @@ class Stack(CLIPStrategy):
     def add_experience(self) -> None:
         """Score the images by both, then add them to the head's sums."""
         super().add_experience()
-        data, base = self.experience.dataset, super().scores
+        self.gaussian = self.gaussian or self._empty_head()
+        labels = torch.as_tensor(list(self.experience.dataset.targets))
         known = self.model.classes_until(max(self.task_classes))  # none of a stream that follows
-        for start in range(0, len(data), _CHUNK):
-            images, labels = read_samples(data, range(start, min(start + _CHUNK, len(data))))
-            rows = self._rows(images)
-            with self.model.cached_text():
-                scores = self.in_batches(lambda batch: base(batch).cpu(), images)
-            self.gaussian = self.gaussian or self._empty_head()
-            self.gaussian.add(rows, labels, scores[:, :known])
+        self.gaussian.add(labels, self._scored_images(known), known)
         at_once = all(
             getattr(self.experience, name, True) for name in ("is_first_subexp", "is_last_subexp")
         )
         self.within_task = self.takes_steps and at_once
+
+    def _scored_images(self, known: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield rows (N, D) of an experience and the base's scores (N, known), in parts."""
+        data, base = self.experience.dataset, super().scores
+        for start in range(0, len(data), _CHUNK):
+            images, _ = read_samples(data, range(start, min(start + _CHUNK, len(data))))
+            rows = self._rows(images)
+            with self.model.cached_text():
+                scores = self.in_batches(lambda batch: base(batch).cpu(), images)
+            yield rows, scores[:, :known]
 
     def after_task(self) -> None:
         """Let the state hold the head's sums again."""

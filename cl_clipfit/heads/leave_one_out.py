@@ -11,9 +11,14 @@ from cl_clipfit.heads.linear import lda_head, ridge_factor, unseen_bias
 from cl_clipfit.heads.statistics import Statistics
 
 
-def several(statistics: Statistics, labels: Tensor) -> Tensor:
-    """Return which features (N,) are of a class with others: only they can be left out."""
-    return statistics.counts[labels] > 1
+def several(counts: Tensor, labels: Tensor) -> Tensor:
+    """Return which features (N,) are of a class with others: only they can be left out.
+
+    Args:
+        counts: (K,), features of each class, these among them.
+        labels: (N,).
+    """
+    return counts[labels] > 1
 
 
 def class_mean_scores(statistics: Statistics, features: Tensor, labels: Tensor) -> Tensor:

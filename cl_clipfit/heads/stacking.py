@@ -6,7 +6,7 @@ scored without the image at hand in closed form, and the other classifier before
 task. The losses of a grid of weights are summed over the stream, and only the sums are kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,8 +24,9 @@ SHRINKAGES = (0.03, 0.1, 0.3, 0.9)
 SPACES = ("features", "random features")
 RATIOS = (0.125, 0.25, 0.5)  # weight of the head on random features beside the one on features
 NEAR = 1, 1  # space and shrinkage of the distance that tells whether an image is of a class seen
-# Scores (images times classes) per call whose losses are summed: enough for a choice among few.
-MOST_SCORES = 100_000
+# Images, and scores (images times classes), of a task whose losses are summed: enough for a choice
+# among few.
+MOST_IMAGES, MOST_SCORES = 5_000, 100_000
 
 
 class Part(NamedTuple):
@@ -101,25 +102,30 @@ class StackedHead:
             self._projection = random_projection(rows.shape[1], self.width, self.seed)
         return random_features(rows, self._projection)
 
-    def add(self, rows: Tensor, labels: Tensor, scores: Tensor) -> None:
-        """Learn from the images of a task, or from a part of them.
+    def add(self, labels: Tensor, parts: Iterable[tuple[Tensor, Tensor]], classes: int) -> None:
+        """Learn from the images of a task.
 
         Args:
-            rows: (N, D) on the CPU; see `CLIPClassifier.image_rows`.
-            labels: (N,).
-            scores: (N, K) of the other classifier, which has not learned from these images.
+            labels: (N,), those of all parts.
+            parts: rows (n, D) on the CPU, see `CLIPClassifier.image_rows`, and scores (n, K) of the
+                other classifier, which has learned from none of the N images.
+            classes: K.
         """
-        embedded = [self.embed(rows, space) for space in range(len(SPACES))]
-        self._grow(scores.shape[1])
-        if self.statistics:
-            self._learn_others(embedded[-1], labels, scores)
-        added = [Statistics.of(x, labels, scores.shape[1]) for x in embedded]
-        before = self.statistics or [Statistics.empty(x.shape[1]) for x in embedded]
-        self.statistics = [one + more for one, more in zip(before, added, strict=True)]
-        self._heads = {}
-        chosen = self._usable(labels)
-        if len(chosen):
-            self._calibrate([x[chosen] for x in embedded], labels[chosen], scores[chosen])
+        self._grow(classes)
+        new, left_out = self._new(labels), self._left_out(labels, classes)
+        kept, sums, sample, start = new | left_out, self.statistics, [], 0
+        for rows, scores in parts:
+            part = slice(start, start := start + len(rows))
+            spaces = [self.embed(rows, space) for space in range(len(SPACES))]
+            added = [Statistics.of(x, labels[part], classes) for x in spaces]
+            sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
+            sample.append([values[kept[part]] for values in (*spaces, scores)])
+        *embedded, scores = (torch.cat(values) for values in zip(*sample, strict=True))
+        new, left_out = new[kept], left_out[kept]
+        self._learn_others(embedded[-1][new], scores[new])
+        self.statistics, self._heads = sums, {}
+        chosen = [values[left_out] for values in (*embedded, labels[kept], scores)]
+        self._calibrate(chosen[:-2], *chosen[-2:])
 
     def _grow(self, classes: int) -> None:
         """Make room for classes of a stream that follows."""
@@ -127,31 +133,42 @@ class StackedHead:
             self.statistics = [sums.grown(classes) for sums in self.statistics]
             self._heads = {}  # of another shape, and so of other last bits
 
-    def _learn_others(self, x: Tensor, labels: Tensor, scores: Tensor) -> None:
-        """Learn from images of new classes how those of classes not seen look."""
-        seen = self.statistics[-1].seen
-        chosen = self._sample((~seen[labels]).nonzero().flatten(), len(seen))
-        if len(chosen):
-            far = self._head(*NEAR).distances(x[chosen])
-            self.membership.add_losses(OTHER, text_odds(scores[chosen].double(), seen), far)
+    def _new(self, labels: Tensor) -> Tensor:
+        """Return which images (N,) show how those of classes not seen look: some of new classes."""
+        if not self.statistics:
+            return torch.zeros(len(labels), dtype=torch.bool)
+        seen = self.statistics[0].seen
+        return self._sample(~seen[labels], len(seen))
 
-    def _usable(self, labels: Tensor) -> Tensor:
-        """Return the indices of images whose losses are summed."""
-        statistics = self.statistics[0]
-        usable = several(statistics, labels).nonzero().flatten()
-        if (classes := int(statistics.seen.sum())) < 2:
-            return usable[:0]
-        return self._sample(usable, classes)
+    def _left_out(self, labels: Tensor, classes: int) -> Tensor:
+        """Return which images (N,) of a task are left out of the head that has learned them."""
+        counts = torch.bincount(labels, minlength=classes)
+        if self.statistics:
+            counts += self.statistics[0].counts
+        if (seen := int((counts > 0).sum())) < 2:
+            return torch.zeros(len(labels), dtype=torch.bool)
+        return self._sample(several(counts, labels), seen)
 
     def _sample(self, images: Tensor, classes: int) -> Tensor:
-        """Return indices (N,) of images, or a sample if there are many."""
-        if len(images) <= (most := MOST_SCORES // classes):
+        """Return which of some images (N,), of all or of a sample if they are many."""
+        places = images.nonzero().flatten()
+        if len(places) <= (most := min(MOST_IMAGES, MOST_SCORES // classes)):
             return images
         draw = torch.Generator().manual_seed(self.seed)
-        return images[torch.randperm(len(images), generator=draw)[:most]]
+        chosen = torch.zeros_like(images)
+        chosen[places[torch.randperm(len(places), generator=draw)[:most]]] = True
+        return chosen
+
+    def _learn_others(self, x: Tensor, scores: Tensor) -> None:
+        """Learn from images of new classes how those of classes not seen look."""
+        if len(x):
+            odds = text_odds(scores.double(), self.statistics[-1].seen)
+            self.membership.add_losses(OTHER, odds, self._head(*NEAR).distances(x))
 
     def _calibrate(self, embedded: list[Tensor], labels: Tensor, scores: Tensor) -> None:
         """Add the losses of images by heads that are fitted without them."""
+        if not len(labels):
+            return
         seen = self.statistics[0].seen
         heads: dict[tuple[int, int], Tensor] = {}
         near = torch.empty(0)
@@ -252,6 +269,7 @@ class StackedHead:
         """Restore the sums.
 
         Raises:
+            KeyError: one is missing.
             ValueError: they are not those of a stacked head.
         """
         tensors = {name: tensor.cpu() for name, tensor in state.items()}

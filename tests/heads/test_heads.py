@@ -255,7 +255,7 @@ def test_distances_are_mahalanobis() -> None:
 def test_a_lone_feature_of_a_class_cannot_be_left_out() -> None:
     statistics = Statistics.of(torch.eye(4), torch.tensor([0, 0, 1, 2]))
     labels = torch.tensor([0, 1, 2])
-    assert leave_one_out.several(statistics, labels).tolist() == [True, False, False]
+    assert leave_one_out.several(statistics.counts, labels).tolist() == [True, False, False]
 
 
 # ---- projection and fusion -----------------------------------------------------------------------

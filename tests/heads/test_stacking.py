@@ -37,6 +37,11 @@ def other(rows: Tensor, seed: int = 1) -> Tensor:
     return 3 * torch.randn(len(rows), CLASSES, generator=draw)
 
 
+def add(stack: StackedHead, rows: Tensor, labels: Tensor, scores: Tensor, parts: int = 1) -> None:
+    """Let a head learn a task, in one part or several."""
+    stack.add(labels, zip(rows.chunk(parts), scores.chunk(parts), strict=True), CLASSES)
+
+
 def tasks(labels: Tensor) -> list[Tensor]:
     """Return the images of three tasks of two classes."""
     return [((labels == first) | (labels == first + 1)).nonzero().flatten() for first in (0, 2, 4)]
@@ -50,7 +55,7 @@ def test_losses_are_those_of_brute_force() -> None:
     projected = random_features(rows, random_projection(rows.shape[1], WIDTH, 4))
     spaces = rows[:, :FEATURES], projected
     for task in tasks(labels):
-        stack.add(rows[task], labels[task], scores[task])
+        add(stack, rows[task], labels[task], scores[task])
         seen += task.tolist()
         classes = sorted(set(labels[seen].tolist()))
         for image in task.tolist():
@@ -80,13 +85,13 @@ def test_a_useless_classifier_gets_no_say_and_a_perfect_one_all_of_it() -> None:
     useless, perfect = other(rows), 10 * F.one_hot(labels, CLASSES).float()
     stack = head()
     for task in tasks(labels):
-        stack.add(rows[task], labels[task], useless[task])
+        add(stack, rows[task], labels[task], useless[task])
     first, second = stack.choice.powers
     assert first < second
     assert (stack(useless, rows).argmax(1) == labels).float().mean() > 0.95
     rows, labels = images(noise=50.0)  # features that say nothing
     stack = head()
-    stack.add(rows, labels, perfect)
+    add(stack, rows, labels, perfect)
     assert stack.choice.powers[1] == min(POWERS)
     assert (stack(perfect, rows).argmax(1) == labels).all()
 
@@ -95,7 +100,7 @@ def learned(rows: Tensor, labels: Tensor, scores: Tensor) -> StackedHead:
     """Return a head that has learned the first two tasks."""
     stack = head()
     for task in tasks(labels)[:2]:
-        stack.add(rows[task], labels[task], scores[task])
+        add(stack, rows[task], labels[task], scores[task])
     return stack
 
 
@@ -162,7 +167,7 @@ def test_what_is_far_from_every_class_seen_is_another() -> None:
     stack = head()
     text = torch.zeros(len(rows), CLASSES)  # does not tell
     for task in tasks(labels)[:2]:
-        stack.add(rows[task], labels[task], text[task])
+        add(stack, rows[task], labels[task], text[task])
     new, new_labels = images(120, noise=0.3, seed=7)
     probability = stack(torch.zeros(len(new), CLASSES), new)[:, :4].exp().sum(1)
     assert (probability[new_labels < 4] > 0.5).float().mean() > 0.9
@@ -172,11 +177,11 @@ def test_what_is_far_from_every_class_seen_is_another() -> None:
 def test_the_state_restores_every_score_and_nothing_else_does() -> None:
     rows, labels = images()
     scores, stack, again = other(rows), head(), head()
-    stack.add(rows, labels, scores)
+    add(stack, rows, labels, scores)
     again.load_state_dict(stack.state_dict())
     assert torch.equal(again(scores, rows), stack(scores, rows))
-    again.add(rows, labels, scores)
-    stack.add(rows, labels, scores)
+    add(again, rows, labels, scores)
+    add(stack, rows, labels, scores)
     assert torch.equal(again.losses, stack.losses)
     state = stack.state_dict()
     half = {name: t for name, t in state.items() if not name.startswith("random")}
@@ -189,7 +194,7 @@ def test_the_state_restores_every_score_and_nothing_else_does() -> None:
 def test_with_nothing_to_choose_from_both_count(count: int) -> None:
     rows, labels = images(CLASSES)
     stack = head()
-    stack.add(rows[:count], labels[:count], other(rows)[:count])
+    add(stack, rows[:count], labels[:count], other(rows)[:count])
     assert stack.choice.powers == (1.0, 1.0)
     assert stack(other(rows), rows).isfinite().all()
 
@@ -198,8 +203,20 @@ def test_losses_of_very_many_images_are_those_of_a_sample(monkeypatch: pytest.Mo
     rows, labels = images()
     monkeypatch.setattr(stacking, "MOST_SCORES", 20 * CLASSES)
     scores, stack, again = torch.zeros(len(rows), CLASSES), head(), head()
-    stack.add(rows, labels, scores)
-    again.add(rows, labels, scores)
+    add(stack, rows, labels, scores)
+    add(again, rows, labels, scores)
     assert torch.equal(stack.losses, again.losses)
     # With equal scores the loss at the smallest power of the head is close to ln K per image.
     assert float(stack.losses[len(SHRINKAGES) - 1, 0, 0]) < 20 * math.log(CLASSES)
+
+
+def test_a_task_in_parts_is_that_task() -> None:
+    rows, labels = images()
+    scores, whole, parts = other(rows), head(), head()
+    for task in tasks(labels):
+        add(whole, rows[task], labels[task], scores[task])
+        by_class = task[labels[task].argsort()]  # each part has a single class
+        add(parts, rows[by_class], labels[by_class], scores[by_class], parts=2)
+    state = whole.state_dict()
+    for name, tensor in parts.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=1e-6, atol=1e-6)

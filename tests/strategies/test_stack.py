@@ -16,6 +16,7 @@ from cl_clipfit.experiment.reopen import open_run
 from cl_clipfit.registry import Registry
 from cl_clipfit.runtime.progress import Progress
 from cl_clipfit.storage.run_folder import BANK
+from cl_clipfit.strategies import stack as stack_file
 from cl_clipfit.strategies.clipfit import ClipFitOptions
 from cl_clipfit.strategies.mergetune import MergeTune
 from cl_clipfit.strategies.stack import Stack
@@ -37,6 +38,16 @@ def learn(cls: type[CLIPStrategy], build: Build, source: Source, **cut: Any) -> 
     for experience in scenario.benchmark.train_stream:
         strategy.train(experience, eval_streams=[])
     return strategy, scenario
+
+
+def test_a_task_that_is_read_in_parts_is_that_task(
+    tiny: Build, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = Stack.over(REGISTRY.trained_class("zero-shot"))
+    whole = learn(over, tiny, source)[0].head_state()
+    monkeypatch.setattr(stack_file, "_CHUNK", 5)
+    for name, tensor in learn(over, tiny, source)[0].head_state().items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted({*one_of_each_kind(BASES), "zero-shot", "clipfit"}))
