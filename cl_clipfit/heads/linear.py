@@ -106,7 +106,7 @@ def gda_head(statistics: Statistics) -> LinearHead:
 
 
 def ridge_head(statistics: Statistics, penalty: float) -> LinearHead:
-    """Return ridge regression on one-hot targets: (G + penalty I)^-1 S (RanPAC, eq. 7).
+    """Return ridge regression on one-hot targets: (G + penalty I)^-1 S' (RanPAC, eq. 7).
 
     The same as the recursive updates of ACIL (Zhuang et al. 2022, theorem 1) over all tasks.
     """

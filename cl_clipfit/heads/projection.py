@@ -15,8 +15,8 @@ def random_projection(dim: int, width: int, seed: int) -> Tensor:
 def random_features(features: Tensor, projection: Tensor) -> Tensor:
     """Return relu(x R) / sqrt(D) of features (N, D): (N, M), RanPAC (McDonnell et al. 2023, eq. 6).
 
-    The division keeps the size of a feature of unit length; RanPAC's ridge penalty, which is chosen
-    for the data, absorbs it.
+    After the division, which RanPAC's ridge penalty absorbs, the length of a feature of unit length
+    is about sqrt(M / (2 D)).
     """
     return (features @ projection).relu() / features.shape[1] ** 0.5
 

@@ -19,7 +19,7 @@ class RecursiveRidge:
 
     Attributes:
         inverse: R, fp64 (D, D).
-        weight: W, fp64 (K, D).
+        weight: W', fp64 (K, D).
         counts: int64 (K,), features of each class.
     """
 

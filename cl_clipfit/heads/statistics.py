@@ -145,6 +145,7 @@ class Statistics:
         """Return the statistics that `state_dict` described.
 
         Raises:
+            KeyError: a tensor is missing.
             ValueError: shapes or types are not those of statistics.
         """
         gram, sums, counts = (state[name] for name in ("gram", "sums", "counts"))
