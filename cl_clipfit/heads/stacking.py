@@ -121,11 +121,10 @@ class StackedHead:
             sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
             sample.append([values[kept[part]] for values in (*spaces, scores)])
         *embedded, scores = (torch.cat(values) for values in zip(*sample, strict=True))
-        new, left_out = new[kept], left_out[kept]
+        labels, new, left_out = labels[left_out], new[kept], left_out[kept]
         self._learn_others(embedded[-1][new], scores[new])
         self.statistics, self._heads = sums, {}
-        chosen = [values[left_out] for values in (*embedded, labels[kept], scores)]
-        self._calibrate(chosen[:-2], *chosen[-2:])
+        self._calibrate([x[left_out] for x in embedded], labels, scores[left_out])
 
     def _grow(self, classes: int) -> None:
         """Make room for classes of a stream that follows."""
@@ -134,7 +133,7 @@ class StackedHead:
             self._heads = {}  # of another shape, and so of other last bits
 
     def _new(self, labels: Tensor) -> Tensor:
-        """Return which images (N,) show how those of classes not seen look: some of new classes."""
+        """Return which images (N,), all of new classes, stand for those of classes not seen."""
         if not self.statistics:
             return torch.zeros(len(labels), dtype=torch.bool)
         seen = self.statistics[0].seen

@@ -199,13 +199,18 @@ def test_with_nothing_to_choose_from_both_count(count: int) -> None:
     assert stack(other(rows), rows).isfinite().all()
 
 
-def test_losses_of_very_many_images_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bound", "most"), [("MOST_SCORES", 20 * CLASSES), ("MOST_IMAGES", 20)])
+def test_losses_of_very_many_images_are_those_of_a_sample(
+    bound: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, labels = images()
-    monkeypatch.setattr(stacking, "MOST_SCORES", 20 * CLASSES)
+    monkeypatch.setattr(stacking, bound, most)
     scores, stack, again = torch.zeros(len(rows), CLASSES), head(), head()
     add(stack, rows, labels, scores)
     add(again, rows, labels, scores)
     assert torch.equal(stack.losses, again.losses)
+    assert stack.membership.moments[0] == 20
+    assert stack.statistics[0].number == len(rows)
     # With equal scores the loss at the smallest power of the head is close to ln K per image.
     assert float(stack.losses[len(SHRINKAGES) - 1, 0, 0]) < 20 * math.log(CLASSES)
 
