@@ -58,6 +58,13 @@ def test_a_chart_takes_colours_from_the_page_and_names_as_text() -> None:
     assert "clipfit ends at 3" in chart.alt
 
 
+@pytest.mark.parametrize(("half", "text"), [(141.97, "142"), (17.04, "17"), (0.9168, "0.917")])
+def test_intervals_below_a_chart_have_no_exponent(half: float, text: str) -> None:
+    points = [Point("full", 1, 87.063, "", half)]
+    chart = line_chart("n", "t", points, looks_of(["full"]), x="x", y="y")
+    assert [*chart.rows[0]] == ["1", f"87.06 ± {text}"]
+
+
 def test_small_numbers_on_the_axis_and_under_the_pointer_keep_their_digits() -> None:
     points = [Point("full", at, 0.0123 + at / 1000, f"full: {0.0123 + at / 1000}") for at in (0, 1)]
     svg = line_chart("n", "t", points, looks_of(["full"]), x="x", y="y").svg

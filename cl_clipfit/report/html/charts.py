@@ -98,7 +98,7 @@ def _numbers(
     points: Sequence[Point], labels: Sequence[str], x: str
 ) -> tuple[list[str], list[list[str]]]:
     """Return a table of the values: a column per line."""
-    cells = {(p.label, p.x): f"{p.y:.4g}" + (f" ± {p.half:.2g}" if p.half else "") for p in points}
+    cells = {(p.label, p.x): f"{p.y:.4g}" + (f" ± {p.half:.3g}" if p.half else "") for p in points}
     places = list(dict.fromkeys(point.x for point in points))
     rows = [[str(at), *(cells.get((label, at), "-") for label in labels)] for at in places]
     return [x, *labels], rows
